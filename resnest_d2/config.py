@@ -1,0 +1,42 @@
+"""Configuration keys that ResNeSt adds to detectron2's."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+# Keys of the released plugin keep their names, so that its YAML files load unchanged.
+_RESNETS = {
+    # Three 3x3 convolutions instead of one 7x7 in the stem (ResNet-D).
+    "DEEP_STEM": True,
+    # Downsample by a 3x3 average pool beside the block's 3x3 convolution instead of a strided one.
+    # The stride then lives in the pool, and STRIDE_IN_1X1 is not consulted.
+    "AVD": True,
+    # Put that pool before the 3x3 convolution: the "fast" variants.
+    "AVD_FIRST": False,
+    # Downsample the shortcut by a 2x2 average pool and an unstrided 1x1 convolution (ResNet-D).
+    "AVG_DOWN": True,
+    # Splits per cardinal group. 0: plain convolution, 1: squeeze-and-attend, >= 2: Split-Attention.
+    # The cardinality is detectron2's NUM_GROUPS.
+    "RADIX": 2,
+    # Width of one cardinal group where the stage's planes are 64.
+    "BOTTLENECK_WIDTH": 64,
+    # Dilation of res4; 2 goes with RES5_DILATION 4 and keeps the output stride at 8.
+    "RES4_DILATION": 1,
+}
+
+_SOLVER = {
+    # SGD, as in all recipes, or AdamW, which trains from scratch in far fewer iterations.
+    "OPTIMIZER": "SGD",
+}
+
+
+def add_resnest_config(cfg: CfgNode) -> None:
+    """Add ResNeSt's keys to ``cfg.MODEL.RESNETS`` and ``cfg.SOLVER``.
+
+    A key that is there already keeps its value, so the call may be repeated, and may come before or
+    after other projects' (detectron2's ``add_deeplab_config`` also defines ``RES4_DILATION``).
+    """
+    for node, keys in ((cfg.MODEL.RESNETS, _RESNETS), (cfg.SOLVER, _SOLVER)):
+        for key, default in keys.items():
+            if key not in node:
+                node[key] = default

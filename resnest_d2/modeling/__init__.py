@@ -1,0 +1,15 @@
+from .build import (
+    build_resnest_backbone,
+    build_resnest_fpn_backbone,
+    build_retinanet_resnest_fpn_backbone,
+)
+from .resnest import ResNeSt
+from .split_attention import SplitAttentionConv2d
+
+__all__ = [
+    "ResNeSt",
+    "SplitAttentionConv2d",
+    "build_resnest_backbone",
+    "build_resnest_fpn_backbone",
+    "build_retinanet_resnest_fpn_backbone",
+]

@@ -1,0 +1,93 @@
+"""Deformable convolution (v1: arXiv 1703.06211, v2: arXiv 1811.11168) without compiled code of ours.
+
+The kernels are torchvision's, which run on CPU and CUDA. Parameter names, the order of the offset
+channels and the split into offset prediction and convolution are detectron2's.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import fvcore.nn.weight_init as weight_init
+import torch
+from detectron2.layers import Conv2d
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
+
+
+class DeformConv2d(nn.Module):
+    """Convolution whose sampling positions, and with ``modulated`` also weights, are inputs.
+
+    Args:
+        deform_groups: number of channel groups that share one set of offsets.
+        modulated: v2, with a mask beside the offsets.
+        norm: normalisation applied to the output, or None.
+        activation: function applied last, or None.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        *,
+        deform_groups: int = 1,
+        modulated: bool = False,
+        norm: Optional[nn.Module] = None,
+        activation=None,
+    ) -> None:
+        super().__init__()
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.modulated = modulated
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size, kernel_size))
+        self.bias = None
+        weight_init.c2_msra_fill(self)
+        self.norm = norm
+        self.activation = activation
+
+    def forward(self, x: Tensor, offset: Tensor) -> Tensor:
+        """
+        Args:
+            x: (N, in_channels, H, W)
+            offset: (N, G*2*k*k, H', W') with G the deform groups and k the kernel size: pairs of
+                (dy, dx) in pixels of ``x`` per group and tap. With ``modulated`` (N, G*3*k*k, H', W'):
+                the last third holds the mask before its sigmoid.
+
+        Returns:
+            (N, out_channels, H', W')
+        """
+        mask = None
+        if self.modulated:
+            dy_dx = offset.shape[1] // 3 * 2
+            offset, mask = offset[:, :dy_dx], offset[:, dy_dx:].sigmoid()
+        x = deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.activation is not None:
+            x = self.activation(x)
+        return x
+
+
+def offset_conv2d(
+    in_channels: int, *, stride: int, dilation: int, deform_groups: int, modulated: bool
+) -> Conv2d:
+    """The 3x3 convolution that predicts the offsets (and masks) of a 3x3 :class:`DeformConv2d`.
+
+    It starts at zero: undeformed sampling, and masks of one half.
+    """
+    conv = Conv2d(
+        in_channels,
+        deform_groups * (27 if modulated else 18),
+        kernel_size=3,
+        stride=stride,
+        padding=dilation,
+        dilation=dilation,
+        groups=deform_groups,
+    )
+    nn.init.zeros_(conv.weight)
+    nn.init.zeros_(conv.bias)
+    return conv

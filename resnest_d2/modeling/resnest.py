@@ -1,0 +1,291 @@
+"""The ResNeSt backbone, without any cfg."""
+
+from __future__ import annotations
+
+import re
+from typing import List, Optional, Sequence
+
+from detectron2.modeling.backbone.resnet import BasicStem, ResNet
+
+from ..errors import OptionError
+from .blocks import DeepStem, ResNeStBottleneck, bottleneck_conv2
+from .norms import Norm
+
+#: Residual blocks per stage, by depth. Table 2 of arXiv 1512.03385 and the authors' model definitions
+#: (200, 269), and the Gluon model zoo (14, 26).
+STAGE_BLOCKS = {
+    14: (1, 1, 1, 1),
+    26: (2, 2, 2, 2),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+    269: (3, 30, 48, 8),
+}
+
+#: Width of the deep stem's first convolution, by depth (the authors' model definitions).
+STEM_WIDTH = {14: 32, 26: 32, 50: 32, 101: 64, 152: 64, 200: 64, 269: 64}
+
+#: Dilations of (res4, res5) that keep a consistent sampling grid.
+DILATIONS = ((1, 1), (1, 2), (2, 4))
+
+STAGES = ("res2", "res3", "res4", "res5")
+
+_VARIANT = re.compile(
+    r"resnest(?P<depth>\d+)(?P<fast>_fast)?(_(?P<radix>\d+)s(?P<cardinality>\d+)x(?P<width>\d+)d)?"
+)
+
+
+class ResNeSt(ResNet):
+    """ResNet with Split-Attention blocks (arXiv 2004.08955).
+
+    detectron2's ResNet supplies the forward pass over stem and stages, freezing, and the backbone
+    protocol; this class decides which blocks it consists of. Outputs are dicts from feature name
+    (``stem``, ``res2`` .. ``res5``, ``linear``) to tensors; ``res<i>`` has stride 2**i unless dilated.
+
+    Args:
+        depth: a key of :data:`STAGE_BLOCKS`.
+        in_channels: channels of the image.
+        deep_stem: three 3x3 convolutions instead of one 7x7.
+        stem_width: width of the deep stem's first two convolutions; None takes :data:`STEM_WIDTH`.
+        stem_out_channels: output channels of the plain stem; a deep stem has twice ``stem_width``.
+        radix: splits per cardinal group; 0 for a plain convolution.
+        cardinality: number of cardinal groups.
+        bottleneck_width: width of one cardinal group where the stage's planes are 64.
+        width_per_group: planes of res2, doubled at each further stage.
+        res2_out_channels: output channels of res2, doubled at each further stage.
+        avd: downsample by a 3x3 average pool in the first block of res3 to res5. Dilated stages keep
+            that pool, at stride 1, as the classification networks have it.
+        avd_first: that pool stands before the 3x3 convolution (the fast variants).
+        avg_down: downsample the shortcut by an average pool.
+        stride_in_1x1: without ``avd``, stride in the first 1x1 convolution, not in the 3x3.
+        res4_dilation, res5_dilation: dilations; a pair of :data:`DILATIONS`.
+        deform_on_per_stage: which of res2 to res5 have deformable 3x3 convolutions.
+        deform_modulated: deformable convolution v2 instead of v1.
+        deform_num_groups: channel groups that share one set of offsets.
+        norm: see :func:`detectron2.layers.get_norm`.
+        freeze_at: 0 freezes nothing, 1 the stem, 2 also res2, ... 5 everything.
+        out_features: names of the outputs; None for the last layer only. Stages behind the last of
+            them are not built.
+        num_classes: classes of an optional linear layer on the pooled res5, called ``linear``.
+
+    Raises:
+        OptionError: an option, or a combination of two, that cannot work.
+    """
+
+    def __init__(
+        self,
+        depth: int = 50,
+        *,
+        in_channels: int = 3,
+        deep_stem: bool = True,
+        stem_width: Optional[int] = None,
+        stem_out_channels: int = 64,
+        radix: int = 2,
+        cardinality: int = 1,
+        bottleneck_width: int = 64,
+        width_per_group: int = 64,
+        res2_out_channels: int = 256,
+        avd: bool = True,
+        avd_first: bool = False,
+        avg_down: bool = True,
+        stride_in_1x1: bool = False,
+        res4_dilation: int = 1,
+        res5_dilation: int = 1,
+        deform_on_per_stage: Sequence[bool] = (False, False, False, False),
+        deform_modulated: bool = False,
+        deform_num_groups: int = 1,
+        norm: Norm = "BN",
+        freeze_at: int = 0,
+        out_features: Optional[Sequence[str]] = None,
+        num_classes: Optional[int] = None,
+    ) -> None:
+        if out_features is None:
+            out_features = ["res5" if num_classes is None else "linear"]
+        _check_at_least(0, radix=radix)
+        _check_at_least(
+            1,
+            in_channels=in_channels,
+            stem_out_channels=stem_out_channels,
+            cardinality=cardinality,
+            width_per_group=width_per_group,
+            res2_out_channels=res2_out_channels,
+            deform_num_groups=deform_num_groups,
+        )
+        if depth not in STAGE_BLOCKS:
+            raise OptionError("depth", depth, f"must be one of {', '.join(map(str, STAGE_BLOCKS))}")
+        if avd_first and not avd:
+            raise OptionError("avd_first", avd_first, "needs `avd`: set it to True, or this to False")
+        if (res4_dilation, res5_dilation) not in DILATIONS:
+            raise OptionError(
+                "res5_dilation",
+                res5_dilation,
+                f"must make one of {', '.join(map(str, DILATIONS))} "
+                f"with `res4_dilation` {res4_dilation} before it",
+            )
+        if len(deform_on_per_stage) != len(STAGES):
+            raise OptionError(
+                "deform_on_per_stage", deform_on_per_stage, "must have one entry for each of res2..res5"
+            )
+        if freeze_at not in range(6):
+            raise OptionError("freeze_at", freeze_at, "must be 0 (nothing) to 5 (all stages)")
+        num_stages = _num_stages(out_features, num_classes)
+
+        if deep_stem:
+            stem = DeepStem(in_channels, stem_width or STEM_WIDTH[depth], norm)
+        else:
+            stem = BasicStem(in_channels, stem_out_channels, norm)
+        channels, stages = stem.out_channels, []
+        for i in range(num_stages):
+            dilation = (1, 1, res4_dilation, res5_dilation)[i]
+            stages.append(
+                make_stage(
+                    STAGE_BLOCKS[depth][i],
+                    in_channels=channels,
+                    out_channels=res2_out_channels * 2**i,
+                    planes=width_per_group * 2**i,
+                    stride=1 if i == 0 or dilation > 1 else 2,
+                    dilation=dilation,
+                    radix=radix,
+                    cardinality=cardinality,
+                    bottleneck_width=bottleneck_width,
+                    avd=avd and i > 0,
+                    avd_first=avd_first,
+                    avg_down=avg_down,
+                    stride_in_1x1=stride_in_1x1,
+                    deform_groups=deform_num_groups if deform_on_per_stage[i] else 0,
+                    deform_modulated=deform_modulated,
+                    norm=norm,
+                )
+            )
+            channels = stages[-1][-1].out_channels
+        # ResNet cuts the stages to those its out_features name, which would put `linear` on an earlier
+        # stage than res5; they are cut already, so it is given the last and told the outputs after.
+        super().__init__(
+            stem,
+            stages,
+            num_classes,
+            out_features=[STAGES[num_stages - 1] if num_stages else "stem"],
+            freeze_at=freeze_at,
+        )
+        self._out_features = list(out_features)
+        self._out_feature_channels["linear"] = num_classes
+        self._out_feature_strides["linear"] = None
+
+    @classmethod
+    def from_variant(cls, name: str, **options) -> ResNeSt:
+        """The backbone of that published name.
+
+        Args:
+            name: ``resnest<depth>``, ``resnest<depth>_fast``, or with
+                ``_<radix>s<cardinality>x<bottleneck width>d``: ``resnest101``,
+                ``resnest50_fast_4s2x40d``.
+            options: further arguments of the constructor; they win over the name.
+
+        Raises:
+            OptionError: no such name.
+        """
+        match = _VARIANT.fullmatch(name)
+        if match is None or int(match["depth"]) not in STAGE_BLOCKS:
+            raise OptionError(
+                "variant",
+                name,
+                "must be resnest<depth>[_fast][_<radix>s<cardinality>x<width>d] with depth one of "
+                + ", ".join(map(str, STAGE_BLOCKS)),
+            )
+        named = {"depth": int(match["depth"])}
+        if match["fast"] is not None:
+            # Table 3 of the paper: 48.2 M parameters of ResNeSt-101-fast mean the narrow stem there too.
+            named.update(avd_first=True, stem_width=32)
+        if match["radix"] is not None:
+            named.update(
+                radix=int(match["radix"]),
+                cardinality=int(match["cardinality"]),
+                bottleneck_width=int(match["width"]),
+            )
+        return cls(**{**named, **options})
+
+
+def make_stage(
+    num_blocks: int,
+    *,
+    in_channels: int,
+    out_channels: int,
+    planes: int,
+    stride: int,
+    dilation: int,
+    radix: int,
+    cardinality: int,
+    bottleneck_width: int,
+    avd: bool,
+    avd_first: bool,
+    avg_down: bool,
+    stride_in_1x1: bool,
+    deform_groups: int,
+    deform_modulated: bool,
+    norm: Norm,
+) -> List[ResNeStBottleneck]:
+    """The blocks of one stage. The first changes channels and resolution, the others neither.
+
+    Args:
+        planes: channels that ``bottleneck_width`` scales: 64 in res2, 512 in res5.
+        stride: of the stage; with ``avd`` it lives in the first block's average pool.
+        avd: the first block has that pool, at stride 1 too.
+        deform_groups: 0 for undeformed convolutions.
+
+    Other arguments as in :class:`ResNeSt`.
+    """
+    width = int(planes * bottleneck_width / 64) * cardinality
+    if width < 1:
+        raise OptionError("bottleneck_width", bottleneck_width, f"must be >= {-(-64 // planes)}")
+    if deform_groups and width % deform_groups:
+        raise OptionError("deform_num_groups", deform_groups, f"must divide {width} channels")
+    blocks = []
+    for i in range(num_blocks):
+        block_stride = stride if i == 0 else 1
+        pooled = avd and i == 0
+        conv_stride = 1 if pooled else block_stride
+        conv2, conv2_offset = bottleneck_conv2(
+            width,
+            stride=1 if stride_in_1x1 else conv_stride,
+            dilation=dilation,
+            cardinality=cardinality,
+            radix=radix,
+            deform_groups=deform_groups,
+            deform_modulated=deform_modulated,
+            norm=norm,
+        )
+        blocks.append(
+            ResNeStBottleneck(
+                in_channels if i == 0 else out_channels,
+                out_channels,
+                conv2=conv2,
+                conv2_offset=conv2_offset,
+                width=width,
+                stride=block_stride,
+                conv1_stride=conv_stride if stride_in_1x1 else 1,
+                pool_stride=block_stride if pooled else None,
+                pool_first=avd_first,
+                avg_down=avg_down,
+                norm=norm,
+            )
+        )
+    return blocks
+
+
+def _check_at_least(least: int, **options: int) -> None:
+    for option, value in options.items():
+        if not isinstance(value, int) or value < least:
+            raise OptionError(option, value, f"must be a whole number >= {least}")
+
+
+def _num_stages(out_features: Sequence[str], num_classes: Optional[int]) -> int:
+    """How many stages the outputs need. Raises OptionError where they name none that there is."""
+    known = ("stem", *STAGES) + (() if num_classes is None else ("linear",))
+    if not out_features or not set(out_features) <= set(known):
+        raise OptionError("out_features", out_features, f"must be some of {', '.join(known)}")
+    if num_classes is not None:
+        if "linear" not in out_features:  # its parameters would never get a gradient
+            raise OptionError("out_features", out_features, "must hold linear with `num_classes`")
+        return len(STAGES)
+    return max(("stem", *STAGES).index(name) for name in out_features)
