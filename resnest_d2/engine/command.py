@@ -1,0 +1,62 @@
+"""What every command line shares: detectron2's arguments, one process per GPU, one-line errors."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from argparse import ArgumentParser, Namespace
+from typing import Callable
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from ..errors import UserError
+from .setup import check_run, load_config
+
+_EPILOG = """
+Datasets are looked for under $DETECTRON2_DATASETS, by default ./datasets. Without a GPU it runs on the
+CPU. A mistake in the arguments or the configuration ends in one line and exit status 2.
+"""
+
+
+def argument_parser(description: str) -> ArgumentParser:
+    """detectron2's argument parser.
+
+    Args:
+        description: what the command does, with examples; ``%(prog)s`` stands for its name.
+    """
+    parser = default_argument_parser(epilog=_EPILOG)
+    parser.description = description
+    return parser
+
+
+def run(main: Callable[[CfgNode, Namespace], object], args: Namespace) -> None:
+    """Check the configuration, then call ``main(cfg, args)`` in every process.
+
+    A :class:`UserError` is printed as one line, and the process ends with status 2.
+    """
+    try:
+        cfg = load_config(args.config_file, args.opts)
+        check_run(cfg, args)
+        launch(
+            _main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(main, cfg, args),
+        )
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _main(main: Callable[[CfgNode, Namespace], object], cfg: CfgNode, args: Namespace) -> None:
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="resnest_d2")
+    if cfg.MODEL.DEVICE == "cpu" and not torch.cuda.is_available():
+        logging.getLogger(__name__).warning("No CUDA device is visible: running on the CPU")
+    main(cfg, args)

@@ -1,0 +1,120 @@
+"""Configuration of a run, and everything that can be checked before it starts."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from argparse import Namespace
+from pathlib import Path
+from typing import Iterator, Sequence
+
+import torch
+import yaml
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import PathManager
+
+from .. import model_zoo
+from ..config import add_resnest_config
+from ..data import check_datasets
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
+    """detectron2's defaults, ResNeSt's keys, a YAML file and KEY VALUE pairs, merged in that order.
+
+    Without a CUDA device MODEL.DEVICE becomes ``cpu``, unless the overrides ask for one.
+
+    Raises:
+        UserError: the file is missing or malformed, or a key or value is wrong.
+    """
+    cfg = get_cfg()
+    add_resnest_config(cfg)
+    if not config_file:
+        raise UserError(f"--config-file is missing; the package's own are in {model_zoo.config_dir()}")
+    if not PathManager.isfile(config_file):
+        near = difflib.get_close_matches(Path(config_file).stem, model_zoo.available(), 1)
+        hint = f"; did you mean {model_zoo.get_config_file(near[0])}?" if near else ""
+        raise UserError(f"--config-file: there is no file {Path(config_file).absolute()}{hint}")
+    with _as_user_error(cfg, config_file):
+        cfg.merge_from_file(config_file)
+    with _as_user_error(cfg, "command line"):
+        if len(overrides) % 2:
+            raise UserError(f"KEY VALUE pairs expected, got {' '.join(overrides)!r}")
+        cfg.merge_from_list(list(overrides))
+    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        if "MODEL.DEVICE" in overrides:
+            raise UserError("MODEL.DEVICE cuda: no CUDA device is visible; leave it out to run on the CPU")
+        cfg.MODEL.DEVICE = "cpu"
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:
+        if len(sizes) != 1:
+            raise UserError(
+                f"INPUT.MIN_SIZE_TRAIN must be two sizes, from and to, got {sizes}; "
+                "or set INPUT.MIN_SIZE_TRAIN_SAMPLING to choice"
+            )
+        cfg.INPUT.MIN_SIZE_TRAIN = sizes * 2  # detectron2 takes no range of one size
+    cfg.freeze()
+    return cfg
+
+
+def check_run(cfg: CfgNode, args: Namespace) -> None:
+    """Raise UserError for what would otherwise fail in the middle of a run.
+
+    Args:
+        args: of :func:`argument_parser`.
+    """
+    gpus = torch.cuda.device_count()
+    if args.num_gpus > max(gpus, 1):
+        raise UserError(f"--num-gpus {args.num_gpus}: {gpus} visible on this machine")
+    if not args.eval_only:
+        check_datasets(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
+    check_datasets(cfg.DATASETS.TEST, "DATASETS.TEST")
+    if args.resume and DetectionCheckpointer(torch.nn.Identity(), cfg.OUTPUT_DIR).has_checkpoint():
+        return
+    if not cfg.MODEL.WEIGHTS:
+        if args.eval_only:
+            raise UserError('MODEL.WEIGHTS is "", and --eval-only would evaluate random weights; name a file')
+        return
+    try:
+        # Fetches and caches remote files here, once, rather than in every process.
+        path = PathManager.get_local_path(cfg.MODEL.WEIGHTS)
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f"MODEL.WEIGHTS: cannot get {cfg.MODEL.WEIGHTS} ({e}); fetch it elsewhere and name the "
+            'local file, or MODEL.WEIGHTS "" trains from scratch'
+        ) from None
+    if not Path(path).is_file():
+        raise UserError(
+            f'MODEL.WEIGHTS: there is no file {Path(path).absolute()}; MODEL.WEIGHTS "" trains from scratch'
+        )
+
+
+class _as_user_error:
+    """Turns what yacs and yaml raise for a bad configuration into one line that names the source."""
+
+    def __init__(self, cfg: CfgNode, source: str) -> None:
+        self.cfg, self.source = cfg, source
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if not isinstance(error, (KeyError, AssertionError, ValueError, yaml.YAMLError, OSError)):
+            return
+        message = " ".join(str(error).strip("'\"").split())
+        unknown = re.search(r"[Nn]on-existent (?:config )?key: ([\w.]+)", message)
+        if unknown:
+            near = difflib.get_close_matches(unknown[1], _keys(self.cfg), 1)
+            message = f"unknown key {unknown[1]}" + (f"; did you mean {near[0]}?" if near else "")
+        raise UserError(f"{self.source}: {message}") from None
+
+
+def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{key}.")
+        yield prefix + key

@@ -1,0 +1,97 @@
+"""Training and evaluation, on detectron2's DefaultTrainer."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from typing import Optional
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, hooks
+from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+from torch import nn
+
+from ..errors import OptionError
+from ..evaluation import build_evaluator, build_instance_evaluator
+
+
+class Trainer(DefaultTrainer):
+    """DefaultTrainer that knows which evaluator a dataset wants, and test-time augmentation."""
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
+    ) -> DatasetEvaluator:
+        """``output_folder`` is ``inference`` under OUTPUT_DIR by default."""
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        return build_evaluator(cfg, dataset_name, folder)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """detectron2's SGD, or AdamW with the same parameter groups, by SOLVER.OPTIMIZER."""
+        if cfg.SOLVER.OPTIMIZER == "SGD":
+            return super().build_optimizer(cfg, model)
+        if cfg.SOLVER.OPTIMIZER != "ADAMW":
+            raise OptionError("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, "must be SGD or ADAMW")
+        params = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        )
+        adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+        return adamw(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+
+    @classmethod
+    def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
+        """Evaluate boxes and masks with TEST.AUG's sizes and flips; result names end in ``_TTA``."""
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        # The augmented model predicts instances only, whatever else the dataset could evaluate.
+        evaluators = [build_instance_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        return OrderedDict((f"{task}_TTA", metrics) for task, metrics in results.items())
+
+
+def load_model(cfg: CfgNode, resume: bool = False) -> nn.Module:
+    """The model of ``cfg`` with MODEL.WEIGHTS, or with ``resume`` those of the last checkpoint."""
+    model = Trainer.build_model(cfg)
+    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    return model
+
+
+def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:
+    """Evaluate the model that :func:`load_model` gives on DATASETS.TEST.
+
+    Returns:
+        Metrics by task, in percent; with several datasets, that by dataset.
+    """
+    model = load_model(cfg, resume)
+    results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_with_tta(cfg, model))
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def train(cfg: CfgNode, resume: bool = False) -> Optional[OrderedDict]:
+    """Train, evaluating every TEST.EVAL_PERIOD iterations and at the end.
+
+    Args:
+        resume: go on from the last checkpoint in OUTPUT_DIR, if there is one.
+
+    Returns:
+        The last evaluation's metrics where TEST.EXPECTED_RESULTS holds any, else None, as detectron2.
+    """
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    if cfg.TEST.AUG.ENABLED:
+        trainer.register_hooks([hooks.EvalHook(0, lambda: Trainer.test_with_tta(cfg, trainer.model))])
+    return trainer.train()

@@ -1,0 +1,59 @@
+"""Choice of detectron2's evaluators by dataset."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
+)
+
+from ..errors import UserError
+from .coco import COCOEvaluator
+
+
+def build_evaluator(cfg: CfgNode, dataset: str, output_dir: str) -> DatasetEvaluator:
+    """The evaluators that the metadata of ``dataset`` asks for.
+
+    Args:
+        output_dir: folder for predictions and results.
+
+    Raises:
+        UserError: its ``evaluator_type`` is not known here.
+    """
+    kind = MetadataCatalog.get(dataset).get("evaluator_type")
+    if kind == "coco":
+        return build_instance_evaluator(cfg, dataset, output_dir)
+    if kind == "lvis":
+        return LVISEvaluator(dataset, output_dir=output_dir)
+    if kind == "pascal_voc":
+        return PascalVOCDetectionEvaluator(dataset)
+    if kind == "sem_seg":
+        return SemSegEvaluator(dataset, output_dir=output_dir)
+    if kind == "coco_panoptic_seg":
+        evaluators = [
+            build_instance_evaluator(cfg, dataset, output_dir),
+            SemSegEvaluator(dataset, output_dir=output_dir),
+        ]
+        if importlib.util.find_spec("panopticapi"):
+            evaluators.append(COCOPanopticEvaluator(dataset, output_dir))
+        else:
+            logging.getLogger(__name__).warning("panopticapi is not installed: no PQ for %s", dataset)
+        return DatasetEvaluators(evaluators)
+    raise UserError(
+        f"DATASETS.TEST: {dataset!r} has evaluator_type {kind!r}, for which there is no evaluator; "
+        "set it to coco, lvis, pascal_voc, sem_seg or coco_panoptic_seg in its metadata"
+    )
+
+
+def build_instance_evaluator(cfg: CfgNode, dataset: str, output_dir: str) -> DatasetEvaluator:
+    """COCO box, mask and keypoint AP, whichever the model predicts."""
+    return COCOEvaluator(dataset, output_dir=output_dir, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)

@@ -1,0 +1,83 @@
+"""Evaluators by dataset, and what they say in corner cases."""
+
+import math
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import SemSegEvaluator
+from detectron2.structures import BitMasks, Boxes, Instances
+
+from resnest_d2 import UserError, model_zoo
+from resnest_d2.data import register_shapes
+from resnest_d2.data.shapes import generate_shapes
+from resnest_d2.evaluation import build_evaluator
+from resnest_d2.evaluation.coco import COCOEvaluator
+
+
+@pytest.fixture(scope="module")
+def shapes_val(tmp_path_factory):
+    """shapes_val with few images, registered in place of the default one."""
+    root = tmp_path_factory.mktemp("datasets")
+    generate_shapes(root / "shapes", num_images={"train": 1, "val": 8})
+    names = ("shapes_train", "shapes_val")
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    register_shapes(root)
+    yield DatasetCatalog.get("shapes_val")
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    register_shapes()
+
+
+def evaluate(records, predictions, tmp_path):
+    evaluator = build_evaluator(model_zoo.get_config("quickstart"), "shapes_val", str(tmp_path))
+    evaluator.reset()
+    for record, instances in zip(records, predictions):
+        evaluator.process([record], [{"instances": instances}])
+    return evaluator.evaluate()
+
+
+def instances_of(record, keep):
+    """The ground truth of a record as a detector's output, or nothing."""
+    annotations = [a for a in record["annotations"] if keep and not a["iscrowd"]]
+    size = (record["height"], record["width"])
+    instances = Instances(size)
+    xywh = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
+    instances.pred_boxes = Boxes(torch.cat((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), 1))
+    instances.scores = torch.ones(len(annotations))
+    instances.pred_classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
+    polygons = [a["segmentation"] for a in annotations]
+    masks = BitMasks.from_polygon_masks([[torch.tensor(p).numpy() for p in m] for m in polygons], *size)
+    instances.pred_masks = masks.tensor if annotations else torch.zeros(0, *size, dtype=torch.bool)
+    return instances
+
+
+def test_ground_truth_as_prediction_scores_100(shapes_val, tmp_path):
+    results = evaluate(shapes_val, [instances_of(r, keep=True) for r in shapes_val], tmp_path)
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    assert results["segm"]["AP"] == pytest.approx(100)
+
+
+def test_a_model_that_finds_nothing_scores_0_not_nan(shapes_val, tmp_path):
+    results = evaluate(shapes_val, [instances_of(r, keep=False) for r in shapes_val], tmp_path)
+    assert results["bbox"]["AP"] == 0 and results["bbox"]["AP50"] == 0
+    assert math.isnan(results["bbox"]["APl"])  # there are no large objects to find
+
+
+@pytest.mark.parametrize("kind, expected", [("coco", COCOEvaluator), ("sem_seg", SemSegEvaluator)])
+def test_evaluator_follows_the_metadata_of_the_dataset(kind, expected, shapes_val, tmp_path):
+    name = f"test_evaluator_{kind}"
+    DatasetCatalog.register(name, lambda: [])
+    metadata = MetadataCatalog.get(name).set(evaluator_type=kind, thing_classes=["a"], stuff_classes=["a"])
+    metadata.set(json_file=MetadataCatalog.get("shapes_val").json_file, ignore_label=255)
+    evaluator = build_evaluator(model_zoo.get_config("quickstart"), name, str(tmp_path))
+    assert type(evaluator) is expected
+
+
+def test_dataset_without_a_known_evaluator_is_named(tmp_path):
+    DatasetCatalog.register("test_no_evaluator", lambda: [])
+    with pytest.raises(UserError, match="'test_no_evaluator' has evaluator_type None"):
+        build_evaluator(model_zoo.get_config("quickstart"), "test_no_evaluator", str(tmp_path))

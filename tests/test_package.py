@@ -1,0 +1,138 @@
+"""The package as others get it: imported, installed from a wheel, used in their own project."""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+STRANGER = """
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+
+import resnest_d2
+cfg = get_cfg()
+resnest_d2.add_resnest_config(cfg)
+
+cfg.MODEL.BACKBONE.NAME = "build_resnest_fpn_backbone"
+cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+cfg.MODEL.ROI_HEADS.IN_FEATURES = cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256]]
+cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
+cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 1
+cfg.MODEL.DEVICE = "cpu"
+model = build_model(cfg).eval()
+with torch.no_grad():
+    print("instances" in model([{"image": torch.rand(3, 64, 96)}])[0])
+"""
+
+
+def run(*args, **kwargs) -> subprocess.CompletedProcess:
+    return subprocess.run([*map(str, args)], capture_output=True, text=True, timeout=600, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    # A copy, since a build leaves files in the tree that would get into the next wheel.
+    source = folder / "source"
+    for name in ("resnest_d2", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q")
+    result = run(*pip, "--wheel-dir", folder, source)
+    assert result.returncode == 0, result.stderr
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def clean_python(wheel, tmp_path_factory) -> Path:
+    """Python of a new environment with the wheel; dependencies are those of this environment."""
+    folder = tmp_path_factory.mktemp("clean")
+    assert run(sys.executable, "-m", "venv", "--without-pip", folder).returncode == 0
+    python = folder / "bin" / "python"
+    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip()
+    # A path in a .pth file is searched, but its own .pth files, where our editable install is, are not.
+    Path(site, "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    result = run(sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", wheel)
+    assert result.returncode == 0, result.stderr
+    return python
+
+
+def test_wheel_carries_every_configuration_and_nothing_from_outside_the_package(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    configs = {str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*.yaml")}
+    assert {n[len("resnest_d2/configs/") :] for n in names if n.endswith(".yaml")} == configs
+    modules = {str(p.relative_to(ROOT)) for p in (ROOT / "resnest_d2").rglob("*.py")}
+    assert {n for n in names if n.endswith(".py")} == modules
+    assert {n.split("/")[0].split("-")[0] for n in names} == {"resnest_d2"}
+
+
+def test_wheel_does_not_depend_on_a_distribution_of_detectron2(wheel):
+    archive = zipfile.ZipFile(wheel)
+    metadata = next(n for n in archive.namelist() if n.endswith("METADATA"))
+    lines = archive.read(metadata).decode().splitlines()
+    required = [line for line in lines if line.startswith("Requires-Dist:")]
+    assert any(line.startswith("Requires-Dist: torch>=") for line in required)
+    assert not any("detectron2>" in line or " detectron2" in line.split(";")[0] for line in required)
+
+
+def test_installed_wheel_finds_its_configurations(clean_python, tmp_path):
+    code = (
+        "import resnest_d2; print(resnest_d2.__file__);"
+        "cfg = resnest_d2.model_zoo.get_config('cascade_resnest101');"
+        "print(cfg.MODEL.RESNETS.DEPTH, resnest_d2.model_zoo.get_config_file('cascade_resnest101'))"
+    )
+    result = run(clean_python, "-c", code, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    package, config = result.stdout.splitlines()
+    assert package.startswith(str(clean_python.parent.parent))
+    depth, path = config.split()
+    assert depth == "101" and Path(path).parent == Path(package).parent / "configs"
+
+
+def test_strangers_project_builds_and_runs_a_detector(clean_python, tmp_path):
+    (tmp_path / "project.py").write_text(STRANGER)
+    result = run(clean_python, "project.py", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "True"
+
+
+def test_without_detectron2_the_import_says_how_to_get_it(tmp_path):
+    code = "import sys; sys.modules['detectron2'] = None; import resnest_d2"
+    result = run(sys.executable, "-c", code, cwd=tmp_path)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: resnest_d2 needs detectron2, which is not installed.")
+    assert "pip install" in last
+    assert "During handling" not in result.stderr
+
+
+def test_import_loads_no_module_beside_what_detectron2_loads(tmp_path):
+    """`import resnest_d2` is as fast as detectron2's own imports, because it adds little to them."""
+    code = (
+        "import sys, detectron2.modeling; before = set(sys.modules); import resnest_d2;"
+        "print(*{m.split('.')[0] for m in set(sys.modules) - before})"
+    )
+    result = run(sys.executable, "-c", code, cwd=tmp_path)
+    assert set(result.stdout.split()) <= {"resnest_d2", "torchvision", "contourpy", "detectron2"}
+
+
+def test_nothing_needs_the_compiled_extension_or_pkg_resources(tmp_path):
+    code = (
+        "import sys; sys.modules['detectron2._C'] = sys.modules['pkg_resources'] = None;"
+        "import resnest_d2.engine, torch;"
+        "net = resnest_d2.ResNeSt(14, deform_on_per_stage=(True,) * 4, deform_modulated=True);"
+        "print(net(torch.rand(2, 3, 64, 64))['res5'].shape[1])"
+    )
+    result = run(sys.executable, "-c", code, cwd=tmp_path)
+    assert result.stdout.strip() == "2048", result.stderr

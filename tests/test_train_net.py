@@ -1,0 +1,202 @@
+"""The command lines, as a user calls them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import assert_one_line_error
+
+from resnest_d2 import model_zoo
+
+# Small enough for seconds per run, real in every other respect.
+TINY = (
+    *("MODEL.RESNETS.DEPTH", 14, "MODEL.WEIGHTS", "", "SOLVER.IMS_PER_BATCH", 2),
+    *("INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", 96, "DATALOADER.NUM_WORKERS", 0),
+    *("TEST.PRECISE_BN.NUM_ITER", 2, "SOLVER.MAX_ITER", 3, "MODEL.RPN.POST_NMS_TOPK_TEST", 30),
+    *("MODEL.ROI_BOX_HEAD.CONV_DIM", 32, "MODEL.ROI_MASK_HEAD.CONV_DIM", 32, "MODEL.FPN.OUT_CHANNELS", 64),
+    # So little training finds nothing above a higher threshold.
+    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 20),
+)
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+def config(name):
+    return ("--config-file", model_zoo.get_config_file(name))
+
+
+def ap_tables(log: str) -> dict:
+    """Task to metric to value, from the lines that detectron2 prints for copying."""
+    rows = re.findall(r"copypaste: (Task: \w+|[\w,.]+)", log)
+    return {
+        rows[i].split()[1]: dict(zip(rows[i + 1].split(","), rows[i + 2].split(",")))
+        for i in range(0, len(rows), 3)
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(coco_root, tmp_path_factory):
+    """Mask R-CNN after three iterations on real COCO images: folder, environment."""
+    import os
+    import subprocess
+    import sys
+
+    folder = tmp_path_factory.mktemp("trained")
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(coco_root)}
+    result = subprocess.run(
+        [
+            *(sys.executable, "tools/train_net.py", *config("mask_resnest50")),
+            *map(str, (*TINY, "OUTPUT_DIR", folder)),
+        ],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder, {"DETECTRON2_DATASETS": coco_root}, result.stdout
+
+
+def test_training_writes_checkpoints_metrics_and_the_config(trained):
+    folder, _, log = trained
+    assert {p.name for p in folder.iterdir()} >= {
+        *("model_final.pth", "last_checkpoint", "metrics.json", "config.yaml", "log.txt"),
+    }
+    metrics = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    assert all(metrics[0][loss] > 0 for loss in ("total_loss", "loss_cls", "loss_mask", "loss_rpn_cls"))
+    assert metrics[-1]["bbox/AP"] >= 0
+    assert "No CUDA device is visible: running on the CPU" in log
+
+
+def test_evaluation_prints_the_coco_tables(trained):
+    _, _, log = trained
+    tables = ap_tables(log)
+    assert set(tables) == {"bbox", "segm"}
+    assert tuple(tables["bbox"]) == METRICS
+
+
+def test_eval_only_on_the_checkpoint_reproduces_the_numbers_exactly(trained, run_python):
+    folder, env, log = trained
+    args = (*TINY, "MODEL.WEIGHTS", folder / "model_final.pth", "OUTPUT_DIR", folder / "again")
+    result = run_python("tools/train_net.py", *config("mask_resnest50"), "--eval-only", *args, env=env)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert ap_tables(result.stdout) == ap_tables(log)
+    predictions = [f / "inference" / "coco_instances_results.json" for f in (folder, folder / "again")]
+    assert predictions[0].read_text() == predictions[1].read_text()
+    assert len(json.loads(predictions[0].read_text())) == 50 * 20
+
+
+def test_resume_goes_on_from_the_last_checkpoint(trained, run_python):
+    folder, env, _ = trained
+    more = ("OUTPUT_DIR", folder, "SOLVER.MAX_ITER", 5, "TEST.PRECISE_BN.ENABLED", False)
+    result = run_python("tools/train_net.py", *config("mask_resnest50"), "--resume", *TINY, *more, env=env)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "Starting training from iteration 3" in result.stdout
+
+
+def test_pictures_are_drawn_beside_ground_truth(trained, run_python, tmp_path):
+    from PIL import Image
+
+    folder, env, _ = trained
+    result = run_python(
+        *("tools/draw_predictions.py", *config("mask_resnest50")),
+        *("--num-images", 2, "--output", tmp_path / "pictures", "--score-threshold", 0.01),
+        *(*TINY, "MODEL.WEIGHTS", folder / "model_final.pth", "OUTPUT_DIR", tmp_path),
+        env=env,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    pictures = sorted((tmp_path / "pictures").glob("*.png"))
+    assert len(pictures) == 2
+    assert all(Image.open(p).width == 2 * 640 for p in pictures)
+
+
+def test_test_time_augmentation_runs_when_enabled(trained, run_python, tmp_path):
+    folder, env, _ = trained
+    result = run_python(
+        *("tools/train_net.py", *config("mask_resnest50"), "--eval-only"),
+        *(*TINY, "MODEL.WEIGHTS", folder / "model_final.pth", "OUTPUT_DIR", tmp_path),
+        *("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(64, 96)"),
+        env=env,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "inference_TTA" / "coco_instances_results.json").exists()
+    assert len(ap_tables(result.stdout)) == 2 and result.stdout.count("Task: bbox") == 2
+
+
+def test_retinanet_trains_and_evaluates(coco_root, run_python, tmp_path):
+    result = run_python(
+        *("tools/train_net.py", *config("retinanet_resnest50"), *TINY, "OUTPUT_DIR", tmp_path),
+        env={"DETECTRON2_DATASETS": coco_root},
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "bbox" in ap_tables(result.stdout)
+
+
+@pytest.mark.parametrize(
+    "args, expected",
+    [
+        ((), ["--config-file is missing"]),
+        (
+            ("--config-file", "configs/cascade_resnest102.yaml"),
+            ["there is no file /", "did you mean", "resnest101"],
+        ),
+        (
+            (*config("quickstart"), "SOLVER.BASE_LT", 1),
+            ["unknown key SOLVER.BASE_LT; did you mean SOLVER.BASE_LR?"],
+        ),
+        ((*config("quickstart"), "SOLVER.BASE_LR"), ["KEY VALUE pairs expected"]),
+        ((*config("quickstart"), "SOLVER.BASE_LR", "fast"), ["command line: ", "SOLVER.BASE_LR"]),
+        (
+            (*config("quickstart"), "DATASETS.TRAIN", "('shape_train',)"),
+            ["'shape_train'; did you mean shapes_train"],
+        ),
+        (
+            (*config("cascade_resnest50"),),
+            ["DATASETS.TRAIN: files of 'coco_2017_train' are missing", "/nowhere/"],
+        ),
+        ((*config("quickstart"), "MODEL.WEIGHTS", "no.pth"), ["MODEL.WEIGHTS: there is no file /", "no.pth"]),
+        ((*config("quickstart"), "--eval-only"), ['MODEL.WEIGHTS is ""', "--eval-only"]),
+        ((*config("quickstart"), "MODEL.DEVICE", "cuda"), ["MODEL.DEVICE cuda: no CUDA device is visible"]),
+        ((*config("quickstart"), "--num-gpus", "64"), ["--num-gpus 64: ", " visible on this machine"]),
+        (
+            (*config("quickstart"), "MODEL.RESNETS.RADIX", -1),
+            ["MODEL.RESNETS.RADIX must be a whole number >= 0, got -1"],
+        ),
+        (
+            (*config("quickstart"), "SOLVER.OPTIMIZER", "ADAM"),
+            ["SOLVER.OPTIMIZER must be SGD or ADAMW, got 'ADAM'"],
+        ),
+    ],
+    ids=lambda value: " ".join(map(str, value))[-60:],
+)
+def test_mistakes_end_in_one_line_and_status_2(args, expected, run_python, tmp_path):
+    # --num-gpus and KEY VALUE pairs are told apart by order: flags come first.
+    flags = [a for a in args if str(a).startswith("--") or str(a).endswith(".yaml") or a == "64"]
+    pairs = [a for a in args if a not in flags]
+    result = run_python(
+        Path("tools/train_net.py").absolute(),
+        *flags,
+        *(*pairs, *([] if len(pairs) % 2 else ["OUTPUT_DIR", tmp_path / "output"])),
+        env={"DETECTRON2_DATASETS": "/nowhere", "CUDA_VISIBLE_DEVICES": ""},
+        cwd=tmp_path,
+    )
+    assert_one_line_error(result, *expected)
+
+
+def test_malformed_yaml_is_named_in_one_line(run_python, tmp_path):
+    (tmp_path / "bad.yaml").write_text("MODEL: [1, 2\nX: 3")
+    result = run_python("tools/train_net.py", "--config-file", tmp_path / "bad.yaml")
+    assert_one_line_error(result, f"{tmp_path}/bad.yaml: ")
+
+
+@pytest.mark.parametrize("tool", ["train_net.py", "draw_predictions.py"])
+def test_help_explains_the_tool(tool, run_python):
+    result = run_python(f"tools/{tool}", "--help")
+    assert result.returncode == 0
+    for text in ("--config-file", "--num-gpus", "--resume", "DETECTRON2_DATASETS", f"{tool} --"):
+        assert text in result.stdout
+
+
+def test_tools_are_thin():
+    for tool in Path("tools").glob("*.py"):
+        assert len(tool.read_text().splitlines()) < 100

@@ -1,0 +1,29 @@
+#!/usr/bin/env python
+"""Draw what a detector predicts on its test images beside their ground truth, one PNG per image.
+
+%(prog)s --config-file configs/quickstart.yaml MODEL.WEIGHTS output/quickstart/model_final.pth
+"""
+
+from pathlib import Path
+
+from resnest_d2 import engine
+from resnest_d2.evaluation import draw_predictions
+
+
+def main(cfg, args):
+    folder = args.output or Path(cfg.OUTPUT_DIR) / "pictures"
+    model = engine.load_model(cfg, args.resume)
+    for dataset in cfg.DATASETS.TEST:
+        paths = draw_predictions(cfg, model, dataset, folder, args.num_images, args.score_threshold)
+        print(f"{len(paths)} pictures of {dataset} in {folder}/")
+
+
+if __name__ == "__main__":
+    parser = engine.argument_parser(__doc__)
+    parser.add_argument("--output", type=Path, help="folder; by default pictures/ under OUTPUT_DIR")
+    parser.add_argument("--num-images", type=int, default=12, help="how many (default: %(default)s)")
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.5, help="lowest score drawn (default: %(default)s)"
+    )
+    parser.set_defaults(eval_only=True)
+    engine.run(main, parser.parse_args())

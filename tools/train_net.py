@@ -1,0 +1,25 @@
+#!/usr/bin/env python
+"""Train a detector and evaluate it, or with --eval-only evaluate one.
+
+8 GPUs            %(prog)s --num-gpus 8 --config-file configs/cascade_resnest101.yaml
+one GPU           %(prog)s --config-file configs/cascade_resnest101.yaml \\
+                      SOLVER.IMS_PER_BATCH 2 SOLVER.BASE_LR 0.0025
+go on             %(prog)s --config-file configs/cascade_resnest101.yaml --resume
+evaluate          %(prog)s --config-file configs/cascade_resnest101.yaml --eval-only \\
+                      MODEL.WEIGHTS output/model_final.pth
+two machines      %(prog)s --num-machines 2 --machine-rank 0 --dist-url tcp://HOST:PORT \\
+                      --num-gpus 8 --config-file configs/cascade_resnest101.yaml
+"""
+
+from resnest_d2 import engine
+
+
+def main(cfg, args):
+    if args.eval_only:
+        engine.evaluate(cfg, args.resume)
+    else:
+        engine.train(cfg, args.resume)
+
+
+if __name__ == "__main__":
+    engine.run(main, engine.argument_parser(__doc__).parse_args())
