@@ -1,0 +1,87 @@
+"""What the README says: its commands run, its code runs, its figures are those of the code."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from test_train_net import TINY
+
+from resnest_d2.model_zoo.records import DETECTORS
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
+
+
+def test_every_command_is_a_make_target_an_installation_or_a_tool():
+    """Make targets run in CI, the installation in test_package.py, the tools below."""
+    targets = (ROOT / "Makefile").read_text()
+    in_ci = (ROOT / ".ci" / "run").read_text()
+    for command in COMMANDS:
+        first, second, *_ = command.split()
+        if first == "make":
+            assert re.search(rf"^{second}:", targets, re.M)
+            assert second == "quickstart" or f" {second}" in in_ci  # quickstart: below
+        else:
+            assert command == "pip install ." or (first == "python" and second.startswith("tools/"))
+
+
+def test_tool_commands_run_in_their_order(run_python, coco_root, tmp_path):
+    """On 50 real images, one process, few iterations, a shallow backbone; else as written."""
+    for name in ("tools", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for command in COMMANDS:
+        words = shlex.split(command)
+        if words[0] != "python":
+            continue
+        if "--num-gpus" in words:
+            del words[words.index("--num-gpus") : words.index("--num-gpus") + 2]
+        tiny = [*map(str, TINY)]
+        if "MODEL.WEIGHTS" in words:
+            del tiny[tiny.index("MODEL.WEIGHTS") : tiny.index("MODEL.WEIGHTS") + 2]
+        if "SOLVER.REFERENCE_WORLD_SIZE" in words:  # from 8 processes to one
+            tiny += ["SOLVER.IMS_PER_BATCH", "16", "SOLVER.MAX_ITER", "1"]
+        result = run_python(*words[1:], *tiny, cwd=tmp_path, env={"DETECTRON2_DATASETS": coco_root})
+        assert result.returncode == 0, (command, result.stderr[-3000:])
+        if "REFERENCE_WORLD_SIZE" in command:
+            assert "batch_size=2, learning_rate=0.0025, max_iter=8" in result.stdout
+    assert len(list((tmp_path / "output" / "pictures").iterdir())) == 12
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.split("\n")[0])
+def test_python_code_runs(code, tmp_path):
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_model_table_equals_the_records():
+    def cell(value):
+        return "–" if value is None else f"{value:.2f}"
+
+    rows = [
+        [c.strip() for c in line.strip("|").split("|")]
+        for line in README.splitlines()
+        if "](configs/" in line
+    ]
+    table = {re.match(r"\[(\w+)\]\(configs/\1\.yaml\)", row[0])[1]: row[1:] for row in rows if len(row) == 7}
+    assert table == {
+        name: [r.method, r.backbone, *map(cell, (r.params, r.box_ap, r.mask_ap)), r.table]
+        for name, r in DETECTORS.items()
+    }
+
+
+def test_every_key_that_is_added_is_explained():
+    from resnest_d2.config import _RESNETS, _SOLVER
+
+    documented = dict(re.findall(r"^\| `(\w+\.[\w.]+)` \| (\w+) \|", README, re.M))
+    added = {f"MODEL.RESNETS.{k}": str(v) for k, v in _RESNETS.items()}
+    added.update({f"SOLVER.{k}": str(v) for k, v in _SOLVER.items()})
+    assert documented == added
