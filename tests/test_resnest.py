@@ -277,7 +277,7 @@ def test_options_win_over_the_variant_name():
         ({"out_features": ["linear"]}, "out_features must be some of"),
         ({"out_features": ["res5"], "num_classes": 3}, "out_features must hold linear"),
         ({"norm": "BatchNorm"}, "norm must be one of"),
-        ({"norm": "GN", "bottleneck_width": 40}, "norm does not fit 40 channels"),
+        ({"norm": "GN", "bottleneck_width": 40}, "norm does not fit 80 channels .*; use BN"),
     ],
 )
 def test_options_that_cannot_work_are_named(options, message):
