@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart test test-slow lint lock clean
+.PHONY: help env quickstart test test-slow parity lint lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -13,10 +13,11 @@ help: ## list the targets
 env: $(INSTALLED) ## create or refresh .venv from the locked requirements
 
 # Rebuilt when a requirement changes; otherwise nothing is installed again.
-$(INSTALLED): requirements/env.txt requirements/detectron2.txt setup.py
+$(INSTALLED): requirements/env.txt requirements/detectron2.txt requirements/peers.txt setup.py
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --requirement requirements/env.txt
 	$(PY) -c "import detectron2.modeling" 2>/dev/null || $(MAKE) --no-print-directory detectron2
+	$(PY) -m pip install --no-deps --require-hashes --requirement requirements/peers.txt
 	$(PY) -m pip install --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -38,6 +39,9 @@ test: env ## the tests, but those marked slow
 
 test-slow: env ## the tests marked slow: training to an AP
 	$(PY) -m pytest -m slow
+
+parity: env ## measure the errors against the released code and timm anew: docs/parity.md
+	cd tests && ../$(PY) -W ignore -m parity.report ../docs/parity.md
 
 lint: env ## check style and formatting
 	$(PY) -m ruff check .

@@ -1,0 +1,271 @@
+"""Largest error of each comparison with the released code, timm and the equations.
+
+The tests assert these figures, and report.py prints them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from resnest_d2 import ResNeSt, SplitAttentionConv2d
+from resnest_d2.checkpoint import convert
+from resnest_d2.modeling.deform_conv import DeformConv2d
+
+from . import equations
+from .worker import randomise
+
+Error = float
+
+#: What the tests demand, by kind of comparison.
+TOLERANCE = {
+    "equations": 1e-10,
+    "features": 1e-5,
+    "train step": 1e-4,
+    "curve": 1e-3,
+}
+
+
+def relative(ours: Tensor, theirs: Tensor) -> Error:
+    """Largest difference, relative to the largest value; infinite where the shapes differ."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    scale = theirs.abs().max().item()
+    return (ours - theirs).abs().max().item() / scale if scale else ours.abs().max().item()
+
+
+# --------------------------------------------------------------------------- the equations
+
+
+def outputs_and_gradients(
+    function: Callable[..., Tensor], inputs: List[Tensor], parameters: Iterable[nn.Parameter]
+) -> List[Tensor]:
+    leaves = [*(x for x in inputs if x.requires_grad), *parameters]
+    y = function(*inputs)
+    weights = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(5))
+    return [y.detach(), *torch.autograd.grad((y * weights).sum(), leaves)]
+
+
+def compare_function(
+    ours: Callable[..., Tensor],
+    reference: Callable[..., Tensor],
+    inputs: List[Tensor],
+    parameters: List[nn.Parameter],
+) -> Error:
+    pairs = zip(
+        outputs_and_gradients(ours, inputs, parameters),
+        outputs_and_gradients(reference, inputs, parameters),
+    )
+    # Where a gradient vanishes (that of a bias before a norm), only its size can be compared.
+    return max(relative(a, b) if b.abs().max() > 1e-12 else a.abs().max().item() for a, b in pairs)
+
+
+def split_attention_equations(radix: int, cardinality: int) -> Error:
+    """Worst over odd sizes, of the output and of the gradients of input and every parameter."""
+    worst = 0.0
+    for size in ((5, 7), (1, 1), (9, 4)):
+        torch.manual_seed(radix * 10 + cardinality)
+        layer = SplitAttentionConv2d(32, 32, groups=cardinality, radix=radix).double()
+        randomise(layer)
+        x = torch.randn(3, 32, *size, dtype=torch.float64, requires_grad=True)
+        worst = max(
+            worst,
+            compare_function(
+                layer, lambda x, layer=layer: equations.split_attention(layer, x), [x], [*layer.parameters()]
+            ),
+        )
+    return worst
+
+
+def deform_conv_reference(modulated: bool, deform_groups: int) -> Error:
+    """Worst over groups, strides, dilations and odd sizes, of the output and of all gradients."""
+    worst = 0.0
+    for groups, stride, dilation in itertools.product((1, 2, 4), (1, 2), (1, 2)):
+        torch.manual_seed(groups)
+        layer = DeformConv2d(
+            8, 12, stride=stride, padding=dilation, dilation=dilation,
+            groups=groups, deform_groups=deform_groups, modulated=modulated,
+        ).double()  # fmt: skip
+        size = (-(-7 // stride), -(-9 // stride))
+        x = torch.randn(2, 8, 7, 9, dtype=torch.float64, requires_grad=True)
+        offset = 2 * torch.randn(2, (27 if modulated else 18) * deform_groups, *size, dtype=torch.float64)
+
+        def reference(x, offset, layer=layer, groups=groups):
+            return equations.deform_conv(layer, x, offset, groups, deform_groups)
+
+        inputs = [x, offset.requires_grad_()]
+        worst = max(worst, compare_function(layer, reference, inputs, [layer.weight]))
+    return worst
+
+
+# --------------------------------------------------------------------------- classification networks
+
+
+def classifier(theirs: nn.Module, variant: str, size=(75, 101)) -> Error:
+    """Worst of logits and the features of all stages, weights converted, norms randomised."""
+    torch.manual_seed(0)
+    theirs.eval()
+    randomise(theirs)
+    features = {}
+    for i in range(1, 5):
+        hook = lambda _, __, out, name=f"res{i + 1}": features.__setitem__(name, out)  # noqa: E731
+        getattr(theirs, f"layer{i}").register_forward_hook(hook)
+    names = ("res2", "res3", "res4", "res5", "linear")
+    ours = ResNeSt.from_variant(variant, num_classes=1000, out_features=names).eval()
+    conversion = convert(theirs.state_dict())
+    conversion.check_complete(variant)
+    ours.load_state_dict(conversion.state)
+    x = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        features["linear"] = theirs(x)
+        return max(relative(y, features[name]) for name, y in ours(x).items())
+
+
+TIMM = {
+    "resnest14d": "resnest14",
+    "resnest26d": "resnest26",
+    "resnest50d": "resnest50",
+    "resnest101e": "resnest101",
+    "resnest200e": "resnest200",
+    "resnest269e": "resnest269",
+    "resnest50d_4s2x40d": "resnest50_fast_4s2x40d",
+    "resnest50d_1s4x24d": "resnest50_fast_1s4x24d",
+}
+AUTHORS = (
+    "resnest50",
+    "resnest101",
+    "resnest50_fast_1s1x64d",
+    "resnest50_fast_2s1x64d",
+    "resnest50_fast_4s1x64d",
+    "resnest50_fast_1s2x40d",
+    "resnest50_fast_2s2x40d",
+    "resnest50_fast_4s2x40d",
+    "resnest50_fast_1s4x24d",
+)
+
+
+def timm_classifier(name: str) -> Error:
+    return classifier(timm.create_model(name), TIMM[name])
+
+
+def authors_classifier(name: str) -> Error:
+    import resnest.torch
+
+    return classifier(getattr(resnest.torch, name)(), name)
+
+
+# --------------------------------------------------------------------------- the released plugin
+
+#: Configurations that are compared: a depth, or one with deformable convolution v2.
+PLUGIN = ("50", "101", "200", "269", "50 DCNv2")
+
+
+def plugin_cfg(name: str) -> list:
+    depth, *dcn = name.split()
+    cfg = [
+        *("MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", int(depth), "MODEL.RESNETS.STRIDE_IN_1X1", False),
+        *("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"], "MODEL.RESNETS.NORM", "BN"),
+        *("MODEL.BACKBONE.NAME", "build_resnest_backbone"),
+    ]
+    if dcn:
+        cfg += [
+            *("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, True, True, True]),
+            *("MODEL.RESNETS.DEFORM_MODULATED", True, "MODEL.RESNETS.DEFORM_NUM_GROUPS", 2),
+        ]
+    return cfg
+
+
+def detector_cfg(name: str) -> list:
+    levels = ["p2", "p3", "p4", "p5"]
+    return [
+        *plugin_cfg(name),
+        *("MODEL.BACKBONE.NAME", "build_resnest_fpn_backbone", "MODEL.FPN.NORM", "BN"),
+        *("MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"]),
+        *("MODEL.RPN.IN_FEATURES", [*levels, "p6"], "MODEL.ROI_HEADS.IN_FEATURES", levels),
+        *("MODEL.ANCHOR_GENERATOR.SIZES", [[16], [32], [64], [128], [256]]),
+        *("MODEL.ROI_HEADS.NAME", "StandardROIHeads", "MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"),
+        *("MODEL.ROI_BOX_HEAD.NUM_FC", 1, "MODEL.ROI_BOX_HEAD.FC_DIM", 128),
+        *(
+            "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION",
+            7,
+            "MODEL.MASK_ON",
+            True,
+            "MODEL.ROI_MASK_HEAD.NUM_CONV",
+            1,
+        ),
+        *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 200, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 50),
+        *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16),
+    ]
+
+
+def run_both(task: str, cfg: list, **inputs: Any) -> Dict[str, Dict[str, Any]]:
+    """The task in the released code, then with its weights in ours, each in its own process."""
+    outputs: Dict[str, Dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for package in ("resnest.d2", "resnest_d2"):
+            spec = {"task": task, "cfg": cfg, "state": None, **inputs}
+            if outputs:
+                spec["state"] = outputs["resnest.d2"]["state"]
+            files = [Path(folder, name) for name in ("spec.pt", "out.pt")]
+            torch.save(spec, files[0])
+            worker = Path(__file__).with_name("worker.py")
+            done = subprocess.run(
+                [sys.executable, worker, package, *files], capture_output=True, text=True, cwd=folder
+            )
+            if done.returncode:
+                raise RuntimeError(f"{package}: {done.stderr[-3000:]}")
+            outputs[package] = torch.load(files[1], weights_only=False)
+    theirs, ours = outputs["resnest.d2"], outputs["resnest_d2"]
+    shapes = [{k: v.shape for k, v in o["state"].items()} for o in (theirs, ours)]
+    assert shapes[0] == shapes[1], "state dicts differ"
+    return outputs
+
+
+def plugin_features(name: str) -> Error:
+    """Worst of res2 to res5 in eval mode, at an even and an odd size; state dicts must be identical."""
+    torch.manual_seed(3)
+    images = [torch.randn(2, 3, *size) for size in ((64, 96), (75, 101))]
+    outputs = run_both("features", plugin_cfg(name), images=images)
+    pairs = zip(outputs["resnest_d2"]["result"], outputs["resnest.d2"]["result"])
+    return max(relative(ours[f], theirs[f]) for ours, theirs in pairs for f in theirs)
+
+
+def plugin_train_step(name: str, batch: list) -> Dict[str, Any]:
+    """Worst of a Mask R-CNN's losses and of its parameters' gradients, and which parameters are frozen."""
+    outputs = run_both("train_step", detector_cfg(name), batches=[batch])
+    ours, theirs = (outputs[p]["result"] for p in ("resnest_d2", "resnest.d2"))
+    assert ours["losses"].keys() == theirs["losses"].keys()
+    assert ours["gradients"].keys() == theirs["gradients"].keys()
+    # Gradients that vanish but for rounding are compared with the largest of all.
+    largest = max(g.abs().max().item() for g in theirs["gradients"].values())
+    return {
+        "losses": max(abs(ours["losses"][k] - v) / abs(v) for k, v in theirs["losses"].items()),
+        "gradients": max(
+            (ours["gradients"][k] - g).abs().max().item() / max(g.abs().max().item(), 1e-9 * largest)
+            for k, g in theirs["gradients"].items()
+        ),
+        "frozen": (ours["frozen"], theirs["frozen"]),
+    }
+
+
+class Curves(NamedTuple):
+    ours: List[float]
+    theirs: List[float]
+
+    @property
+    def error(self) -> Error:
+        return max(abs(a - b) / abs(b) for a, b in zip(self.ours, self.theirs))
+
+
+def plugin_curves(batches: list) -> Curves:
+    """Losses of SGD, one batch after the other."""
+    outputs = run_both("sgd", detector_cfg("50"), batches=batches, lr=0.001)
+    return Curves(outputs["resnest_d2"]["result"], outputs["resnest.d2"]["result"])

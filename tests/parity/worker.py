@@ -1,0 +1,128 @@
+"""Runs one of the two implementations in a process of its own, since both register the same names.
+
+    python worker.py resnest.d2|resnest_d2 SPEC OUT
+
+The same code drives both: SPEC and OUT are files of torch.save. With ``state`` in SPEC those weights are
+loaded, and must fit exactly; without, the model is initialised at random, norms included. The task
+``state`` only builds the model.
+"""
+
+import importlib
+import sys
+import time
+
+import torch
+import torchvision
+from detectron2.config import get_cfg
+from detectron2.modeling import build_backbone, build_model
+from detectron2.modeling.proposal_generator import proposal_utils
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+
+def stand_in_for_compiled_convolution(package):
+    """Gives the released code torchvision's kernel in place of detectron2's compiled one."""
+
+    class Deform(nn.Module):
+        def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1,
+                     groups=1, deformable_groups=1, bias=False, norm=None):  # fmt: skip
+            super().__init__()
+            self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, 3, 3))
+            nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
+            self.how = (stride, padding, dilation)
+            self.norm, self.bias = norm, None
+
+        def forward(self, x, offset, mask=None):
+            x = torchvision.ops.deform_conv2d(x, offset, self.weight, None, *self.how, mask)
+            return x if self.norm is None else self.norm(x)
+
+    module = importlib.import_module(f"{package}.resnest")
+    module.DeformConv = module.ModulatedDeformConv = Deform
+
+
+def randomise(model):
+    """Norms away from the identity, offsets away from zero.
+
+    The last norm of a residual branch is small, as it is in trained networks: else activations grow by
+    a factor per block, and rounding with them, until 200 layers turn it into chaos.
+    """
+    for name, module in model.named_modules():
+        if hasattr(module, "running_var"):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            last = name.endswith(("conv3.norm", "bn3"))
+            module.weight.data.uniform_(*((0.1, 0.3) if last else (0.5, 1.5)))
+            module.bias.data.normal_(0, 0.1)
+        if name.endswith("conv2_offset"):
+            module.weight.data.normal_(0, 0.01)
+            module.bias.data.normal_(0, 0.5)
+
+
+def in_float64(model):
+    """Rounding in float32 decides which proposals survive, and losses would then differ by more.
+
+    detectron2 casts the boxes of its NMS to float32, but not their scores, which torchvision refuses.
+    """
+    model.double()
+    proposal_utils.batched_nms = lambda boxes, scores, *args: torchvision.ops.batched_nms(
+        boxes.to(scores.dtype), scores, *args
+    )
+
+
+def features(model, spec):
+    model.eval()
+    with torch.no_grad():
+        return [model(image) for image in spec["images"]]
+
+
+def train_step(model, spec):
+    torch.manual_seed(1)  # proposals are sampled at random
+    losses = model.train()(spec["batches"][0])
+    sum(losses.values()).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    frozen = sorted(name for name, p in model.named_parameters() if not p.requires_grad)
+    return {"losses": {k: v.item() for k, v in losses.items()}, "gradients": gradients, "frozen": frozen}
+
+
+def sgd(model, spec):
+    model.train()
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], lr=spec["lr"], momentum=0.9, weight_decay=1e-4
+    )
+    torch.manual_seed(1)
+    curve = []
+    for batch in spec["batches"]:
+        losses = model(batch)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        curve.append(sum(losses.values()).item())
+    return curve
+
+
+def main(package, spec_file, out_file):
+    plugin = importlib.import_module(package)
+    spec = torch.load(spec_file, weights_only=False)
+    if package == "resnest.d2":
+        stand_in_for_compiled_convolution(package)
+    cfg = get_cfg()
+    plugin.add_resnest_config(cfg)
+    cfg.merge_from_list(spec["cfg"])
+    torch.manual_seed(0)
+    model = build_backbone(cfg) if spec["task"] == "features" else build_model(cfg)
+    if spec["state"] is None:
+        randomise(model)
+    else:
+        model.load_state_dict(spec["state"])
+    if spec["task"] in ("train_step", "sgd"):
+        in_float64(model)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    start = time.perf_counter()
+    with EventStorage():  # detectron2's heads count their samples in it
+        task = {"features": features, "train_step": train_step, "sgd": sgd}.get(spec["task"])
+        result = task and task(model, spec)
+    torch.save({"state": state, "result": result, "seconds": time.perf_counter() - start}, out_file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
