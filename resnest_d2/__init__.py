@@ -15,7 +15,7 @@ except ModuleNotFoundError as e:
         '"$(python -c \'import sysconfig; print(sysconfig.get_path("purelib"))\')" sal-detectron2==0.7.2'
     ) from None
 
-from . import data, model_zoo
+from . import checkpoint, data, model_zoo
 from .config import add_resnest_config
 from .errors import OptionError, UserError
 from .modeling import ResNeSt, SplitAttentionConv2d
@@ -28,6 +28,7 @@ __all__ = [
     "UserError",
     "__version__",
     "add_resnest_config",
+    "checkpoint",
     "data",
     "model_zoo",
 ]

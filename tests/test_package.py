@@ -124,7 +124,13 @@ def test_import_loads_no_module_beside_what_detectron2_loads(tmp_path):
         "print(*{m.split('.')[0] for m in set(sys.modules) - before})"
     )
     result = run(sys.executable, "-c", code, cwd=tmp_path)
-    assert set(result.stdout.split()) <= {"resnest_d2", "torchvision", "contourpy", "detectron2"}
+    assert set(result.stdout.split()) <= {
+        "resnest_d2",
+        "torchvision",
+        "contourpy",
+        "detectron2",
+        "safetensors",
+    }
 
 
 def test_nothing_needs_the_compiled_extension_or_pkg_resources(tmp_path):

@@ -16,7 +16,7 @@ from resnest_d2 import engine
 
 def main(cfg, args):
     if args.eval_only:
-        engine.evaluate(cfg, args.resume)
+        engine.evaluate(cfg, args.resume, args.allow_random_weights)
     else:
         engine.train(cfg, args.resume)
 

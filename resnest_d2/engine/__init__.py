@@ -1,7 +1,16 @@
 """From a command line to training, evaluation and pictures."""
 
-from .command import argument_parser, run
+from .command import argument_parser, one_line_errors, run
 from .setup import load_config
 from .trainer import Trainer, evaluate, load_model, train
 
-__all__ = ["Trainer", "argument_parser", "evaluate", "load_config", "load_model", "run", "train"]
+__all__ = [
+    "Trainer",
+    "argument_parser",
+    "evaluate",
+    "load_config",
+    "load_model",
+    "one_line_errors",
+    "run",
+    "train",
+]

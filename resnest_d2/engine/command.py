@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 from argparse import ArgumentParser, Namespace
-from typing import Callable
+from contextlib import contextmanager
+from typing import Callable, Iterator
 
 import torch
 from detectron2.config import CfgNode
@@ -30,6 +31,11 @@ def argument_parser(description: str) -> ArgumentParser:
     """
     parser = default_argument_parser(epilog=_EPILOG)
     parser.description = description
+    parser.add_argument(
+        "--allow-random-weights",
+        action="store_true",
+        help="evaluate or draw although parts of the model have no weights in MODEL.WEIGHTS",
+    )
     return parser
 
 
@@ -38,7 +44,7 @@ def run(main: Callable[[CfgNode, Namespace], object], args: Namespace) -> None:
 
     A :class:`UserError` is printed as one line, and the process ends with status 2.
     """
-    try:
+    with one_line_errors():
         cfg = load_config(args.config_file, args.opts)
         check_run(cfg, args)
         launch(
@@ -49,6 +55,13 @@ def run(main: Callable[[CfgNode, Namespace], object], args: Namespace) -> None:
             dist_url=args.dist_url,
             args=(main, cfg, args),
         )
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Print a :class:`UserError` as one line and end the process with status 2."""
+    try:
+        yield
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)

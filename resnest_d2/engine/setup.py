@@ -82,6 +82,8 @@ def check_run(cfg: CfgNode, args: Namespace) -> None:
     try:
         # Fetches and caches remote files here, once, rather than in every process.
         path = PathManager.get_local_path(cfg.MODEL.WEIGHTS)
+    except UserError:
+        raise
     except (OSError, ValueError) as e:
         raise UserError(
             f"MODEL.WEIGHTS: cannot get {cfg.MODEL.WEIGHTS} ({e}); fetch it elsewhere and name the "

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections import OrderedDict
-from typing import Optional
+from typing import List, Optional
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
@@ -16,12 +16,19 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from detectron2.utils import comm
 from torch import nn
 
-from ..errors import OptionError
+from ..checkpoint import Checkpointer
+from ..errors import OptionError, UserError
 from ..evaluation import build_evaluator, build_instance_evaluator
 
 
 class Trainer(DefaultTrainer):
     """DefaultTrainer that knows which evaluator a dataset wants, and test-time augmentation."""
+
+    def build_hooks(self) -> List[hooks.HookBase]:
+        # DefaultTrainer has made its own checkpointer by now, which reads no other format, and is about
+        # to hand it to a hook.
+        self.checkpointer = Checkpointer(self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        return super().build_hooks()
 
     @classmethod
     def build_evaluator(
@@ -58,21 +65,33 @@ class Trainer(DefaultTrainer):
         return OrderedDict((f"{task}_TTA", metrics) for task, metrics in results.items())
 
 
-def load_model(cfg: CfgNode, resume: bool = False) -> nn.Module:
-    """The model of ``cfg`` with MODEL.WEIGHTS, or with ``resume`` those of the last checkpoint."""
+def load_model(cfg: CfgNode, resume: bool = False, allow_random: bool = False) -> nn.Module:
+    """The model of ``cfg`` with MODEL.WEIGHTS, or with ``resume`` those of the last checkpoint.
+
+    Raises:
+        UserError: the file leaves parts of the model at their random initialisation, unless
+            ``allow_random``. A backbone's weights do, and the detector then finds nothing.
+    """
     model = Trainer.build_model(cfg)
-    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    learned = [k for k in checkpointer.missing if not k.endswith("num_batches_tracked")]
+    if learned and not allow_random:
+        parts = ", ".join(sorted({".".join(key.split(".")[:2]) for key in learned}))
+        raise UserError(
+            f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS} holds no weights for {parts}, which would stay random; "
+            "name a trained detector, or give --allow-random-weights"
+        )
     return model
 
 
-def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:
+def evaluate(cfg: CfgNode, resume: bool = False, allow_random: bool = False) -> OrderedDict:
     """Evaluate the model that :func:`load_model` gives on DATASETS.TEST.
 
     Returns:
         Metrics by task, in percent; with several datasets, that by dataset.
     """
-    model = load_model(cfg, resume)
+    model = load_model(cfg, resume, allow_random)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_tta(cfg, model))

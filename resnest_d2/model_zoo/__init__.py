@@ -1,15 +1,22 @@
-"""The trained configurations that the package carries, as detectron2.model_zoo has its own."""
+"""Configurations and weights by name, with the functions that detectron2.model_zoo has for its own.
+
+detectron2's own cannot be imported beside setuptools 82 or newer, so it is not used here.
+"""
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import List
+from typing import List, Optional
 
+import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from torch import nn
 
 from ..config import add_resnest_config
 from ..errors import UserError
+from .records import DETECTORS
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -39,13 +46,50 @@ def get_config_file(name: str) -> str:
     return str(config_dir() / f"{stem}.yaml")
 
 
-def get_config(name: str) -> CfgNode:
+def get_config(name: str, trained: bool = False) -> CfgNode:
     """detectron2's defaults, ResNeSt's keys and the configuration ``name``, merged.
 
+    Args:
+        trained: MODEL.WEIGHTS is the authors' trained detector instead of the ImageNet backbone.
+
     Raises:
-        UserError: there is none of that name.
+        UserError: there is none of that name, or with ``trained`` no trained detector was published.
     """
     cfg = get_cfg()
     add_resnest_config(cfg)
     cfg.merge_from_file(get_config_file(name))
+    if trained:
+        cfg.MODEL.WEIGHTS = get_checkpoint_url(name)
     return cfg
+
+
+def get_checkpoint_url(name: str) -> str:
+    """Where detectron2 finds the authors' trained detector of a configuration: ``resnest://name``.
+
+    Raises:
+        UserError: none was published for it.
+    """
+    stem = Path(get_config_file(name)).stem
+    if stem not in DETECTORS:
+        raise UserError(f"nobody has published a trained detector for {stem}")
+    return f"resnest://{stem}"
+
+
+def get(name: str, trained: bool = False, device: Optional[str] = None) -> nn.Module:
+    """The model of a configuration.
+
+    Args:
+        trained: with the authors' trained weights; else at its random initialisation.
+        device: ``cpu``, ``cuda``, ...; None for CUDA where there is a device.
+
+    Raises:
+        UserError: see :func:`get_config`; or the trained weights are not on this machine.
+    """
+    from ..checkpoint import Checkpointer  # it reads the records of this package
+
+    cfg = get_config(name, trained)
+    cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_model(cfg)
+    if trained:
+        Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+    return model

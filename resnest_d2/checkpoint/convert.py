@@ -1,0 +1,316 @@
+"""Key maps from other formats of ResNeSt weights to this package's names, recognised by content."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..errors import OptionError, UserError
+from ..modeling import ResNeSt
+from ..modeling.resnest import STAGE_BLOCKS
+from .files import atomic_write
+
+State = Dict[str, Tensor]
+
+#: Keys under which training codes wrap the weights.
+_WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict")
+#: Where a detectron2 model keeps its backbone.
+_PREFIXES = ("backbone.bottom_up.", "backbone.", "bottom_up.", "")
+
+# Positions of convolution and norm in the stem's nn.Sequential. The authors' and timm's last norm stands
+# outside of it as bn1; MMDetection's is number 7.
+_SEQUENTIAL_STEM = {
+    **{"0": "conv1_1", "1": "conv1_1.norm", "3": "conv1_2", "4": "conv1_2.norm"},
+    **{"6": "conv1_3", "7": "conv1_3.norm"},
+}
+_BLOCK = {
+    **{"conv1": "conv1", "bn1": "conv1.norm", "conv2": "conv2", "bn2": "conv2.norm"},
+    **{"conv3": "conv3", "bn3": "conv3.norm"},
+    **{f"conv2.{part}": f"conv2.{part}" for part in ("conv", "bn0", "fc1", "bn1", "fc2")},
+}
+_LAYER = re.compile(r"layer(\d)\.(\d+)\.(.+)\.(\w+)")
+
+
+class UnknownFormatError(UserError):
+    """The file holds no ResNeSt in a format that is known here."""
+
+
+class Conversion(NamedTuple):
+    """Weights under this package's names.
+
+    Attributes:
+        source: what the file was recognised as.
+        state: name to tensor. Backbones have no prefix; whole detectors keep their names.
+        mapped: how many tensors of the file are in ``state``.
+        unplaced: keys of the file that have no place.
+        missing: names of the backbone that the file has nothing for.
+        options: arguments of :class:`ResNeSt` for the backbone that was found.
+        is_detector: there are weights beside the backbone's.
+    """
+
+    source: str
+    state: State
+    mapped: int
+    unplaced: List[str]
+    missing: List[str]
+    options: Dict[str, Any]
+    is_detector: bool
+
+    def checkpoint(self) -> Dict[str, Any]:
+        """Content of a ``.pth`` file for detectron2's stock checkpointer.
+
+        Backbone names have no prefix, so that they fit any model that holds the backbone somewhere:
+        detectron2's heuristics match names by their ends.
+        """
+        author = f"resnest_d2, from {self.source}"
+        return {"model": self.state, "__author__": author, "matching_heuristics": not self.is_detector}
+
+    def check_complete(self, name: str) -> None:
+        """Raise UserError, naming the file ``name``, unless the backbone is completely covered."""
+        if self.missing:
+            some = ", ".join(self.missing[:3]) + (", ..." if len(self.missing) > 3 else "")
+            raise UserError(
+                f"{name} ({self.source}) does not cover the backbone: nothing for {len(self.missing)} "
+                f"tensors ({some}); it is incomplete or of another architecture"
+            )
+
+
+def convert(content: Dict[str, Any], name: str = "the file") -> Conversion:
+    """Recognise the format of ``content`` and map it.
+
+    Args:
+        content: as :func:`read_weights` returns it.
+        name: of the file, for errors.
+
+    Raises:
+        UnknownFormatError: it holds no ResNeSt that is known here.
+    """
+    state = unwrap(content)
+    if not state:
+        raise UnknownFormatError(f"{name} holds no tensors")
+    for prefix in _PREFIXES:
+        if f"{prefix}res2.0.conv1.weight" in state:
+            return _from_detectron2(state, prefix, name)
+    for prefix in ("backbone.", ""):
+        part = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+        if "layer1.0.conv1.weight" not in part:
+            continue
+        heads = [k for k in state if not k.startswith(prefix)]
+        if "stem.0.weight" in part:
+            return _from_layers(part, "MMDetection's ResNeSt", lambda k: _stem(k, "stem."), heads, name)
+        if "conv1.0.weight" in part:
+            source = "the authors' or timm's classification network (their names agree)"
+            return _from_layers(part, source, _authors_stem, heads, name)
+        if "conv1.weight" in part:
+            source = "a classification network with a plain stem"
+            return _from_layers(part, source, _plain_stem, heads, name)
+    some = ", ".join(list(state)[:3])
+    raise UnknownFormatError(
+        f"{name} holds no ResNeSt in a known format; its {len(state)} tensors are {some}, ..."
+    )
+
+
+def as_checkpoint(content: Dict[str, Any], name: str) -> Dict[str, Any]:
+    """``content`` as detectron2's checkpointer takes it.
+
+    Backbones are converted, and refused where they are incomplete. Whole detectors, of ResNeSt or not,
+    keep their names.
+
+    Args:
+        content: as :func:`read_weights` returns it.
+        name: of the file, for errors.
+
+    Raises:
+        UserError: it is a ResNeSt backbone that lacks tensors.
+    """
+    in_layout = isinstance(content.get("model"), dict)
+    try:
+        conversion = convert(content, name)
+    except UnknownFormatError:
+        return content if in_layout else {"model": content}
+    if conversion.is_detector:
+        return content if in_layout else {"model": conversion.state}
+    conversion.check_complete(name)
+    return {**(content if in_layout else {}), **conversion.checkpoint()}
+
+
+def write_weights(conversion: Conversion, path: str) -> None:
+    """Write ``.pth``, which detectron2's stock checkpointer loads, or ``.safetensors``.
+
+    Raises:
+        UserError: another suffix, or the file cannot be written; nothing is left behind.
+    """
+    suffix = Path(path).suffix
+    if suffix not in (".pth", ".safetensors"):
+        raise UserError(f"{path}: the suffix must be .pth or .safetensors")
+    try:
+        if suffix == ".pth":
+            atomic_write(path, lambda file: torch.save(conversion.checkpoint(), file))
+        else:
+            tensors = {key: value.contiguous() for key, value in conversion.state.items()}
+            content = safetensors.torch.save(tensors, {"source": conversion.source})
+            atomic_write(path, lambda file: file.write(content))
+    except OSError as e:
+        raise UserError(f"cannot write {path} ({e.strerror})") from None
+
+
+def unwrap(content: Dict[str, Any]) -> State:
+    """The tensors in ``content``, out of any state_dict, model and module. wrapping."""
+    for key in _WRAPPERS:
+        if isinstance(content.get(key), dict):
+            return unwrap(content[key])
+    state = {
+        key: torch.from_numpy(np.asarray(value)) if isinstance(value, np.ndarray) else value
+        for key, value in content.items()
+        if isinstance(value, (Tensor, np.ndarray))
+    }
+    while state and all(key.startswith("module.") for key in state):
+        state = {key[len("module.") :]: value for key, value in state.items()}
+    return state
+
+
+def _from_detectron2(state: State, prefix: str, name: str) -> Conversion:
+    backbone = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+    is_detector = prefix != "" and len(backbone) < len(state)
+    expected, options = _expected(backbone, name)
+    missing = _missing(backbone, expected)
+    if is_detector:
+        return Conversion("a whole detector", state, len(state), [], missing, options, True)
+    placed = {k: v for k, v in backbone.items() if k in expected and k not in missing}
+    unplaced = [k for k in state if k[len(prefix) :] not in placed or not k.startswith(prefix)]
+    source = "a detectron2-keyed backbone"
+    return Conversion(source, placed, len(placed), unplaced, missing, options, False)
+
+
+def _from_layers(
+    part: State, source: str, stem: Callable[[str], Optional[str]], heads: List[str], name: str
+) -> Conversion:
+    renamed: Dict[str, str] = {}
+    for key, value in part.items():
+        new = _rename(key, value, stem)
+        if new is not None:
+            renamed[key] = new
+    backbone = {new: part[key] for key, new in renamed.items()}
+    expected, options = _expected(backbone, name)
+    missing = _missing(backbone, expected)
+    placed = {k: v for k, v in backbone.items() if k in expected and k not in missing}
+    unplaced = [*heads, *(key for key in part if renamed.get(key) not in placed)]
+    return Conversion(source, placed, len(placed), unplaced, missing, options, False)
+
+
+def _rename(key: str, value: Tensor, stem: Callable[[str], Optional[str]]) -> Optional[str]:
+    if key in ("fc.weight", "fc.bias"):
+        return key.replace("fc", "linear")
+    match = _LAYER.fullmatch(key)
+    if match is None:
+        return stem(key)
+    layer, block, module, tensor = match.groups()
+    if module.startswith("downsample."):
+        # With an average pool before it the convolution is number 1, without it 0: only it and its
+        # norm have tensors, and the convolution's has four dimensions.
+        conv = value.dim() == 4
+        new: Optional[str] = "shortcut" if conv else "shortcut.norm"
+    else:
+        new = _BLOCK.get(module)
+    return None if new is None else f"res{int(layer) + 1}.{block}.{new}.{tensor}"
+
+
+def _stem(key: str, prefix: str) -> Optional[str]:
+    match = re.fullmatch(re.escape(prefix) + r"(\d)\.(\w+)", key)
+    if match is None or match[1] not in _SEQUENTIAL_STEM:
+        return None
+    return f"stem.{_SEQUENTIAL_STEM[match[1]]}.{match[2]}"
+
+
+def _authors_stem(key: str) -> Optional[str]:
+    if key.startswith("bn1."):
+        return key.replace("bn1", "stem.conv1_3.norm", 1)
+    return _stem(key, "conv1.")
+
+
+def _plain_stem(key: str) -> Optional[str]:
+    if key.startswith("bn1."):
+        return key.replace("bn1", "stem.conv1.norm", 1)
+    return f"stem.{key}" if key == "conv1.weight" else None
+
+
+def _expected(backbone: State, name: str) -> Tuple[Dict[str, Tuple[int, ...]], Dict[str, Any]]:
+    """Names and shapes of the ResNeSt that the tensors belong to, and its options."""
+    try:
+        options = infer_options(backbone)
+        with torch.device("meta"):
+            net = ResNeSt(**options)
+    except (KeyError, OptionError, ZeroDivisionError) as e:
+        raise UnknownFormatError(f"{name} holds no complete ResNeSt ({e})") from None
+    return {key: tuple(value.shape) for key, value in net.state_dict().items()}, options
+
+
+def _missing(backbone: State, expected: Dict[str, Tuple[int, ...]]) -> List[str]:
+    # The counter of batches came with PyTorch 0.4.1, and frozen norms have none: nothing depends on it.
+    return [
+        key
+        for key, shape in expected.items()
+        if not key.endswith("num_batches_tracked")
+        and (key not in backbone or tuple(backbone[key].shape) != shape)
+    ]
+
+
+def infer_options(backbone: State) -> Dict[str, Any]:
+    """Arguments of :class:`ResNeSt` that make a network of these names and shapes.
+
+    Pools have no weights, so ``avd``, ``avd_first`` and ``avg_down`` cannot be told.
+
+    Args:
+        backbone: name, as this package has them, to tensor.
+
+    Raises:
+        KeyError: a tensor that every ResNeSt has is missing.
+        OptionError: no depth has this many blocks.
+    """
+    stages = [s for s in ("res2", "res3", "res4", "res5") if f"{s}.0.conv1.weight" in backbone]
+    blocks = tuple(len({k.split(".")[1] for k in backbone if k.startswith(f"{s}.")}) for s in stages)
+    depths = [depth for depth, all_blocks in STAGE_BLOCKS.items() if all_blocks[: len(blocks)] == blocks]
+    if not depths:
+        raise OptionError("blocks per stage", blocks, "must be those of a depth that there is")
+    width, first = backbone["res2.0.conv1.weight"].shape[:2]
+    options: Dict[str, Any] = {
+        "depth": depths[0],
+        "deep_stem": "stem.conv1_1.weight" in backbone,
+        "res2_out_channels": backbone["res2.0.conv3.weight"].shape[0],
+        "out_features": [stages[-1]],
+        "norm": "BN",
+    }
+    if not any(key.endswith("running_mean") for key in backbone):  # LN stands for all without statistics
+        options["norm"] = "LN" if "res2.0.conv1.norm.weight" in backbone else ""
+    if options["deep_stem"]:
+        options["in_channels"] = backbone["stem.conv1_1.weight"].shape[1]
+        options["stem_width"] = backbone["stem.conv1_1.weight"].shape[0]
+    else:
+        options["in_channels"] = backbone["stem.conv1.weight"].shape[1]
+        options["stem_out_channels"] = first
+    if "res2.0.conv2.conv.weight" in backbone:
+        splits, per_group = backbone["res2.0.conv2.conv.weight"].shape[:2]
+        options["radix"] = splits // width
+        cardinality = width // (per_group * options["radix"])
+    else:
+        options["radix"] = 0
+        cardinality = width // backbone["res2.0.conv2.weight"].shape[1]
+    options["cardinality"] = cardinality
+    options["bottleneck_width"] = width // cardinality
+    offsets = [backbone.get(f"{s}.0.conv2_offset.weight") for s in stages]
+    if any(offset is not None for offset in offsets):
+        options["deform_on_per_stage"] = [o is not None for o in offsets] + [False] * (4 - len(stages))
+        i, offset = next((i, o) for i, o in enumerate(offsets) if o is not None)
+        groups = width * 2**i // offset.shape[1]
+        options["deform_num_groups"] = groups
+        options["deform_modulated"] = offset.shape[0] // groups == 27
+    if "linear.weight" in backbone:
+        options["num_classes"] = backbone["linear.weight"].shape[0]
+        options["out_features"] = [stages[-1], "linear"]
+    return options

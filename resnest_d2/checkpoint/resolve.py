@@ -1,0 +1,212 @@
+"""``resnest://NAME``: weights by name, found on this machine or fetched, verified and cached."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import logging
+import os
+import re
+import urllib.request
+from pathlib import Path
+from typing import Any, List, Optional
+
+import torch
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
+from tqdm import tqdm
+
+from ..errors import UserError
+from ..model_zoo.records import DETECTORS
+from ..model_zoo.weights import BACKBONES, HUB_URL, OFFICIAL_URL, Backbone
+from .convert import as_checkpoint
+from .files import atomic_write, read_weights
+
+logger = logging.getLogger(__name__)
+
+#: Environment variable that names a folder of weight files.
+FOLDER_VARIABLE = "RESNEST_D2_WEIGHTS"
+#: Seconds that a server may stay silent.
+_TIMEOUT = 30
+
+
+class ResNeStHandler(PathHandler):
+    """Path handler of ``resnest://NAME``, for detectron2's PathManager.
+
+    NAME is one of :data:`BACKBONES`, or a configuration of :data:`DETECTORS`, whose trained detector then
+    stands for it. Looked for in this order: the folder that RESNEST_D2_WEIGHTS names, the cache, the
+    authors' release assets, the Hugging Face hub. Trained detectors are served nowhere any more, so they
+    must lie in the folder or the cache.
+
+    Args:
+        cache: folder for downloaded and converted files; None for ``resnest_d2`` in iopath's cache,
+            which is ``~/.torch/iopath_cache`` unless $FVCORE_CACHE says otherwise.
+        official_url: where the authors' files are.
+        hub_url: where a hub model's weights are, with ``{model}`` for its id.
+    """
+
+    PREFIX = "resnest://"
+
+    def __init__(
+        self,
+        cache: Optional[Path] = None,
+        official_url: str = OFFICIAL_URL,
+        hub_url: str = HUB_URL,
+    ) -> None:
+        super().__init__()
+        self._cache, self.official_url, self.hub_url = cache, official_url, hub_url
+
+    @property
+    def cache(self) -> Path:
+        return Path(self._cache or Path(get_cache_dir()) / "resnest_d2")
+
+    def _get_supported_prefixes(self) -> List[str]:
+        return [self.PREFIX]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        """Path of a file that detectron2's stock checkpointer loads into a model with this backbone.
+
+        Raises:
+            UserError: the name is unknown, the weights are nowhere, or what was found is damaged.
+        """
+        return str(self.resolve(path[len(self.PREFIX) :]))
+
+    def _isfile(self, path: str, **kwargs: Any) -> bool:
+        return path[len(self.PREFIX) :] in (BACKBONES.keys() | DETECTORS.keys())
+
+    _exists = _isfile
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
+        return open(self._get_local_path(path), mode, buffering)
+
+    def find(self, name: str) -> Optional[Path]:
+        """The file of that weight on this machine, or None. Nothing is fetched.
+
+        Raises:
+            UserError: there is no such name.
+        """
+        files = self._files(name)
+        folder = os.getenv(FOLDER_VARIABLE)
+        for place in ([Path(folder).expanduser()] if folder else []) + [self.cache]:
+            for file in files:
+                if (place / file).is_file():
+                    return place / file
+        return None
+
+    def resolve(self, name: str) -> Path:
+        """The converted file of that weight, fetched if it must be."""
+        source = self.find(name) or self._fetch(name)
+        _verify(source)
+        if name in DETECTORS:
+            return source
+        return self._converted(name, source)
+
+    def _files(self, name: str) -> List[str]:
+        if name in DETECTORS:
+            return [DETECTORS[name].released, f"{name}.pth"]
+        if name in BACKBONES:
+            return [*BACKBONES[name].files, f"{name}.safetensors", f"{name}.pth"]
+        raise UserError(
+            f"MODEL.WEIGHTS: there is no {self.PREFIX}{name}; names are {', '.join(BACKBONES)} and those "
+            "of the configurations"
+        )
+
+    def _fetch(self, name: str) -> Path:
+        record = BACKBONES.get(name, Backbone())
+        sources = []
+        if record.official:
+            sources.append((self.official_url + record.official, record.official))
+        if record.hub:
+            sources.append((self.hub_url.format(model=record.hub), f"{name}.safetensors"))
+        failures = []
+        for url, file in sources:
+            try:
+                return download(url, self.cache / file)
+            except OSError as e:
+                failures.append(f"{url}: {e}")
+                logger.warning("Cannot fetch %s (%s)", url, e)
+        wanted, *_ = self._files(name)
+        where = f"from {sources[0][0]}" if sources else "which is served nowhere any more,"
+        tried = f" Tried {'; '.join(failures)}." if failures else ""
+        raise UserError(
+            f"MODEL.WEIGHTS: {self.PREFIX}{name} is not on this machine. Put {wanted} {where} into "
+            f"{self.cache} or the folder that {FOLDER_VARIABLE} names.{tried}"
+        )
+
+    def _converted(self, name: str, source: Path) -> Path:
+        """The converted copy in the cache, made when there is none of this very file."""
+        stat = source.stat()
+        identity = f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+        target = self.cache / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.d2.pth"
+        if not target.is_file():
+            checkpoint = as_checkpoint(read_weights(source), str(source))
+            atomic_write(target, lambda file: torch.save(checkpoint, file))
+            logger.info("Converted %s to %s", source, target)
+        return target
+
+
+def register_handler() -> None:
+    """Make ``resnest://`` known to detectron2."""
+    PathManager.register_handler(ResNeStHandler(), allow_override=True)
+
+
+def download(url: str, target: Path) -> Path:
+    """Fetch ``url`` into ``target``, which appears complete and verified or not at all.
+
+    Several processes may ask for one target; one of them fetches it. Eight hex digits at the end of the
+    target's stem must be the start of its SHA-256.
+
+    Raises:
+        OSError: no answer, a bad answer, a broken or incomplete transfer, a wrong hash, a full disk.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(str(target)):
+            if not target.is_file():
+                for stale in target.parent.glob(f".{target.name}-*"):  # of a download that was killed
+                    stale.unlink()
+                atomic_write(target, lambda file: _transfer(url, file, target.name))
+    except http.client.HTTPException as e:
+        raise OSError(f"bad answer ({type(e).__name__} {e})") from e
+    return target
+
+
+def _transfer(url: str, file: Any, name: str) -> None:
+    request = urllib.request.Request(url, headers={"User-Agent": "resnest_d2"})
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+        size = int(response.headers.get("Content-Length") or 0)
+        digest, received = hashlib.sha256(), 0
+        with tqdm(total=size or None, unit="B", unit_scale=True, desc=name) as progress:
+            while chunk := response.read(1 << 20):
+                file.write(chunk)
+                digest.update(chunk)
+                received += len(chunk)
+                progress.update(len(chunk))
+    if size and received != size:
+        raise OSError(f"connection ended after {received} of {size} bytes")
+    _compare(name, digest.hexdigest())
+
+
+def _verify(path: Path) -> None:
+    """Raise UserError where the file's name holds the start of a SHA-256 that its content has not."""
+    if _expected_hash(path.name) is None:
+        return
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    try:
+        _compare(path.name, digest.hexdigest())
+    except OSError as e:
+        raise UserError(f"{path} is damaged: {e}; remove it or fetch it again") from None
+
+
+def _compare(name: str, digest: str) -> None:
+    expected = _expected_hash(name)
+    if expected is not None and not digest.startswith(expected):
+        raise OSError(f"its SHA-256 starts with {digest[:8]}, not {expected}")
+
+
+def _expected_hash(name: str) -> Optional[str]:
+    match = re.search(r"-([0-9a-f]{8})\.\w+$", name)
+    return match[1] if match else None

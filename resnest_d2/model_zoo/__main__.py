@@ -1,0 +1,41 @@
+"""Print all configurations with their published figures, and where their weights are on this machine."""
+
+from tabulate import tabulate
+
+from ..checkpoint import ResNeStHandler
+from . import available, get_config
+from .records import DETECTORS
+from .weights import BACKBONES
+
+
+def place(handler: ResNeStHandler, name: str) -> str:
+    """Path of that weight on this machine, or an en dash."""
+    return str(handler.find(name) or "–")
+
+
+def main() -> None:
+    handler = ResNeStHandler()
+    rows = []
+    for name in available():
+        row = DETECTORS.get(name)
+        weights = get_config(name).MODEL.WEIGHTS or "–"
+        published = (row.backbone, row.params, row.box_ap, row.mask_ap) if row else (None,) * 4
+        found = place(handler, name) if row else "–"
+        rows.append((name, *published, weights, row.released if row else None, found))
+    titles = (
+        *("configuration", "backbone", "params (M)", "box AP*", "mask AP*"),
+        *("start weights", "trained detector", "found here"),
+    )
+    print(tabulate(rows, titles, missingval="–", floatfmt=".2f"))
+    print()
+    titles = ("resnest://", "file", "crop", "top-1*", "found here")
+    rows = [
+        (name, record.official or record.hub, record.crop, record.top1, place(handler, name))
+        for name, record in BACKBONES.items()
+    ]
+    print(tabulate(rows, titles, missingval="–"))
+    print("\n* in percent, as published: not measured by this package. See README for what is accepted.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Configurations and weights by name."""
+
+import pytest
+import torch
+from detectron2.utils.file_io import PathManager
+
+from resnest_d2 import UserError, model_zoo
+from resnest_d2.checkpoint import ResNeStHandler
+from resnest_d2.model_zoo.records import DETECTORS
+from resnest_d2.model_zoo.weights import BACKBONES, OFFICIAL_URL
+
+
+def test_weight_records_equal_the_published_ones(facts):
+    weights = facts("weights")
+    assert weights["official"]["base_url"] == OFFICIAL_URL
+    for name, published in weights["official"]["files"].items():
+        record = BACKBONES[name]
+        assert record.official == published["file"]
+        assert (record.crop, record.top1) == (published.get("crop"), published.get("top1"))
+    assert {n: r.hub for n, r in BACKBONES.items() if r.hub} == weights["timm"]["ids"]
+    others = {file for record in BACKBONES.values() for file in record.others}
+    assert others == {*weights["mmdetection"]["files"], *weights["detectron2_legacy"]["files"]}
+
+
+def test_every_resnest_configuration_starts_from_a_weight_that_is_known():
+    for name in model_zoo.available():
+        weights = model_zoo.get_config(name).MODEL.WEIGHTS
+        assert not weights.startswith("resnest://") or PathManager.isfile(weights)
+
+
+def test_trained_config_names_the_released_detector():
+    assert model_zoo.get_checkpoint_url("cascade_resnest101.yaml") == "resnest://cascade_resnest101"
+    cfg = model_zoo.get_config("cascade_resnest101", trained=True)
+    assert cfg.MODEL.WEIGHTS == "resnest://cascade_resnest101"
+    with pytest.raises(UserError, match="nobody has published a trained detector for quickstart"):
+        model_zoo.get_checkpoint_url("quickstart")
+
+
+def test_get_builds_the_model_and_loads_a_trained_detector_that_lies_in_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESNEST_D2_WEIGHTS", str(tmp_path))
+    trained = model_zoo.get("faster_resnest50", device="cpu")
+    assert next(trained.parameters()).device.type == "cpu"
+    # Under the released name, whose hash a file made here cannot have, it is refused ...
+    torch.save({"model": trained.state_dict()}, tmp_path / DETECTORS["faster_resnest50"].released)
+    with pytest.raises(UserError, match=r"its SHA-256 starts with \w{8}, not ad123c0b; remove it"):
+        model_zoo.get("faster_resnest50", trained=True, device="cpu")
+    # ... and under the configuration's it is what the user says it is.
+    (tmp_path / DETECTORS["faster_resnest50"].released).rename(tmp_path / "faster_resnest50.pth")
+    loaded = model_zoo.get("faster_resnest50", trained=True, device="cpu").state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in trained.state_dict().items())
+
+
+def test_trained_detector_that_is_nowhere_is_named_with_its_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESNEST_D2_WEIGHTS", str(tmp_path))
+    with pytest.raises(UserError, match=r"resnest://mask_resnest50 is not on this machine. Put mask_rcnn_"):
+        ResNeStHandler(cache=tmp_path).resolve("mask_resnest50")
+
+
+def test_table_lists_every_row_and_what_is_found(run_python, tmp_path):
+    (tmp_path / "resnest50-528c19ca.pth").write_bytes(b"x")
+    result = run_python("-m", "resnest_d2.model_zoo", env={"RESNEST_D2_WEIGHTS": tmp_path})
+    assert result.returncode == 0, result.stderr
+    lines = {line.split()[0]: line for line in result.stdout.splitlines() if line}
+    assert set(DETECTORS) | set(BACKBONES) <= set(lines)
+    assert lines["resnest50"].endswith(f"{tmp_path}/resnest50-528c19ca.pth")
+    assert lines["resnest101"].endswith("–")
+    assert " 96.05 " in lines["cascade_resnest101"] and " 47.50 " in lines["cascade_resnest101"]

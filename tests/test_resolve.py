@@ -1,0 +1,304 @@
+"""``resnest://NAME``: where weights are looked for, and every way a download can go wrong."""
+
+import hashlib
+import http.server
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from conftest import assert_one_line_error
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
+
+from resnest_d2 import UserError, model_zoo
+from resnest_d2.checkpoint import ResNeStHandler, convert, resolve
+from resnest_d2.model_zoo.weights import BACKBONES, Backbone
+
+
+@pytest.fixture(scope="module")
+def state():
+    torch.manual_seed(0)
+    return timm.create_model("resnest14d").state_dict()
+
+
+@pytest.fixture(scope="module")
+def file(state):
+    """Content of a file as the authors publish it."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves ``files`` from this machine; ``behave`` decides how."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.requests, self.behave = {}, [], "well"
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        server, name = self.server, self.path.lstrip("/")
+        server.requests.append(name)
+        if server.behave in ("403", "404", "500") or name not in server.files:
+            return self.send_error(int(server.behave) if server.behave.isdigit() else 404)
+        content = server.files[name]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if server.behave == "dropped":  # the connection ends half-way
+            content = content[: len(content) // 2]
+        step = len(content) // (20 if server.behave == "slow" else 1)
+        for start in range(0, len(content), step):
+            self.wfile.write(content[start : start + step])
+            if server.behave == "slow":
+                time.sleep(0.1)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(file, monkeypatch):
+    """Knows one weight, resnest_test, as the authors would publish it, and timm on the hub."""
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        official = f"resnest_test-{hashlib.sha256(file).hexdigest()[:8]}.pth"
+        server.files[official] = file
+        monkeypatch.setitem(BACKBONES, "resnest_test", Backbone(official, "timm/test"))
+        monkeypatch.delenv("RESNEST_D2_WEIGHTS", raising=False)
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def handler(server, tmp_path):
+    return ResNeStHandler(tmp_path / "cache", server.url, server.url + "{model}/model.safetensors")
+
+
+def check(path, state):
+    """The file is one that detectron2's stock checkpointer loads, with every value of the source."""
+    cfg = model_zoo.get_config("quickstart")
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg)
+    DetectionCheckpointer(model).load(str(path))
+    loaded = model.backbone.bottom_up.state_dict()
+    expected = convert(state).state
+    assert all(torch.equal(value, expected[key]) for key, value in loaded.items())
+
+
+def leftovers(handler):
+    """Files in the cache, but for locks."""
+    return [p.name for p in handler.cache.glob("**/*") if p.is_file() and p.suffix != ".lock"]
+
+
+def test_official_file_is_fetched_verified_converted_and_cached(handler, server, state):
+    path = handler.resolve("resnest_test")
+    check(path, state)
+    assert handler.resolve("resnest_test") == path
+    assert len(server.requests) == 1  # the second time it is found
+    modified = path.stat().st_mtime_ns
+    handler.resolve("resnest_test")
+    assert path.stat().st_mtime_ns == modified  # and converted once
+
+
+@pytest.mark.parametrize("behave", ["404", "403", "500", "dropped"])
+def test_failed_download_is_never_taken_for_a_weight(handler, server, behave, file, state):
+    server.behave = behave
+    reason = f"connection ended after {len(file) // 2} of" if behave == "dropped" else f"HTTP Error {behave}"
+    with pytest.raises(UserError, match=f"resnest_test is not on this machine. Put resnest_test-.*{reason}"):
+        handler.resolve("resnest_test")
+    assert leftovers(handler) == []
+    server.behave = "well"
+    check(handler.resolve("resnest_test"), state)
+
+
+def test_wrong_hash_is_refused(handler, server):
+    name = BACKBONES["resnest_test"].official
+    server.files[name] = server.files[name][:-1] + b"x"
+    with pytest.raises(UserError, match=r"its SHA-256 starts with \w{8}, not"):
+        handler.resolve("resnest_test")
+    assert leftovers(handler) == []
+
+
+def test_hub_is_next_when_the_release_assets_fail(handler, server, state):
+    server.files = {"timm/test/model.safetensors": safetensors.torch.save(state)}
+    check(handler.resolve("resnest_test"), state)
+    assert server.requests == [BACKBONES["resnest_test"].official, "timm/test/model.safetensors"]
+
+
+def test_no_network_says_which_file_to_put_where(handler, server):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(UserError) as e:
+        handler.resolve("resnest_test")
+    assert "\n" not in str(e.value)
+    for text in (BACKBONES["resnest_test"].official, server.url, str(handler.cache), "RESNEST_D2_WEIGHTS"):
+        assert text in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["official", "resnest_test.pth", "resnest_test.safetensors"])
+def test_folder_of_the_user_comes_first(name, handler, server, file, state, tmp_path, monkeypatch):
+    name = BACKBONES["resnest_test"].official if name == "official" else name
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / name).write_bytes(safetensors.torch.save(state) if name.endswith("rs") else file)
+    monkeypatch.setenv("RESNEST_D2_WEIGHTS", str(folder))
+    assert handler.find("resnest_test") == folder / name
+    check(handler.resolve("resnest_test"), state)
+    assert server.requests == []
+
+
+def test_changed_file_in_the_folder_is_converted_anew(handler, state, tmp_path, monkeypatch):
+    monkeypatch.setenv("RESNEST_D2_WEIGHTS", str(tmp_path))
+    torch.save(state, tmp_path / "resnest_test.pth")
+    handler.resolve("resnest_test")
+    other = {k: v + 1 if v.is_floating_point() else v for k, v in state.items()}
+    torch.save(other, tmp_path / "resnest_test.pth")
+    check(handler.resolve("resnest_test"), other)
+
+
+def test_damaged_file_in_the_folder_is_refused(handler, file, tmp_path, monkeypatch):
+    monkeypatch.setenv("RESNEST_D2_WEIGHTS", str(tmp_path))
+    path = tmp_path / BACKBONES["resnest_test"].official
+    path.write_bytes(file[:-100])
+    with pytest.raises(UserError, match=f"{path} is damaged: its SHA-256"):
+        handler.resolve("resnest_test")
+
+
+def test_unknown_name_lists_the_known(handler):
+    with pytest.raises(UserError, match="there is no resnest://resnest51; names are resnest14, resnest26"):
+        handler.resolve("resnest51")
+
+
+FETCH = """
+import sys
+from pathlib import Path
+from resnest_d2.checkpoint import resolve
+print(resolve.download(sys.argv[1], Path(sys.argv[2])))
+"""
+
+
+def fetch(server, target, before=""):
+    url = server.url + BACKBONES["resnest_test"].official
+    return subprocess.Popen(
+        [sys.executable, "-c", before + FETCH, url, str(target)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_processes_at_once_fetch_it_once(server, file, tmp_path):
+    server.behave = "slow"
+    target = tmp_path / BACKBONES["resnest_test"].official
+    both = [fetch(server, target) for _ in range(2)]
+    for process in both:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert out.strip() == str(target)
+    assert len(server.requests) == 1 and target.read_bytes() == file
+
+
+def test_killed_download_leaves_no_weight_and_the_next_one_succeeds(server, file, tmp_path):
+    server.behave = "slow"
+    target = tmp_path / BACKBONES["resnest_test"].official
+    process = fetch(server, target)
+    while not server.requests:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not target.exists()
+    server.behave = "well"
+    assert resolve.download(server.url + target.name, target).read_bytes() == file
+    assert {p.name for p in tmp_path.iterdir()} == {target.name, f"{target.name}.lock"}
+
+
+def test_full_disk_leaves_nothing_behind(server, tmp_path):
+    """A limit on the size of files stands for the disk: the write fails in the same place."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+    target = tmp_path / BACKBONES["resnest_test"].official
+    _, err = fetch(server, target, limit).communicate(timeout=120)
+    assert "OSError: [Errno 27] File too large" in err.strip().splitlines()[-1]
+    assert [p for p in tmp_path.iterdir() if p.suffix != ".lock"] == []
+
+
+def test_downloads_show_progress(server, tmp_path):
+    target = tmp_path / BACKBONES["resnest_test"].official
+    _, err = fetch(server, target).communicate(timeout=120)
+    assert target.name in err and "100%" in err
+
+
+# --------------------------------------------------------------------------- in use
+
+
+def test_stock_checkpointer_in_a_strangers_project_loads_it_by_name(state, tmp_path):
+    torch.save(state, tmp_path / "resnest14.pth")
+    code = """
+import torch, resnest_d2
+from detectron2.checkpoint import DetectionCheckpointer
+net = torch.nn.Module()
+net.encoder = resnest_d2.ResNeSt(14)
+DetectionCheckpointer(net).load("resnest://resnest14")
+print(net.encoder.res5[0].conv3.weight.sum().item())
+"""
+    env = {**os.environ, "RESNEST_D2_WEIGHTS": str(tmp_path), "FVCORE_CACHE": str(tmp_path / "cache")}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    expected = state["layer4.0.conv3.weight"].sum().item()
+    assert float(result.stdout.strip().splitlines()[-1]) == pytest.approx(expected, rel=1e-5)
+
+
+def quickstart_on(tmp_path, *overrides):
+    tiny = ("SOLVER.MAX_ITER", 2, "TEST.PRECISE_BN.ENABLED", False, "OUTPUT_DIR", tmp_path / "output")
+    return ("tools/train_net.py", "--config-file", "configs/quickstart.yaml", *overrides, *tiny)
+
+
+@pytest.fixture
+def weights_folder(state, tmp_path):
+    torch.save(state, tmp_path / "resnest14.pth")
+    return {"RESNEST_D2_WEIGHTS": tmp_path, "FVCORE_CACHE": tmp_path / "cache"}
+
+
+def test_training_starts_from_a_backbone_by_name(weights_folder, run_python, tmp_path):
+    result = run_python(*quickstart_on(tmp_path, "MODEL.WEIGHTS", "resnest://resnest14"), env=weights_folder)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "weights matched with submodule backbone.bottom_up" in result.stdout
+
+
+def test_evaluating_a_backbone_is_refused_and_names_the_random_heads(weights_folder, run_python, tmp_path):
+    args = quickstart_on(tmp_path, "--eval-only", "MODEL.WEIGHTS", "resnest://resnest14")
+    result = run_python(*args, env=weights_folder)
+    assert_one_line_error(
+        result, "holds no weights for backbone.fpn_lateral2", "proposal_generator.rpn_head",
+        "roi_heads.box_head", "roi_heads.mask_head", "--allow-random-weights",
+    )  # fmt: skip
+    allowed = run_python(args[0], "--allow-random-weights", *args[1:], env=weights_folder)
+    assert allowed.returncode == 0, allowed.stderr[-2000:]
+    assert "Evaluation results for bbox" in allowed.stdout
+
+
+def test_weight_that_is_nowhere_ends_training_in_one_line(run_python, tmp_path):
+    env = {"RESNEST_D2_WEIGHTS": tmp_path, "FVCORE_CACHE": tmp_path / "cache"}
+    result = run_python(*quickstart_on(tmp_path, "MODEL.WEIGHTS", "resnest://cascade_resnest50"), env=env)
+    assert_one_line_error(
+        result, "resnest://cascade_resnest50 is not on this machine. Put faster_cascade_rcnn_ResNeSt_50",
+        str(Path(tmp_path, "cache", "resnest_d2")), "RESNEST_D2_WEIGHTS",
+    )  # fmt: skip

@@ -1,0 +1,38 @@
+#!/usr/bin/env python
+"""Convert ResNeSt weights of any known format into a file that detectron2 loads.
+
+%(prog)s resnest50-528c19ca.pth                      says what it is
+%(prog)s resnest50-528c19ca.pth resnest50_d2.pth     and writes it
+
+Known are, by content: the authors' classification files, timm's, MMDetection's conversions, backbones
+keyed as detectron2 keys them, whole detectors and checkpoints of this package. Nothing is written unless
+the backbone is completely covered.
+"""
+
+import argparse
+
+from resnest_d2.checkpoint import convert, read_weights, write_weights
+from resnest_d2.engine import one_line_errors
+
+
+def main(args):
+    conversion = convert(read_weights(args.source), args.source)
+    print(f"{args.source}: {conversion.source}, {conversion.mapped} tensors mapped")
+    for key in conversion.unplaced:
+        print(f"  no place for {key}")
+    for key in conversion.missing:
+        print(f"  nothing for {key}")
+    conversion.check_complete(args.source)
+    if args.target:
+        write_weights(conversion, args.target)
+        print(f"wrote {args.target}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="SRC", help="file of weights: .pth, .pkl or .safetensors")
+    parser.add_argument("target", metavar="DST", nargs="?", help="file to write: .pth or .safetensors")
+    with one_line_errors():
+        main(parser.parse_args())
