@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+import resnest.torch
+import torch
 from conftest import ROOT
 from test_train_net import TINY
 
@@ -31,16 +33,21 @@ def test_every_command_is_a_make_target_an_installation_or_a_tool():
             assert re.search(rf"^{second}:", targets, re.M)
             assert second == "quickstart" or f" {second}" in in_ci  # quickstart: below
         else:
-            assert command == "pip install ." or (first == "python" and second.startswith("tools/"))
+            assert command == "pip install ." or first == "python"
 
 
 def test_tool_commands_run_in_their_order(run_python, coco_root, tmp_path):
     """On 50 real images, one process, few iterations, a shallow backbone; else as written."""
     for name in ("tools", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
+    torch.save(resnest.torch.resnest50().state_dict(), tmp_path / "resnest50-528c19ca.pth")
     for command in COMMANDS:
         words = shlex.split(command)
         if words[0] != "python":
+            continue
+        if words[1] == "-m" or "convert_weights" in command:
+            result = run_python(*words[1:], cwd=tmp_path)
+            assert result.returncode == 0, (command, result.stderr[-3000:])
             continue
         if "--num-gpus" in words:
             del words[words.index("--num-gpus") : words.index("--num-gpus") + 2]
@@ -54,6 +61,7 @@ def test_tool_commands_run_in_their_order(run_python, coco_root, tmp_path):
         if "REFERENCE_WORLD_SIZE" in command:
             assert "batch_size=2, learning_rate=0.0025, max_iter=8" in result.stdout
     assert len(list((tmp_path / "output" / "pictures").iterdir())) == 12
+    assert (tmp_path / "resnest50_d2.pth").exists()
 
 
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.split("\n")[0])
