@@ -24,6 +24,7 @@ setup(
     install_requires=[
         "contourpy",
         "fvcore",
+        "ijson",
         "iopath",
         "numpy",
         "packaging",
@@ -37,6 +38,8 @@ setup(
         "tqdm",
     ],
     extras_require={
+        # COCO evaluation with equal results in a fraction of the time.
+        "fast": ["faster-coco-eval>=1.6"],
         # What detectron2 itself needs at run time, for those who install its wheel with --no-deps.
         "detectron2": [
             "cloudpickle",

@@ -34,6 +34,12 @@ def coco_root() -> Path:
     return _shared("datasets", "coco").parent
 
 
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """Folder of data with known answers."""
+    return _shared("fixtures")
+
+
 @pytest.fixture
 def run_python():
     """run_python("tools/x.py", "--flag", cwd=..., env=...): a finished subprocess, output captured."""

@@ -1,5 +1,6 @@
 """Evaluators by dataset, and what they say in corner cases."""
 
+import json
 import math
 
 import pytest
@@ -8,11 +9,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from resnest_d2 import UserError, model_zoo
+from resnest_d2 import OptionError, UserError, model_zoo
 from resnest_d2.data import register_shapes
 from resnest_d2.data.shapes import generate_shapes
 from resnest_d2.evaluation import build_evaluator
-from resnest_d2.evaluation.coco import COCOEvaluator
+from resnest_d2.evaluation.coco import BACKENDS, COCOEvaluator, default_backend, evaluate_coco
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,21 @@ def shapes_val(tmp_path_factory):
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     register_shapes()
+
+
+@pytest.fixture
+def facts_of_cocoapi(fixtures):
+    """Ground truth, published detections and their twelve statistics, by type."""
+
+    def load(iou_type):
+        folder = fixtures / "coco_eval"
+        return (
+            json.loads((folder / "instances_val2014_100.json").read_text()),
+            json.loads((folder / f"instances_val2014_fake{iou_type}100_results.json").read_text()),
+            json.loads((folder / "expected.json").read_text())[iou_type],
+        )
+
+    return load
 
 
 def evaluate(records, predictions, tmp_path):
@@ -65,6 +81,42 @@ def test_a_model_that_finds_nothing_scores_0_not_nan(shapes_val, tmp_path):
     results = evaluate(shapes_val, [instances_of(r, keep=False) for r in shapes_val], tmp_path)
     assert results["bbox"]["AP"] == 0 and results["bbox"]["AP50"] == 0
     assert math.isnan(results["bbox"]["APl"])  # there are no large objects to find
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_the_known_answers_of_cocoapi_are_met(backend, iou_type, facts_of_cocoapi):
+    truth, results, expected = facts_of_cocoapi(iou_type)
+    stats = evaluate_coco(truth, results, iou_type, backend=backend).stats
+    assert list(stats) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_keypoints_of_the_truth_score_1(backend, coco_root):
+    file = coco_root / "coco/annotations/person_keypoints_val2017.json"
+    truth = json.loads(file.read_text())
+    results = [
+        {**{k: a[k] for k in ("image_id", "category_id", "keypoints")}, "score": 1.0}
+        for a in truth["annotations"]
+        if a.get("num_keypoints") and not a["iscrowd"]
+    ]
+    assert evaluate_coco(truth, results, "keypoints", backend=backend).stats[0] == pytest.approx(1)
+    with pytest.raises(OptionError, match=r"TEST.KEYPOINT_OKS_SIGMAS must have 17 entries, one a keypoint"):
+        evaluate_coco(truth, results, "keypoints", backend=backend, keypoint_sigmas=[0.1] * 3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("iou_type", ["bbox", "segm", "keypoints"])
+def test_nothing_found_scores_0_with_either_backend(backend, iou_type, coco_root):
+    file = coco_root / "coco/annotations/person_keypoints_val2017.json"
+    assert evaluate_coco(json.loads(file.read_text()), [], iou_type, backend=backend).stats[0] == 0
+
+
+def test_the_backend_is_the_faster_one_if_installed_and_named_in_the_log(shapes_val, tmp_path, caplog):
+    assert default_backend() == "faster-coco-eval"
+    with caplog.at_level("INFO", logger="resnest_d2"):
+        evaluate(shapes_val, [instances_of(r, keep=True) for r in shapes_val], tmp_path)
+    assert "Evaluating with faster-coco-eval" in caplog.text
 
 
 @pytest.mark.parametrize("kind, expected", [("coco", COCOEvaluator), ("sem_seg", SemSegEvaluator)])

@@ -1,0 +1,35 @@
+#!/usr/bin/env python
+"""Check a dataset in COCO's format: what is wrong, how often, and where.
+
+%(prog)s annotations/instances_train2017.json train2017/
+%(prog)s mine.json images/ --fix mine_fixed.json
+
+Exit status: 0 where nothing was found, 1 where something was, 2 where the file cannot be read at all.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from resnest_d2.data import check_coco
+from resnest_d2.engine import one_line_errors
+
+
+def main(args):
+    report = check_coco(args.annotations, args.images, "header" if args.quick else "decode", args.fix)
+    print(report)
+    if args.fix:
+        print(f"wrote {args.fix}")
+    sys.exit(bool(report.counts))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("annotations", type=Path, help="annotation file, JSON")
+    parser.add_argument("images", type=Path, help="folder of the images")
+    parser.add_argument("--fix", type=Path, metavar="OUT", help="write a mended copy of the annotations")
+    parser.add_argument("--quick", action="store_true", help="read the images' headers only")
+    with one_line_errors():
+        main(parser.parse_args())
