@@ -6,7 +6,7 @@ import logging
 import sys
 from argparse import ArgumentParser, Namespace
 from contextlib import contextmanager
-from typing import Callable, Iterator
+from typing import Callable, Iterator, List
 
 import torch
 from detectron2.config import CfgNode
@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..errors import UserError
+from .expectations import keep_comparable
 from .setup import check_run, load_config
 
 _EPILOG = """
@@ -47,13 +48,14 @@ def run(main: Callable[[CfgNode, Namespace], object], args: Namespace) -> None:
     with one_line_errors():
         cfg = load_config(args.config_file, args.opts)
         check_run(cfg, args)
+        reasons = keep_comparable(cfg, load_config(args.config_file), args)
         launch(
             _main,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(main, cfg, args),
+            args=(main, cfg, args, reasons),
         )
 
 
@@ -67,9 +69,13 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(2)
 
 
-def _main(main: Callable[[CfgNode, Namespace], object], cfg: CfgNode, args: Namespace) -> None:
+def _main(
+    main: Callable[[CfgNode, Namespace], object], cfg: CfgNode, args: Namespace, reasons: List[str]
+) -> None:
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="resnest_d2")
     if cfg.MODEL.DEVICE == "cpu" and not torch.cuda.is_available():
         logging.getLogger(__name__).warning("No CUDA device is visible: running on the CPU")
+    for reason in reasons:
+        logging.getLogger(__name__).info("Not compared with the published AP: %s", reason)
     main(cfg, args)

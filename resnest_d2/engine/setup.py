@@ -7,7 +7,7 @@ import logging
 import re
 from argparse import Namespace
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Sequence
 
 import torch
 import yaml
@@ -19,6 +19,7 @@ from .. import model_zoo
 from ..config import add_resnest_config
 from ..data import check_datasets
 from ..errors import UserError
+from .expectations import flatten
 
 logger = logging.getLogger(__name__)
 
@@ -110,13 +111,6 @@ class _as_user_error:
         message = " ".join(str(error).strip("'\"").split())
         unknown = re.search(r"[Nn]on-existent (?:config )?key: ([\w.]+)", message)
         if unknown:
-            near = difflib.get_close_matches(unknown[1], _keys(self.cfg), 1)
+            near = difflib.get_close_matches(unknown[1], [key for key, _ in flatten(self.cfg)], 1)
             message = f"unknown key {unknown[1]}" + (f"; did you mean {near[0]}?" if near else "")
         raise UserError(f"{self.source}: {message}") from None
-
-
-def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _keys(value, f"{prefix}{key}.")
-        yield prefix + key

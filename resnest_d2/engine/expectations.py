@@ -1,0 +1,72 @@
+"""Whether a run may be compared with the published AP of its configuration."""
+
+from __future__ import annotations
+
+import importlib.util
+from argparse import Namespace
+from typing import Any, Dict, Iterator, List, Tuple
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
+#: Datasets that the published figures are of, with their number of images.
+_FULL = {"coco_2017_val": 5000, "coco_2017_val_panoptic_separated": 5000}
+# What may differ from the recipe: it changes where and how fast a model is computed, not which.
+_FREE = {
+    *("MODEL.WEIGHTS", "MODEL.DEVICE", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.REFERENCE_WORLD_SIZE"),
+    *("SOLVER.AMP.ENABLED", "TEST.EXPECTED_RESULTS", "TEST.EVAL_PERIOD"),
+}
+_TRAINING = ("MODEL.", "SOLVER.", "INPUT.", "DATASETS.", "DATALOADER.SAMPLER", "TEST.")
+_EVALUATION = ("MODEL.", "INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "TEST.")
+
+
+def flatten(node: CfgNode, prefix: str = "") -> Iterator[Tuple[str, Any]]:
+    """Dotted key and value of every setting."""
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def keep_comparable(cfg: CfgNode, recipe: CfgNode, args: Namespace) -> List[str]:
+    """Empty TEST.EXPECTED_RESULTS of what this run cannot be compared with.
+
+    Published figures are those of the full val2017 and of the recipe as it is written.
+
+    Args:
+        cfg: of the run; changed in place.
+        recipe: the configuration file without the command line's changes.
+        args: of :func:`argument_parser`.
+
+    Returns:
+        The reasons, one a line; none where all can be compared or there was nothing to compare with.
+    """
+    if not cfg.TEST.EXPECTED_RESULTS:
+        return []
+    reason = _obstacle(cfg, dict(flatten(recipe)), _EVALUATION if args.eval_only else _TRAINING)
+    kept, reasons = list(cfg.TEST.EXPECTED_RESULTS), []
+    if reason:
+        kept, reasons = [], [reason]
+    elif importlib.util.find_spec("panopticapi") is None:
+        evaluated = [row for row in kept if row[0] != "panoptic_seg"]
+        if len(evaluated) < len(kept):
+            kept, reasons = evaluated, ["PQ is not evaluated without panopticapi"]
+    cfg.defrost()
+    cfg.TEST.EXPECTED_RESULTS = kept
+    cfg.freeze()
+    return reasons
+
+
+def _obstacle(cfg: CfgNode, recipe: Dict[str, Any], sections: Tuple[str, ...]) -> str:
+    for name in cfg.DATASETS.TEST:
+        if name not in _FULL:
+            return f"DATASETS.TEST is {name}, not the full coco_2017_val"
+    for key, value in flatten(cfg):
+        if key.startswith(sections) and key not in _FREE and value != recipe[key]:
+            return f"{key} is {value!r}, in the recipe {recipe[key]!r}"
+    for name in cfg.DATASETS.TEST:
+        images = len(DatasetCatalog.get(name))
+        if images != _FULL[name]:
+            return f"{name} has {images} images here, not {_FULL[name]}"
+    return ""
