@@ -2,8 +2,18 @@
 
 from .check import check_datasets
 from .coco_check import check_coco
+from .custom import check_pairs, fit_config, pairs_of, register_pairs
 from .shapes import generate_shapes, register_shapes
 
 register_shapes()
 
-__all__ = ["check_coco", "check_datasets", "generate_shapes", "register_shapes"]
+__all__ = [
+    "check_coco",
+    "check_datasets",
+    "check_pairs",
+    "fit_config",
+    "generate_shapes",
+    "pairs_of",
+    "register_pairs",
+    "register_shapes",
+]

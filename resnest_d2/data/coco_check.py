@@ -112,7 +112,7 @@ def check_coco(
     writer = _Writer(fix, kept) if fix else None
     annotated: Set[Any] = set()
     seen: Set[Any] = set()
-    for index, annotation in enumerate(_entries(json_file, "annotations")):
+    for index, annotation in enumerate(read_list(json_file, "annotations")):
         report.annotations += 1
         mended = _inspect(annotation, index, sizes, categories, seen, report)
         if mended is not None:
@@ -145,8 +145,12 @@ class _Finite:
                 return out
 
 
-def _entries(json_file: Path, name: str) -> Iterator[Any]:
-    """Elements of the list ``name``, one after the other."""
+def read_list(json_file: Path, name: str) -> Iterator[Any]:
+    """Elements of the list ``name`` in a COCO file, one after the other.
+
+    Raises:
+        UserError: the file cannot be read, or is no JSON.
+    """
     try:
         with json_file.open("rb") as file:
             has_nan = False
@@ -175,7 +179,7 @@ def _entries(json_file: Path, name: str) -> Iterator[Any]:
 def _check_categories(json_file: Path, report: Report, kept: Dict[str, Any]) -> Set[Any]:
     ids: Set[Any] = set()
     kept["categories"] = []
-    for index, category in enumerate(_entries(json_file, "categories")):
+    for index, category in enumerate(read_list(json_file, "categories")):
         report.categories += 1
         where = f"category {index}"
         if not isinstance(category, dict):
@@ -197,7 +201,7 @@ def _check_images(
 ) -> Dict[Any, _Image]:
     sizes: Dict[Any, _Image] = {}
     kept["images"] = []
-    entries = _entries(json_file, "images")
+    entries = read_list(json_file, "images")
     for index, image in enumerate(tqdm(entries, desc="images", disable=how in ("none", "exist"))):
         report.images += 1
         if not isinstance(image, dict):

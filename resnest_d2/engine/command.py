@@ -14,9 +14,10 @@ from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from ..data import pairs_of, register_pairs
 from ..errors import UserError
 from .expectations import keep_comparable
-from .setup import check_run, load_config
+from .setup import check_run, fit_to_own_data, load_config
 
 _EPILOG = """
 Datasets are looked for under $DETECTRON2_DATASETS, by default ./datasets. Without a GPU it runs on the
@@ -37,6 +38,11 @@ def argument_parser(description: str) -> ArgumentParser:
         action="store_true",
         help="evaluate or draw although parts of the model have no weights in MODEL.WEIGHTS",
     )
+    own = parser.add_argument_group("your own data, in COCO's format (each may be given several times)")
+    for split in ("train", "val"):
+        own.add_argument(f"--{split}-json", action="append", metavar="FILE", help="annotation file")
+        own.add_argument(f"--{split}-images", action="append", metavar="DIR", help="its folder of images")
+    own.add_argument("--epochs", type=float, help="fit the schedule to so many epochs of the training data")
     return parser
 
 
@@ -47,15 +53,17 @@ def run(main: Callable[[CfgNode, Namespace], object], args: Namespace) -> None:
     """
     with one_line_errors():
         cfg = load_config(args.config_file, args.opts)
+        notes = fit_to_own_data(cfg, args)
         check_run(cfg, args)
         reasons = keep_comparable(cfg, load_config(args.config_file), args)
+        notes += [f"Not compared with the published AP: {reason}" for reason in reasons]
         launch(
             _main,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(main, cfg, args, reasons),
+            args=(main, cfg, args, notes),
         )
 
 
@@ -70,12 +78,15 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _main(
-    main: Callable[[CfgNode, Namespace], object], cfg: CfgNode, args: Namespace, reasons: List[str]
+    main: Callable[[CfgNode, Namespace], object], cfg: CfgNode, args: Namespace, notes: List[str]
 ) -> None:
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="resnest_d2")
     if cfg.MODEL.DEVICE == "cpu" and not torch.cuda.is_available():
         logging.getLogger(__name__).warning("No CUDA device is visible: running on the CPU")
-    for reason in reasons:
-        logging.getLogger(__name__).info("Not compared with the published AP: %s", reason)
+    for note in notes:
+        logging.getLogger(__name__).warning(note)
+    # Processes that were spawned know only what the package itself registers.
+    register_pairs("train", pairs_of(vars(args), "train"))
+    register_pairs("val", pairs_of(vars(args), "val"))
     main(cfg, args)

@@ -7,7 +7,7 @@ import logging
 import re
 from argparse import Namespace
 from pathlib import Path
-from typing import Sequence
+from typing import List, Sequence
 
 import torch
 import yaml
@@ -17,7 +17,7 @@ from detectron2.utils.file_io import PathManager
 
 from .. import model_zoo
 from ..config import add_resnest_config
-from ..data import check_datasets
+from ..data import check_datasets, check_pairs, fit_config, pairs_of
 from ..errors import UserError
 from .expectations import flatten
 
@@ -62,6 +62,27 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
     return cfg
 
 
+def fit_to_own_data(cfg: CfgNode, args: Namespace) -> List[str]:
+    """Check the datasets named on the command line, and fit ``cfg`` to them, in place.
+
+    Returns:
+        What the user should know, one a line.
+
+    Raises:
+        UserError: see :func:`check_pairs` and :func:`fit_config`.
+    """
+    train, val = (pairs_of(vars(args), split) for split in ("train", "val"))
+    if not train and not val:
+        if args.epochs is not None:
+            raise UserError("--epochs goes with --train-json; else set SOLVER.MAX_ITER and SOLVER.STEPS")
+        return []
+    warnings = check_pairs([*train, *val])
+    cfg.defrost()
+    notes = fit_config(cfg, train, val, args.epochs)
+    cfg.freeze()
+    return warnings + notes
+
+
 def check_run(cfg: CfgNode, args: Namespace) -> None:
     """Raise UserError for what would otherwise fail in the middle of a run.
 
@@ -73,6 +94,10 @@ def check_run(cfg: CfgNode, args: Namespace) -> None:
         raise UserError(f"--num-gpus {args.num_gpus}: {gpus} visible on this machine")
     if not args.eval_only:
         check_datasets(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
+        if cfg.SOLVER.MAX_ITER in cfg.SOLVER.STEPS:  # detectron2 drops later steps, and stops at this
+            raise UserError(
+                f"SOLVER.STEPS {cfg.SOLVER.STEPS} must not hold SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}"
+            )
     check_datasets(cfg.DATASETS.TEST, "DATASETS.TEST")
     if args.resume and DetectionCheckpointer(torch.nn.Identity(), cfg.OUTPUT_DIR).has_checkpoint():
         return
