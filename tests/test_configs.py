@@ -9,7 +9,7 @@ from resnest_d2 import UserError, model_zoo
 from resnest_d2.model_zoo.records import DETECTORS
 
 # Not rows of the published tables.
-OURS = {"quickstart", "retinanet_resnest50", "retinanet_resnest101"}
+OURS = {"quickstart", *(f"{m}_resnest{d}" for m in ("retinanet", "keypoint") for d in (50, 101))}
 
 
 def flat(node, prefix=""):

@@ -27,7 +27,7 @@ def fitted(name, shapes, *overrides, epochs=None):
     pairs, _ = shapes
     cfg = model_zoo.get_config(name)
     cfg.merge_from_list([*overrides])
-    return cfg, fit_config(cfg, [pairs[0]], [pairs[1]], epochs)
+    return cfg, fit_config(cfg, [pairs[0]], [pairs[1]], epochs)[0]
 
 
 def annotated_images(content):
@@ -72,7 +72,8 @@ def test_keypoint_heads_are_fitted(coco_root):
     pair = (str(coco / "annotations/person_keypoints_train2017.json"), str(coco / "train2017"))
     cfg = model_zoo.get_config("faster_resnest50")
     cfg.MODEL.KEYPOINT_ON = True
-    fit_config(cfg, [pair], [], 1)
+    _, metadata = fit_config(cfg, [pair], [], 1)
+    assert metadata["keypoint_flip_map"] == MetadataCatalog.get("user_train_1").keypoint_flip_map
     assert cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS == 17 and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 1
     flips = MetadataCatalog.get("user_train_1").keypoint_flip_map
     assert ("left_eye", "right_eye") in flips and len(flips) == 8

@@ -123,13 +123,22 @@ def test_test_time_augmentation_runs_when_enabled(trained, run_python, tmp_path)
     assert len(ap_tables(result.stdout)) == 2 and result.stdout.count("Task: bbox") == 2
 
 
-def test_retinanet_trains_and_evaluates(coco_root, run_python, tmp_path):
+@pytest.mark.parametrize(
+    "name, tasks",
+    [
+        ("retinanet_resnest50", {"bbox"}),
+        ("keypoint_resnest50", {"bbox", "keypoints"}),
+        ("faster_resnest50_dcn", {"bbox"}),
+        ("cascade_mask_resnest200_dcn_3x", {"bbox", "segm"}),
+    ],
+)
+def test_rows_beyond_the_two_tables_train_and_evaluate(name, tasks, coco_root, run_python, tmp_path):
     result = run_python(
-        *("tools/train_net.py", *config("retinanet_resnest50"), *TINY, "OUTPUT_DIR", tmp_path),
+        *("tools/train_net.py", *config(name), *TINY, "OUTPUT_DIR", tmp_path),
         env={"DETECTRON2_DATASETS": coco_root},
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "bbox" in ap_tables(result.stdout)
+    assert set(ap_tables(result.stdout)) == tasks
 
 
 @pytest.mark.parametrize(

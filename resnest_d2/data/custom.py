@@ -35,8 +35,11 @@ class Facts(NamedTuple):
     has_masks: bool
 
 
-def register_pairs(split: str, pairs: Sequence[Pair]) -> List[str]:
+def register_pairs(split: str, pairs: Sequence[Pair], metadata: Dict[str, Any]) -> List[str]:
     """Register annotation files with their image folders. Registering again changes nothing.
+
+    Args:
+        metadata: beyond what loading the files tells: keypoints.
 
     Returns:
         The datasets' names: ``user_train_1``, ...
@@ -47,7 +50,7 @@ def register_pairs(split: str, pairs: Sequence[Pair]) -> List[str]:
         if name in DatasetCatalog.list():
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
-        register_coco_instances(name, {}, str(json_file), str(images))
+        register_coco_instances(name, metadata, str(json_file), str(images))
         names.append(name)
     return names
 
@@ -99,7 +102,7 @@ def read_facts(json_file: str) -> Facts:
 
 def fit_config(
     cfg: CfgNode, train: Sequence[Pair], val: Sequence[Pair], epochs: Optional[float]
-) -> List[str]:
+) -> Tuple[List[str], Dict[str, Any]]:
     """Point a configuration at the datasets, and set what depends on them.
 
     Args:
@@ -108,7 +111,8 @@ def fit_config(
         train, val: annotation files and image folders.
 
     Returns:
-        What the recipe assumes and these data do not meet, one a line.
+        What the recipe assumes and these data do not meet, one a line; and the metadata with which the
+        datasets are registered, for processes that must do it again.
 
     Raises:
         UserError: the files disagree on their classes, or lack what the recipe learns from.
@@ -118,22 +122,21 @@ def fit_config(
     for file, other in zip(files, facts):
         if other.classes != facts[0].classes:
             raise UserError(f"{file} has the classes {other.classes}, {files[0]} has {facts[0].classes}")
+    metadata = _set_classes(cfg, facts[0], files[0])
     if train:
-        cfg.DATASETS.TRAIN = tuple(register_pairs("train", train))
-    if val:
-        cfg.DATASETS.TEST = tuple(register_pairs("val", val))
-    elif train:
-        cfg.DATASETS.TEST = ()
-    _set_classes(cfg, facts[0], files[0])
+        cfg.DATASETS.TRAIN = tuple(register_pairs("train", train, metadata))
+    if train or val:
+        cfg.DATASETS.TEST = tuple(register_pairs("val", val, metadata))
     if cfg.MODEL.MASK_ON and not all(f.has_masks for f in facts):
         raise UserError(
             "MODEL.MASK_ON: the annotations hold no segmentations; take a configuration without masks "
             "(faster_..., cascade_...), or MODEL.MASK_ON False"
         )
-    return _fit_schedule(cfg, facts[: len(train)], epochs) if train else []
+    return (_fit_schedule(cfg, facts[: len(train)], epochs) if train else []), metadata
 
 
-def _set_classes(cfg: CfgNode, facts: Facts, file: str) -> None:
+def _set_classes(cfg: CfgNode, facts: Facts, file: str) -> Dict[str, Any]:
+    """Sets numbers of classes and keypoints. Returns the metadata of keypoints."""
     if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN":
         raise UserError(
             "MODEL.META_ARCHITECTURE PanopticFPN needs semantic annotations, which a file of instances "
@@ -143,7 +146,7 @@ def _set_classes(cfg: CfgNode, facts: Facts, file: str) -> None:
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = count
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = count + 1  # background
     if not cfg.MODEL.KEYPOINT_ON:
-        return
+        return {}
     if not facts.keypoints:
         raise UserError(f"MODEL.KEYPOINT_ON: the first category in {file} names no keypoints")
     cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(facts.keypoints)
@@ -154,8 +157,7 @@ def _set_classes(cfg: CfgNode, facts: Facts, file: str) -> None:
         for name in facts.keypoints
         if "left" in name and name.replace("left", "right") in facts.keypoints
     ]
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        MetadataCatalog.get(name).set(keypoint_names=facts.keypoints, keypoint_flip_map=pairs)
+    return {"keypoint_names": facts.keypoints, "keypoint_flip_map": pairs}
 
 
 def _fit_schedule(cfg: CfgNode, facts: Sequence[Facts], epochs: Optional[float]) -> List[str]:

@@ -14,10 +14,9 @@ from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..data import pairs_of, register_pairs
 from ..errors import UserError
 from .expectations import keep_comparable
-from .setup import check_run, fit_to_own_data, load_config
+from .setup import check_run, fit_to_own_data, load_config, register_own_data
 
 _EPILOG = """
 Datasets are looked for under $DETECTRON2_DATASETS, by default ./datasets. Without a GPU it runs on the
@@ -86,7 +85,5 @@ def _main(
         logging.getLogger(__name__).warning("No CUDA device is visible: running on the CPU")
     for note in notes:
         logging.getLogger(__name__).warning(note)
-    # Processes that were spawned know only what the package itself registers.
-    register_pairs("train", pairs_of(vars(args), "train"))
-    register_pairs("val", pairs_of(vars(args), "val"))
+    register_own_data(args)
     main(cfg, args)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import logging
 import re
 from argparse import Namespace
+from contextlib import contextmanager
 from pathlib import Path
-from typing import List, Sequence
+from typing import Iterator, List, Sequence
 
 import torch
 import yaml
@@ -17,11 +17,9 @@ from detectron2.utils.file_io import PathManager
 
 from .. import model_zoo
 from ..config import add_resnest_config
-from ..data import check_datasets, check_pairs, fit_config, pairs_of
+from ..data import check_datasets, check_pairs, fit_config, pairs_of, register_pairs
 from ..errors import UserError
 from .expectations import flatten
-
-logger = logging.getLogger(__name__)
 
 
 def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
@@ -65,12 +63,16 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
 def fit_to_own_data(cfg: CfgNode, args: Namespace) -> List[str]:
     """Check the datasets named on the command line, and fit ``cfg`` to them, in place.
 
+    Args:
+        args: of :func:`argument_parser`; ``own_metadata`` is added for :func:`register_own_data`.
+
     Returns:
         What the user should know, one a line.
 
     Raises:
         UserError: see :func:`check_pairs` and :func:`fit_config`.
     """
+    args.own_metadata = {}
     train, val = (pairs_of(vars(args), split) for split in ("train", "val"))
     if not train and not val:
         if args.epochs is not None:
@@ -78,9 +80,15 @@ def fit_to_own_data(cfg: CfgNode, args: Namespace) -> List[str]:
         return []
     warnings = check_pairs([*train, *val])
     cfg.defrost()
-    notes = fit_config(cfg, train, val, args.epochs)
+    notes, args.own_metadata = fit_config(cfg, train, val, args.epochs)
     cfg.freeze()
     return warnings + notes
+
+
+def register_own_data(args: Namespace) -> None:
+    """Register the command line's datasets in a spawned process, which knows only the package's own."""
+    for split in ("train", "val"):
+        register_pairs(split, pairs_of(vars(args), split), args.own_metadata)
 
 
 def check_run(cfg: CfgNode, args: Namespace) -> None:
@@ -121,21 +129,15 @@ def check_run(cfg: CfgNode, args: Namespace) -> None:
         )
 
 
-class _as_user_error:
+@contextmanager
+def _as_user_error(cfg: CfgNode, source: str) -> Iterator[None]:
     """Turns what yacs and yaml raise for a bad configuration into one line that names the source."""
-
-    def __init__(self, cfg: CfgNode, source: str) -> None:
-        self.cfg, self.source = cfg, source
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, traceback) -> None:
-        if not isinstance(error, (KeyError, AssertionError, ValueError, yaml.YAMLError, OSError)):
-            return
-        message = " ".join(str(error).strip("'\"").split())
+    try:
+        yield
+    except (KeyError, AssertionError, ValueError, yaml.YAMLError, OSError) as e:
+        message = " ".join(str(e).strip("'\"").split())
         unknown = re.search(r"[Nn]on-existent (?:config )?key: ([\w.]+)", message)
         if unknown:
-            near = difflib.get_close_matches(unknown[1], [key for key, _ in flatten(self.cfg)], 1)
+            near = difflib.get_close_matches(unknown[1], [key for key, _ in flatten(cfg)], 1)
             message = f"unknown key {unknown[1]}" + (f"; did you mean {near[0]}?" if near else "")
-        raise UserError(f"{self.source}: {message}") from None
+        raise UserError(f"{source}: {message}") from None
