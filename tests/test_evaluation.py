@@ -80,6 +80,7 @@ def test_ground_truth_as_prediction_scores_100(shapes_val, tmp_path):
 def test_a_model_that_finds_nothing_scores_0_not_nan(shapes_val, tmp_path):
     results = evaluate(shapes_val, [instances_of(r, keep=False) for r in shapes_val], tmp_path)
     assert results["bbox"]["AP"] == 0 and results["bbox"]["AP50"] == 0
+    assert results["segm"]["AP"] == 0
     assert math.isnan(results["bbox"]["APl"])  # there are no large objects to find
 
 

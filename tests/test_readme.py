@@ -40,18 +40,23 @@ def test_tool_commands_run_in_their_order(run_python, coco_root, tmp_path):
     """On 50 real images, one process, few iterations, a shallow backbone; else as written."""
     for name in ("tools", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "bccd").symlink_to(coco_root / "bccd")
     torch.save(resnest.torch.resnest50().state_dict(), tmp_path / "resnest50-528c19ca.pth")
     for command in COMMANDS:
         words = shlex.split(command)
         if words[0] != "python":
             continue
-        if words[1] == "-m" or "convert_weights" in command:
+        if not {"tools/train_net.py", "tools/draw_predictions.py"} & {*words}:
             result = run_python(*words[1:], cwd=tmp_path)
-            assert result.returncode == 0, (command, result.stderr[-3000:])
+            found = "check_dataset" in command  # a box without area, which came so
+            assert result.returncode == found, (command, result.stderr[-3000:])
             continue
         if "--num-gpus" in words:
             del words[words.index("--num-gpus") : words.index("--num-gpus") + 2]
         tiny = [*map(str, TINY)]
+        if "--epochs" in words:
+            words[words.index("--epochs") + 1] = "0.02"
+            del tiny[tiny.index("SOLVER.MAX_ITER") : tiny.index("SOLVER.MAX_ITER") + 2]
         if "MODEL.WEIGHTS" in words:
             del tiny[tiny.index("MODEL.WEIGHTS") : tiny.index("MODEL.WEIGHTS") + 2]
         if "SOLVER.REFERENCE_WORLD_SIZE" in words:  # from 8 processes to one

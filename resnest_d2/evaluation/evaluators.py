@@ -55,5 +55,14 @@ def build_evaluator(cfg: CfgNode, dataset: str, output_dir: str) -> DatasetEvalu
 
 
 def build_instance_evaluator(cfg: CfgNode, dataset: str, output_dir: str) -> DatasetEvaluator:
-    """COCO box, mask and keypoint AP, whichever the model predicts."""
-    return COCOEvaluator(dataset, output_dir=output_dir, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)
+    """COCO AP of boxes, and of masks and keypoints where the model predicts them.
+
+    The configuration says which, so that a model that finds nothing is evaluated in all of them.
+    """
+    tasks = ["bbox"] + ["segm"] * cfg.MODEL.MASK_ON + ["keypoints"] * cfg.MODEL.KEYPOINT_ON
+    return COCOEvaluator(
+        dataset,
+        tasks=tuple(tasks),
+        output_dir=output_dir,
+        kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+    )

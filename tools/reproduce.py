@@ -1,0 +1,66 @@
+#!/usr/bin/env python
+"""Reproduce rows of the paper's COCO tables: train and evaluate, or only evaluate, one after the other.
+
+%(prog)s --table 5                             all rows of table 5
+%(prog)s --rows mask_resnest50,mask_resnet50   these
+%(prog)s --all --eval-only                     the authors' trained detectors, where you hold them
+%(prog)s --all --dry-run                       print the commands
+%(prog)s --table 6 --slurm                     print an sbatch script
+
+Stopped, it goes on where it was: a finished row is not run again, another continues from its last
+checkpoint. Results are in OUTPUT/results.json and OUTPUT/table.md, beside the paper's figures.
+"""
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+
+import torch
+
+from resnest_d2.engine import one_line_errors
+from resnest_d2.engine.reproduce import Reproduction, markdown, select
+
+
+def main(args):
+    names = select(args.table, args.rows, args.all)
+    script = Path(__file__).with_name("train_net.py")
+    rows = Reproduction(script, args.output, args.num_gpus, args.eval_only, args.smoke, args.opts)
+    if args.slurm:
+        print(rows.slurm(names))
+        return
+    if args.dry_run:
+        for name in names:
+            print(shlex.join(rows.command(name)))
+        return
+    print(rows.scaling())
+    args.output.mkdir(parents=True, exist_ok=True)
+    results = []
+    for i, name in enumerate(names, 1):
+        print(f"[{i}/{len(names)}] {name}, log in {args.output / name}/stdout.txt", flush=True)
+        results.append(rows.run(name))
+        if results[-1]["error"]:
+            print(f"  failed: {results[-1]['error']}", flush=True)
+        (args.output / "results.json").write_text(json.dumps(results, indent=1))
+        (args.output / "table.md").write_text(markdown(results) + "\n")
+    print(markdown(results))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--table", metavar="N", help="rows of that table of the paper: 5 or 6")
+    parser.add_argument("--rows", metavar="A,B", help="rows by name")
+    parser.add_argument("--all", action="store_true", help="every published row")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate trained detectors")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
+    parser.add_argument("--slurm", action="store_true", help="print an sbatch array script, run nothing")
+    parser.add_argument("--smoke", action="store_true", help="2 iterations and an evaluation, small images")
+    parser.add_argument("--output", type=Path, default=Path("output/reproduce"), help="default: %(default)s")
+    parser.add_argument(
+        "--num-gpus", type=int, default=max(1, torch.cuda.device_count()), help="default: all visible"
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every row")
+    with one_line_errors():
+        main(parser.parse_args())
