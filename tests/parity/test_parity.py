@@ -43,9 +43,7 @@ def test_state_dict_and_features_equal_those_of_the_released_plugin(name):
     assert measure.plugin_features(name) < measure.TOLERANCE["features"]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ("200", "269"))) for n in measure.PLUGIN]
-)
+@pytest.mark.parametrize("name", measure.PLUGIN)
 def test_losses_gradients_and_frozen_stages_equal_those_of_the_released_plugin(name, batches):
     errors = measure.plugin_train_step(name, batches[0])
     assert errors["losses"] < measure.TOLERANCE["train step"]
@@ -54,7 +52,6 @@ def test_losses_gradients_and_frozen_stages_equal_those_of_the_released_plugin(n
     assert ours == theirs and any(key.startswith("backbone.bottom_up.res2.") for key in ours)
 
 
-@pytest.mark.slow
 def test_loss_curve_equals_that_of_the_released_plugin_over_20_iterations(batches):
     curves = measure.plugin_curves(batches)
     assert len(curves.ours) == 20
