@@ -47,6 +47,7 @@ setup(
             "matplotlib",
             "omegaconf<2.4",
             "opencv-python-headless",
+            "shapely",  # random crops of polygon masks: the 3x recipes
             "tensorboard",
             "termcolor",
             "yacs",

@@ -129,7 +129,8 @@ def test_test_time_augmentation_runs_when_enabled(trained, run_python, tmp_path)
         ("retinanet_resnest50", {"bbox"}),
         ("keypoint_resnest50", {"bbox", "keypoints"}),
         ("faster_resnest50_dcn", {"bbox"}),
-        ("cascade_mask_resnest200_dcn_3x", {"bbox", "segm"}),
+        # Random crops of polygon masks.
+        pytest.param("cascade_mask_resnest200_dcn_3x", {"bbox", "segm"}, marks=pytest.mark.slow),
     ],
 )
 def test_rows_beyond_the_two_tables_train_and_evaluate(name, tasks, coco_root, run_python, tmp_path):
@@ -190,6 +191,21 @@ def test_mistakes_end_in_one_line_and_status_2(args, expected, run_python, tmp_p
         cwd=tmp_path,
     )
     assert_one_line_error(result, *expected)
+
+
+def test_crops_of_polygons_without_shapely_are_named(run_python, coco_root, tmp_path):
+    (tmp_path / "without.py").write_text(
+        "import importlib.util, runpy, sys\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *a: None if name == 'shapely' else find(name, *a)\n"
+        "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    result = run_python(
+        *(tmp_path / "without.py", "tools/train_net.py", *config("cascade_mask_resnest200_3x")),
+        *("MODEL.WEIGHTS", "", "OUTPUT_DIR", tmp_path),
+        env={"DETECTRON2_DATASETS": coco_root},
+    )
+    assert_one_line_error(result, "INPUT.CROP.ENABLED True", "pip install shapely")
 
 
 def test_malformed_yaml_is_named_in_one_line(run_python, tmp_path):

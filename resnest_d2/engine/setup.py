@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 from argparse import Namespace
 from contextlib import contextmanager
@@ -105,6 +106,12 @@ def check_run(cfg: CfgNode, args: Namespace) -> None:
         if cfg.SOLVER.MAX_ITER in cfg.SOLVER.STEPS:  # detectron2 drops later steps, and stops at this
             raise UserError(
                 f"SOLVER.STEPS {cfg.SOLVER.STEPS} must not hold SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}"
+            )
+        crops_polygons = cfg.INPUT.CROP.ENABLED and cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon"
+        if crops_polygons and importlib.util.find_spec("shapely") is None:
+            raise UserError(
+                "INPUT.CROP.ENABLED True: detectron2 crops polygon masks with shapely, which is not "
+                "installed; pip install shapely, or set INPUT.MASK_FORMAT to bitmask"
             )
     check_datasets(cfg.DATASETS.TEST, "DATASETS.TEST")
     if args.resume and DetectionCheckpointer(torch.nn.Identity(), cfg.OUTPUT_DIR).has_checkpoint():
