@@ -6,6 +6,7 @@ with the size of the file.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import numbers
@@ -153,20 +154,15 @@ def read_list(json_file: Path, name: str) -> Iterator[Any]:
     """
     try:
         with json_file.open("rb") as file:
-            has_nan = False
             count = 0
             try:
-                for entry in ijson.items(file, f"{name}.item", use_float=True, buf_size=1 << 20):
+                for entry in _items(file, name):
                     count += 1
                     yield entry
+                return
             except ijson.JSONError:
-                has_nan = True
-            if has_nan:  # again from the start, where only the numbers may be at fault
-                file.seek(0)
-                entries = ijson.items(_Finite(file), f"{name}.item", use_float=True, buf_size=1 << 20)
-                for i, entry in enumerate(entries):
-                    if i >= count:
-                        yield entry
+                file.seek(0)  # again from the start, as only its numbers may be at fault
+            yield from itertools.islice(_items(_Finite(file), name), count, None)
     except ijson.JSONError as e:
         reason = " ".join(str(e).split())[:120]
         raise UserError(f"{json_file} is no valid JSON ({reason})") from None
@@ -174,6 +170,10 @@ def read_list(json_file: Path, name: str) -> Iterator[Any]:
         raise UserError(f"{json_file} is no text in UTF-8") from None
     except OSError as e:
         raise UserError(f"cannot read {json_file} ({e.strerror})") from None
+
+
+def _items(file: Any, name: str) -> Iterator[Any]:
+    return ijson.items(file, f"{name}.item", use_float=True, buf_size=1 << 20)
 
 
 def _check_categories(json_file: Path, report: Report, kept: Dict[str, Any]) -> Set[Any]:
