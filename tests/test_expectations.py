@@ -80,14 +80,6 @@ def test_a_part_of_val2017_is_not_compared(coco_root, run_python):
     assert "coco_2017_val has 50 images here, not 5000" in result.stdout, result.stderr
 
 
-def test_pq_is_left_out_where_it_is_not_evaluated(full_val2017):
-    DatasetCatalog.pop("coco_2017_val_panoptic_separated")
-    DatasetCatalog.register("coco_2017_val_panoptic_separated", lambda: [{}] * 5000)
-    reasons, cfg = comparison(EVALUATE, name="panoptic_resnest200_3x")
-    assert reasons == ["PQ is not evaluated without panopticapi"]
-    assert [row[0] for row in cfg.TEST.EXPECTED_RESULTS] == ["bbox", "segm"]
-
-
 def test_a_wrong_ap_ends_in_a_failure_and_a_right_one_does_not(full_val2017):
     _, cfg = comparison(EVALUATE)
     assert verify_results(cfg, {"bbox": {"AP": 42.4}, "segm": {"AP": 38.6}})

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
-
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
-    COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
     LVISEvaluator,
@@ -18,6 +14,7 @@ from detectron2.evaluation import (
 
 from ..errors import UserError
 from .coco import COCOEvaluator
+from .panoptic import PanopticEvaluator
 
 
 def build_evaluator(cfg: CfgNode, dataset: str, output_dir: str) -> DatasetEvaluator:
@@ -39,15 +36,13 @@ def build_evaluator(cfg: CfgNode, dataset: str, output_dir: str) -> DatasetEvalu
     if kind == "sem_seg":
         return SemSegEvaluator(dataset, output_dir=output_dir)
     if kind == "coco_panoptic_seg":
-        evaluators = [
-            build_instance_evaluator(cfg, dataset, output_dir),
-            SemSegEvaluator(dataset, output_dir=output_dir),
-        ]
-        if importlib.util.find_spec("panopticapi"):
-            evaluators.append(COCOPanopticEvaluator(dataset, output_dir))
-        else:
-            logging.getLogger(__name__).warning("panopticapi is not installed: no PQ for %s", dataset)
-        return DatasetEvaluators(evaluators)
+        return DatasetEvaluators(
+            [
+                build_instance_evaluator(cfg, dataset, output_dir),
+                SemSegEvaluator(dataset, output_dir=output_dir),
+                PanopticEvaluator(dataset, output_dir),
+            ]
+        )
     raise UserError(
         f"DATASETS.TEST: {dataset!r} has evaluator_type {kind!r}, for which there is no evaluator; "
         "set it to coco, lvis, pascal_voc, sem_seg or coco_panoptic_seg in its metadata"

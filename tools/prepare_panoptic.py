@@ -1,0 +1,29 @@
+#!/usr/bin/env python
+"""Write the semantic maps that detectron2 trains panoptic recipes on, from COCO's panoptic annotations.
+
+cd $DETECTRON2_DATASETS/coco
+%(prog)s annotations/panoptic_train2017.json panoptic_train2017 panoptic_stuff_train2017
+%(prog)s annotations/panoptic_val2017.json panoptic_val2017 panoptic_stuff_val2017
+"""
+
+import argparse
+from pathlib import Path
+
+from resnest_d2.data.panoptic import write_semantic_maps
+from resnest_d2.engine import one_line_errors
+
+
+def main(args):
+    count = write_semantic_maps(args.annotations, args.segments, args.output)
+    print(f"wrote {count} semantic maps to {args.output}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("annotations", type=Path, help="panoptic annotation file, JSON")
+    parser.add_argument("segments", type=Path, help="its folder of PNGs")
+    parser.add_argument("output", type=Path, help="folder for the semantic maps")
+    with one_line_errors():
+        main(parser.parse_args())
