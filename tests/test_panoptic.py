@@ -51,9 +51,7 @@ def quality_by_definition(images):
                     per_category[t["category_id"]][1] += 1
         for p in predicted_segments:
             mask = predicted == p["id"]
-            crowds = [
-                s["id"] for s in true_segments if s["iscrowd"] and s["category_id"] == p["category_id"]
-            ]
+            crowds = [s["id"] for s in true_segments if s["iscrowd"] and s["category_id"] == p["category_id"]]
             ignored = mask & (~labelled | np.isin(truth, crowds))
             if p["id"] not in matched_predicted and ignored.sum() / mask.sum() <= 0.5:
                 per_category.setdefault(p["category_id"], [0, 0, 0, 0])[2] += 1
@@ -180,7 +178,7 @@ def test_evaluator_translates_a_models_output(coco_sample, registered, tmp_path)
         evaluator.process([{"image_id": image_id}], [as_output(ids, stuff, isthing)])
     results = evaluator.evaluate()["panoptic_seg"]
     assert results["PQ_st"] == 100 and results["PQ_th"] == 0 and 0 < results["PQ"] < 100
-    with pytest.raises(UserError, match="panoptic_examples.json has no annotation of image 5"):
+    with pytest.raises(UserError, match=r"panoptic_examples\.json has no annotation of image 5"):
         evaluator.process([{"image_id": 5}], [{}])
 
 

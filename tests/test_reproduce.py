@@ -36,8 +36,8 @@ def test_rows_that_are_not_there_are_named(choice):
 def test_command_is_the_one_a_user_would_type(tmp_path):
     words = reproduction(tmp_path).command("cascade_resnest101")
     assert words[1:6] == [
-        *("tools/train_net.py", "--config-file", model_zoo.get_config_file("cascade_resnest101")),
-        *("--num-gpus", "8"),
+        *("tools/train_net.py", "--num-gpus", "8"),
+        *("--config-file", model_zoo.get_config_file("cascade_resnest101")),
     ]
     assert "--resume" in words and "SOLVER.REFERENCE_WORLD_SIZE" not in words
 
@@ -54,20 +54,47 @@ def test_evaluation_takes_the_released_detector(tmp_path):
     assert words[-2:] == ["MODEL.WEIGHTS", "resnest://mask_resnest50"] and "--eval-only" in words
 
 
-def test_slurm_script_is_valid_and_has_a_job_per_row(tmp_path):
-    script = reproduction(tmp_path).slurm(["mask_resnest50", "faster_resnet50"])
-    assert "#SBATCH --array=0-1" in script
-    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
-    assert "  1) exec " in script and "faster_resnet50.yaml" in script.split("  1) exec ")[1]
+def test_slurm_script_starts_each_row_on_all_machines(tmp_path):
+    """Run by bash, with the commands of the cluster replaced by ones that print their arguments."""
+    script = reproduction(tmp_path, num_machines=2).slurm(["mask_resnest50", "faster_resnet50"])
+    assert "#SBATCH --array=0-1" in script and "#SBATCH --nodes=2" in script
+    assert "16 process(es) instead of 8: batch size and learning rate times 16/8" in script
+    cluster = 'scontrol() { printf "node1\\nnode2\\n"; }; srun() { printf "%s\\n" "$@"; }\n'
+    env = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "x"}
+    done = subprocess.run(
+        ["bash", "-eu"], input=cluster + script, text=True, capture_output=True, env={**os.environ, **env}
+    )
+    words = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert words[:7] == [
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "8"),
+    ]
+    assert words[words.index("--rdzv-endpoint") + 1] == "node1:20007"
+    assert words[-2:] == ["SOLVER.REFERENCE_WORLD_SIZE", "8"]
+    assert model_zoo.get_config_file("faster_resnet50") in words
 
 
-def test_table_has_ours_beside_the_papers_and_dashes_where_nothing_was_measured():
-    measured = {
-        "row": "mask_resnest50", "ap": {"bbox/AP": 42.5}, "published": {"bbox/AP": 42.81, "segm/AP": 38.14},
-        "seconds_per_iteration": None, "gpu": None,
-    }  # fmt: skip
-    cells = [c.strip() for c in markdown([measured]).splitlines()[-1].strip("|").split("|")]
-    assert cells == ["mask_resnest50", "42.50", "42.81", "-0.31", "–", "38.14", "–", "–", "CPU"]
+def test_table_has_ours_beside_the_published_and_dashes_where_nothing_was_measured():
+    measured = {"row": "mask_resnest50", "results": {"bbox": {"AP": 42.5}}, "gpu": None, "wall_seconds": 900}
+    failed = {"row": "panoptic_resnest200_3x", "status": 1, "error": "out of memory"}
+    table = markdown([measured, failed]).splitlines()
+    title, _, first, second = ([c.strip() for c in line.strip("|").split("|")] for line in table)
+    assert first == [
+        *("mask_resnest50", "42.50", "42.81", "-0.31", "–", "38.14", "–", "–", "–", "–"),
+        *("–", "–", "0.25", "CPU"),
+    ]
+    assert second == [
+        *("panoptic_resnest200_3x", "–", "51.00", "–", "–", "43.68", "–", "–", "47.90", "–"),
+        *("–", "–", "–", "–"),
+    ]
+    assert title[7] == "PQ" and len(title) == len(first)
+
+
+def test_another_command_does_not_take_over_a_folder(tmp_path):
+    (tmp_path / "mask_resnest50").mkdir()
+    (tmp_path / "mask_resnest50" / "command.txt").write_text("python train_net.py --something-else\n")
+    with pytest.raises(UserError, match="is of another command than this; choose another --output"):
+        reproduction(tmp_path).run("mask_resnest50")
 
 
 @pytest.mark.parametrize("flags", [("--dry-run",), ("--slurm",)])
@@ -90,7 +117,7 @@ def test_smoke_run_is_resumed_after_a_kill_and_finished_rows_are_not_run_again(c
     args += ["--num-gpus", "1", "--output", str(tmp_path)]
     env = {**os.environ, "DETECTRON2_DATASETS": str(coco_root)}
     first = subprocess.Popen(args, cwd=ROOT, env=env, stdout=subprocess.PIPE, start_new_session=True)
-    finished = tmp_path / "mask_resnest50" / "result.json"
+    finished = tmp_path / "mask_resnest50" / "results.json"
     second = tmp_path / "faster_resnet50" / "stdout.txt"
     while not second.exists() or not second.stat().st_size:
         assert first.poll() is None
@@ -104,7 +131,7 @@ def test_smoke_run_is_resumed_after_a_kill_and_finished_rows_are_not_run_again(c
     results = json.loads((tmp_path / "results.json").read_text())
     assert [r["row"] for r in results] == ["mask_resnest50", "faster_resnet50"]
     for result in results:
-        assert result["error"] is None and result["ap"]["bbox/AP"] >= 0
+        assert result["results"]["bbox"]["AP"] >= 0 and result["seed"] == 1
         assert result["versions"]["torch"] and result["commit"] and result["wall_seconds"] > 0
-    assert set(results[0]["ap"]) >= {"bbox/AP", "segm/AP", "bbox/AP50"}
+    assert set(results[0]["results"]) == {"bbox", "segm"}
     assert (tmp_path / "table.md").read_text().count("\n") == 4

@@ -8,16 +8,20 @@
 %(prog)s --table 6 --slurm                     print an sbatch script
 
 Stopped, it goes on where it was: a finished row is not run again, another continues from its last
-checkpoint. Results are in OUTPUT/results.json and OUTPUT/table.md, beside the paper's figures.
+checkpoint. Results are in OUTPUT/results.json and OUTPUT/table.md, beside the published figures.
+
+Exit status: 0 where all rows finished, 1 where one did not, 2 where nothing could be run.
 """
 
 import argparse
 import json
 import shlex
+import sys
 from pathlib import Path
 
 import torch
 
+from resnest_d2 import UserError
 from resnest_d2.engine import one_line_errors
 from resnest_d2.engine.reproduce import Reproduction, markdown, select
 
@@ -25,10 +29,13 @@ from resnest_d2.engine.reproduce import Reproduction, markdown, select
 def main(args):
     names = select(args.table, args.rows, args.all)
     script = Path(__file__).with_name("train_net.py")
-    rows = Reproduction(script, args.output, args.num_gpus, args.eval_only, args.smoke, args.opts)
+    options = (args.num_gpus, args.num_machines, args.eval_only, args.smoke, args.opts)
+    rows = Reproduction(script, args.output, *options)
     if args.slurm:
         print(rows.slurm(names))
         return
+    if args.num_machines > 1:
+        raise UserError(f"--num-machines {args.num_machines} goes with --slurm")
     if args.dry_run:
         for name in names:
             print(shlex.join(rows.command(name)))
@@ -39,11 +46,12 @@ def main(args):
     for i, name in enumerate(names, 1):
         print(f"[{i}/{len(names)}] {name}, log in {args.output / name}/stdout.txt", flush=True)
         results.append(rows.run(name))
-        if results[-1]["error"]:
-            print(f"  failed: {results[-1]['error']}", flush=True)
+        if "error" in results[-1]:
+            print(f"  failed with status {results[-1]['status']}: {results[-1]['error']}", flush=True)
         (args.output / "results.json").write_text(json.dumps(results, indent=1))
         (args.output / "table.md").write_text(markdown(results) + "\n")
     print(markdown(results))
+    sys.exit(any("error" in result for result in results))
 
 
 if __name__ == "__main__":
@@ -61,6 +69,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--num-gpus", type=int, default=max(1, torch.cuda.device_count()), help="default: all visible"
     )
+    parser.add_argument("--num-machines", type=int, default=1, help="for --slurm (default: %(default)s)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every row")
     with one_line_errors():
         main(parser.parse_args())

@@ -105,3 +105,21 @@ def panoptic_of_instances(instances: Path, annotations: Path, segments: Path) ->
     annotations.write_text(
         json.dumps({"images": images, "annotations": result, "categories": COCO_CATEGORIES})
     )
+
+
+def add_panoptic_of_instances(root: Path, output: Path) -> None:
+    """A copy of a DETECTRON2_DATASETS folder, by links, with :func:`panoptic_of_instances` added.
+
+    Args:
+        root: folder that holds ``coco``.
+        output: folder to make.
+    """
+    source, coco = (root / "coco").absolute(), output / "coco"
+    (coco / "annotations").mkdir(parents=True, exist_ok=True)
+    for split in ("train2017", "val2017"):
+        for link in (split, f"annotations/instances_{split}.json"):
+            (coco / link).unlink(missing_ok=True)
+            (coco / link).symlink_to(source / link)
+        annotations, segments = coco / f"annotations/panoptic_{split}.json", coco / f"panoptic_{split}"
+        panoptic_of_instances(coco / f"annotations/instances_{split}.json", annotations, segments)
+        write_semantic_maps(annotations, segments, coco / f"panoptic_stuff_{split}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from contextlib import contextmanager
 from typing import Callable, Iterator, List
 
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
@@ -48,6 +50,8 @@ def argument_parser(description: str) -> ArgumentParser:
 def run(main: Callable[[CfgNode, Namespace], object], args: Namespace) -> None:
     """Check the configuration, then call ``main(cfg, args)`` in every process.
 
+    The processes are those that torchrun started, or else ``--num-gpus`` that are started here.
+
     A :class:`UserError` is printed as one line, and the process ends with status 2.
     """
     with one_line_errors():
@@ -56,6 +60,10 @@ def run(main: Callable[[CfgNode, Namespace], object], args: Namespace) -> None:
         check_run(cfg, args)
         reasons = keep_comparable(cfg, load_config(args.config_file), args)
         notes += [f"Not compared with the published AP: {reason}" for reason in reasons]
+        if dist.is_torchelastic_launched():
+            with _process_group():
+                _main(main, cfg, args, notes)
+            return
         launch(
             _main,
             args.num_gpus,
@@ -72,8 +80,25 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        # Of the processes of torchrun, which all check the same before they meet, one is enough.
+        if dist.is_initialized() or os.getenv("RANK", "0") == "0":
+            print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
+
+
+@contextmanager
+def _process_group() -> Iterator[None]:
+    """What detectron2's launch() prepares in each process, from torchrun's environment."""
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if cuda else "gloo")
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    comm.synchronize()
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def _main(

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import json
-import platform
+import os
 import shlex
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-import torch
 from tabulate import tabulate
 
 from .. import model_zoo
+from ..data import check_datasets
+from ..data.panoptic import add_panoptic_of_instances
 from ..errors import UserError
 from ..model_zoo.records import DETECTORS
+from .record import FILE as RESULTS
 
 #: The paper's recipes are for this many processes, with 2 images each.
 _REFERENCE_GPUS = 8
@@ -56,13 +54,14 @@ def select(table: Optional[str], rows: Optional[str], every: bool) -> List[str]:
 class Reproduction:
     """Runs rows one after the other, each in a folder of its own.
 
-    A row whose folder holds ``result.json`` is finished and is not run again; another goes on from its
+    A row whose folder holds ``results.json`` is finished and is not run again; another goes on from its
     last checkpoint.
 
     Args:
         script: path of ``train_net.py``.
         output: folder of all rows.
-        num_gpus: processes; batch size and learning rate follow by the linear rule.
+        num_gpus: processes a machine; batch size and learning rate follow by the linear rule.
+        num_machines: with more than one, the commands are for SLURM only.
         eval_only: evaluate the authors' trained detectors instead of training.
         smoke: a few iterations at small size.
         overrides: further KEY VALUE pairs for every row.
@@ -73,111 +72,125 @@ class Reproduction:
         script: Path,
         output: Path,
         num_gpus: int,
+        num_machines: int = 1,
         eval_only: bool = False,
         smoke: bool = False,
         overrides: Sequence[str] = (),
     ) -> None:
-        self.script, self.output, self.num_gpus = Path(script), Path(output), num_gpus
+        self.script, self.output = Path(script), Path(output)
+        self.num_gpus, self.num_machines = num_gpus, num_machines
         self.eval_only, self.smoke, self.overrides = eval_only, smoke, list(overrides)
 
-    def command(self, name: str) -> List[str]:
-        """The exact command of a row."""
-        words = [sys.executable, str(self.script), "--config-file", model_zoo.get_config_file(name)]
-        words += ["--num-gpus", str(self.num_gpus)]
+    @property
+    def processes(self) -> int:
+        """Processes on all machines."""
+        return self.num_gpus * self.num_machines
+
+    def arguments(self, name: str) -> List[str]:
+        """The arguments of ``train_net.py`` for a row, but for the number of processes."""
+        words = ["--config-file", model_zoo.get_config_file(name)]
         words += ["--eval-only"] if self.eval_only else ["--resume"]
         words += ["OUTPUT_DIR", str(self.output / name), "SEED", "1"]
         if self.eval_only and not self.smoke:
             words += ["MODEL.WEIGHTS", model_zoo.get_checkpoint_url(name)]
-        elif self.num_gpus != _REFERENCE_GPUS:
+        elif self.processes != _REFERENCE_GPUS:
             words += ["SOLVER.REFERENCE_WORLD_SIZE", str(_REFERENCE_GPUS)]
         return [*words, *(map(str, _SMOKE) if self.smoke else ()), *self.overrides]
 
+    def command(self, name: str) -> List[str]:
+        """The exact command of a row on one machine."""
+        return [sys.executable, str(self.script), "--num-gpus", str(self.num_gpus), *self.arguments(name)]
+
     def scaling(self) -> str:
-        """One line on how the recipes are fitted to the machine."""
-        if self.num_gpus == _REFERENCE_GPUS:
-            return f"{self.num_gpus} processes, as in the recipes"
+        """One line on how the recipes are fitted to the machines."""
+        if self.processes == _REFERENCE_GPUS:
+            return f"{self.processes} processes, as in the recipes"
         return (
-            f"{self.num_gpus} process(es) instead of {_REFERENCE_GPUS}: batch size and learning rate times "
-            f"{self.num_gpus}/{_REFERENCE_GPUS}, iterations times {_REFERENCE_GPUS}/{self.num_gpus}"
+            f"{self.processes} process(es) instead of {_REFERENCE_GPUS}: batch size and learning rate times "
+            f"{self.processes}/{_REFERENCE_GPUS}, iterations times {_REFERENCE_GPUS}/{self.processes}"
         )
 
     def slurm(self, names: Sequence[str]) -> str:
-        """An sbatch script that runs the rows as a job array."""
-        cases = "\n".join(f"  {i}) exec {shlex.join(self.command(name))} ;;" for i, name in enumerate(names))
+        """An sbatch script that runs the rows as a job array, each on ``num_machines`` through torchrun."""
+        cases = "\n".join(
+            f"  {i}) arguments=({shlex.join(self.arguments(name))}) ;;" for i, name in enumerate(names)
+        )
         return (
             "#!/usr/bin/env bash\n"
+            f"# {self.scaling()}\n"
             "#SBATCH --job-name=resnest_d2\n"
             f"#SBATCH --array=0-{len(names) - 1}\n"
+            f"#SBATCH --nodes={self.num_machines}\n"
+            "#SBATCH --ntasks-per-node=1\n"
             f"#SBATCH --gpus-per-node={self.num_gpus}\n"
             "#SBATCH --signal=TERM@120\n"
             "#SBATCH --requeue\n"
             f'case "$SLURM_ARRAY_TASK_ID" in\n{cases}\nesac\n'
+            'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)\n'
+            f"srun {shlex.quote(sys.executable)} -m torch.distributed.run \\\n"
+            f'  --nnodes "$SLURM_NNODES" --nproc-per-node {self.num_gpus} --rdzv-backend c10d \\\n'
+            '  --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$head:$((20000 + SLURM_JOB_ID % 20000))" \\\n'
+            f'  {shlex.quote(str(self.script.absolute()))} "${{arguments[@]}}"\n'
         )
 
     def run(self, name: str) -> Dict[str, Any]:
-        """Run a row, unless it is finished. Returns its result."""
-        folder = self.output / name
-        file = folder / "result.json"
-        if file.exists():
-            return json.loads(file.read_text())
+        """Run a row, unless it is finished.
+
+        Returns:
+            Content of its ``results.json``, with the row's name; or the name, ``error`` and ``status``.
+
+        Raises:
+            UserError: its folder holds a run of another command.
+        """
+        folder, command = self.output / name, shlex.join(self.command(name))
+        results, noted = folder / RESULTS, folder / "command.txt"
         folder.mkdir(parents=True, exist_ok=True)
-        start = time.time()
-        with (folder / "stdout.txt").open("a") as log:
-            done = subprocess.run(self.command(name), stdout=log, stderr=subprocess.STDOUT)
-        result = self._result(name, done.returncode, time.time() - start)
-        # Status 1 is detectron2's when the AP is not the expected one: the row did finish.
-        if done.returncode in (0, 1) and result["ap"]:
-            file.write_text(json.dumps(result, indent=1))
-        return result
+        if noted.exists() and noted.read_text().strip() != command:
+            raise UserError(f"{noted} is of another command than this; choose another --output")
+        noted.write_text(command + "\n")
+        if not results.exists():
+            with (folder / "stdout.txt").open("a") as log:
+                done = subprocess.run(
+                    self.command(name), stdout=log, stderr=subprocess.STDOUT, env=self._environment(name)
+                )
+            if not results.exists():
+                last_words = (folder / "stdout.txt").read_text().splitlines()[-1:]
+                return {"row": name, "status": done.returncode, "error": "".join(last_words)}
+        return {"row": name, **json.loads(results.read_text())}
 
-    def _result(self, name: str, status: int, seconds: float) -> Dict[str, Any]:
-        row, folder = DETECTORS[name], self.output / name
-        metrics = folder / "metrics.json"
-        lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
-        ap = {k: v for line in lines for k, v in line.items() if "/AP" in k or "/PQ" in k}
-        times = [line["time"] for line in lines if "time" in line]
-        last_words = (folder / "stdout.txt").read_text().splitlines()[-1:]
-        return {
-            "row": name,
-            "ap": ap,
-            "published": {"bbox/AP": row.box_ap, "segm/AP": row.mask_ap},
-            "seconds_per_iteration": statistics.median(times) if times else None,
-            "wall_seconds": round(seconds, 1),
-            "peak_gpu_memory_mb": max((line.get("max_mem_mb", 0) for line in lines), default=0) or None,
-            "status": status,
-            "error": last_words[0] if status and not ap and last_words else None,
-            "command": self.command(name),
-            **environment(),
-        }
-
-
-def environment() -> Dict[str, Any]:
-    """Date, versions, commit and hardware."""
-    names = ("torch", "torchvision", "numpy", "pycocotools", "fvcore")
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
-    return {
-        "date": datetime.datetime.now().isoformat(timespec="seconds"),
-        "versions": {name: importlib.metadata.version(name) for name in names},
-        "python": platform.python_version(),
-        "commit": git.stdout.strip() or None,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
+    def _environment(self, name: str) -> Dict[str, str]:
+        """Where the data are. A smoke run makes panoptic annotations where there are none."""
+        cfg = model_zoo.get_config(name)
+        if not self.smoke or "panoptic" not in cfg.DATASETS.TEST[0]:
+            return dict(os.environ)
+        try:
+            check_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST], "DATASETS")
+        except UserError:
+            made = self.output / "datasets"
+            add_panoptic_of_instances(Path(os.getenv("DETECTRON2_DATASETS", "datasets")), made)
+            return {**os.environ, "DETECTRON2_DATASETS": str(made)}
+        return dict(os.environ)
 
 
 def markdown(results: Sequence[Dict[str, Any]]) -> str:
-    """A table of what was measured beside the paper's figures; an en dash is not measured."""
-
-    def cells(result: Dict[str, Any], key: str) -> List[Any]:
-        ours, theirs = result["ap"].get(key), result["published"][key]
-        return [ours, theirs, None if None in (ours, theirs) else ours - theirs]
-
-    rows = [
-        [r["row"], *cells(r, "bbox/AP"), *cells(r, "segm/AP"), r["seconds_per_iteration"], r["gpu"] or "CPU"]
-        for r in results
-    ]
-    titles = (
-        *("row", "box AP", "paper", "difference", "mask AP", "paper", "difference", "s/iter", "device"),
+    """A table of what was measured beside the published figures; an en dash is not measured."""
+    columns = (
+        ("box AP", lambda row: row.box_ap, "bbox", "AP"),
+        ("mask AP", lambda row: row.mask_ap, "segm", "AP"),
+        ("PQ", lambda row: row.pq, "panoptic_seg", "PQ"),
     )
+    rows, titles = [], ["row"]
+    for name, *_ in columns:
+        titles += [name, "published", "difference"]
+    titles += ["s/iter", "GPU memory (MB)", "hours", "device"]
+    for result in results:
+        cells = [result["row"]]
+        for _, published, task, metric in columns:
+            ours = result.get("results", {}).get(task, {}).get(metric)
+            theirs = published(DETECTORS[result["row"]])
+            cells += [ours, theirs, None if None in (ours, theirs) else ours - theirs]
+        seconds, done = result.get("wall_seconds"), "results" in result
+        cells += [result.get("seconds_per_iteration"), result.get("peak_gpu_memory_mb")]
+        cells += [seconds and seconds / 3600, (result["gpu"] or "CPU") if done else None]
+        rows.append(cells)
     return tabulate(rows, titles, "github", floatfmt=".2f", missingval="–")

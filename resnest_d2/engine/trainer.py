@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import weakref
 from collections import OrderedDict
 from typing import List, Optional
@@ -19,6 +20,7 @@ from torch import nn
 from ..checkpoint import Checkpointer
 from ..errors import OptionError, UserError
 from ..evaluation import build_evaluator, build_instance_evaluator
+from .record import RecordRun, write_results
 
 
 class Trainer(DefaultTrainer):
@@ -28,7 +30,16 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer has made its own checkpointer by now, which reads no other format, and is about
         # to hand it to a hook.
         self.checkpointer = Checkpointer(self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
-        return super().build_hooks()
+        built = super().build_hooks()
+        last = len(built) - comm.is_main_process()  # what follows is to be seen by the metrics' writer
+        if self.cfg.TEST.AUG.ENABLED:
+            built.insert(last, hooks.EvalHook(0, self._evaluate_augmented))
+        return [*built[:last], RecordRun(lambda: self._last_eval_results), *built[last:]]
+
+    def _evaluate_augmented(self) -> OrderedDict:
+        results = self.test_with_tta(self.cfg, self.model)
+        self._last_eval_results = OrderedDict(**self._last_eval_results, **results)
+        return results
 
     @classmethod
     def build_evaluator(
@@ -92,9 +103,11 @@ def evaluate(cfg: CfgNode, resume: bool = False, allow_random: bool = False) -> 
         Metrics by task, in percent; with several datasets, that by dataset.
     """
     model = load_model(cfg, resume, allow_random)
+    start = time.time()
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_tta(cfg, model))
+    write_results(cfg, results, wall_seconds=round(time.time() - start, 1))
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
@@ -111,6 +124,4 @@ def train(cfg: CfgNode, resume: bool = False) -> Optional[OrderedDict]:
     """
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=resume)
-    if cfg.TEST.AUG.ENABLED:
-        trainer.register_hooks([hooks.EvalHook(0, lambda: Trainer.test_with_tta(cfg, trainer.model))])
     return trainer.train()

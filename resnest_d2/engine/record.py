@@ -1,0 +1,128 @@
+"""What a run was and what it measured: ``results.json`` in OUTPUT_DIR."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import math
+import platform
+import statistics
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, Mapping, Optional
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+from ..checkpoint.files import atomic_write
+from ..version import __version__
+
+FILE = "results.json"
+_PACKAGES = ("torch", "torchvision", "numpy", "fvcore", "pycocotools", "faster-coco-eval")
+
+
+def environment() -> Dict[str, Any]:
+    """Date, versions, commit and hardware of this process."""
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    return {
+        "date": datetime.datetime.now().isoformat(timespec="seconds"),
+        "versions": {
+            "python": platform.python_version(),
+            "resnest_d2": __version__,
+            **{name: _version(name) for name in _PACKAGES},
+        },
+        "commit": git.stdout.strip() or None,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "processes": comm.get_world_size(),
+    }
+
+
+def _version(package: str) -> Optional[str]:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def write_results(cfg: CfgNode, results: Mapping[str, Any], **measured: Any) -> None:
+    """Write :data:`FILE`: evaluation results, what else was measured, and :func:`environment`.
+
+    Args:
+        results: metrics by task, in percent; with several datasets, that by dataset.
+        measured: further figures.
+    """
+    if not comm.is_main_process():
+        return
+    content = {
+        "results": _without_nan(results),
+        "datasets": list(cfg.DATASETS.TEST),
+        "weights": cfg.MODEL.WEIGHTS,
+        "seed": cfg.SEED,
+        **measured,
+        **environment(),
+    }
+    path = PathManager.get_local_path(str(Path(cfg.OUTPUT_DIR, FILE)))
+    atomic_write(Path(path), lambda file: file.write(json.dumps(content, indent=1).encode()))
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN, which JSON lacks, as None: where there was nothing to find."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    return value if math.isfinite(value) else None
+
+
+class RecordRun(HookBase):
+    """Puts the peak of CUDA memory among the metrics, and writes the run's results at its end.
+
+    The seconds are of all parts of an interrupted run, since they are kept in its checkpoints.
+
+    Args:
+        results: gives the results of the last evaluation.
+    """
+
+    def __init__(self, results: Callable[[], Mapping[str, Any]]) -> None:
+        self._results = results
+        self._before, self._start = 0.0, time.time()
+
+    def before_train(self) -> None:
+        self._start = time.time()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def after_step(self) -> None:
+        if torch.cuda.is_available():
+            self.trainer.storage.put_scalar("max_mem_mb", self._peak_mb(), smoothing_hint=False)
+
+    def after_train(self) -> None:
+        if self.trainer.iter < self.trainer.max_iter:  # called after an exception too
+            return
+        times = [value for value, _ in self.trainer.storage.histories()["time"].values()]
+        write_results(
+            self.trainer.cfg,
+            self._results(),
+            iterations=self.trainer.max_iter,
+            seconds_per_iteration=statistics.median(times) if times else None,
+            wall_seconds=round(self._seconds(), 1),
+            peak_gpu_memory_mb=self._peak_mb() if torch.cuda.is_available() else None,
+        )
+
+    def state_dict(self) -> Dict[str, float]:
+        return {"seconds": self._seconds()}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self._before = state["seconds"]
+
+    def _seconds(self) -> float:
+        return self._before + time.time() - self._start
+
+    @staticmethod
+    def _peak_mb() -> float:
+        return torch.cuda.max_memory_allocated() / 2**20
