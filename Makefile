@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart test test-slow parity lint lock clean
+.PHONY: help env quickstart test test-slow parity zoo lint lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ test-slow: env ## the tests marked slow: training to an AP
 
 parity: env ## measure the errors against the released code and timm anew: docs/parity.md
 	cd tests && ../$(PY) -W ignore -m parity.report ../docs/parity.md
+
+zoo: env ## write docs/MODEL_ZOO.md from the records
+	$(PY) -m resnest_d2.model_zoo --page docs/MODEL_ZOO.md
 
 lint: env ## check style and formatting
 	$(PY) -m ruff check .

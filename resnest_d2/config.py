@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from detectron2.config import CfgNode
 
 # Keys of the released plugin keep their names, so that its YAML files load unchanged.
@@ -29,14 +31,23 @@ _SOLVER = {
     "OPTIMIZER": "SGD",
 }
 
+_TEST = {
+    # Report AR beside AP, over all and per category.
+    "AVERAGE_RECALL": False,
+}
+
+#: What is added where.
+ADDED = {"MODEL.RESNETS": _RESNETS, "SOLVER": _SOLVER, "TEST": _TEST}
+
 
 def add_resnest_config(cfg: CfgNode) -> None:
-    """Add ResNeSt's keys to ``cfg.MODEL.RESNETS`` and ``cfg.SOLVER``.
+    """Add the keys of :data:`ADDED`: ResNeSt's to ``cfg.MODEL.RESNETS``, and the package's own.
 
     A key that is there already keeps its value, so the call may be repeated, and may come before or
     after other projects' (detectron2's ``add_deeplab_config`` also defines ``RES4_DILATION``).
     """
-    for node, keys in ((cfg.MODEL.RESNETS, _RESNETS), (cfg.SOLVER, _SOLVER)):
+    for section, keys in ADDED.items():
+        node = functools.reduce(getattr, section.split("."), cfg)
         for key, default in keys.items():
             if key not in node:
                 node[key] = default

@@ -48,8 +48,9 @@ def facts_of_cocoapi(fixtures):
     return load
 
 
-def evaluate(records, predictions, tmp_path):
-    evaluator = build_evaluator(model_zoo.get_config("quickstart"), "shapes_val", str(tmp_path))
+def evaluate(records, predictions, tmp_path, cfg=None):
+    cfg = cfg or model_zoo.get_config("quickstart")
+    evaluator = build_evaluator(cfg, "shapes_val", str(tmp_path))
     evaluator.reset()
     for record, instances in zip(records, predictions):
         evaluator.process([record], [{"instances": instances}])
@@ -118,6 +119,20 @@ def test_the_backend_is_the_faster_one_if_installed_and_named_in_the_log(shapes_
     with caplog.at_level("INFO", logger="resnest_d2"):
         evaluate(shapes_val, [instances_of(r, keep=True) for r in shapes_val], tmp_path)
     assert "Evaluating with faster-coco-eval" in caplog.text
+
+
+def test_average_recall_is_reported_on_request(shapes_val, tmp_path):
+    cfg = model_zoo.get_config("quickstart")
+    predictions = [instances_of(r, keep=True) for r in shapes_val]
+    plain = evaluate(shapes_val, predictions, tmp_path)
+    cfg.TEST.AVERAGE_RECALL = True
+    asked = evaluate(shapes_val, predictions, tmp_path, cfg)
+    for task in ("bbox", "segm"):
+        more = asked[task].keys() - plain[task].keys()
+        sizes = {"AR1", "AR10", "AR100", "ARs", "ARm", "ARl"}
+        assert more == sizes | {f"AR-{name}" for name in ("circle", "square", "triangle")}
+        assert asked[task]["AR100"] == asked[task]["AR-circle"] == pytest.approx(100)
+        assert 0 < asked[task]["AR1"] < 100  # one detection an image does not find all
 
 
 @pytest.mark.parametrize("kind, expected", [("coco", COCOEvaluator), ("sem_seg", SemSegEvaluator)])

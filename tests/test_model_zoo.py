@@ -1,11 +1,15 @@
 """Configurations and weights by name."""
 
+import re
+
 import pytest
 import torch
+from conftest import ROOT
 from detectron2.utils.file_io import PathManager
 
 from resnest_d2 import UserError, model_zoo
 from resnest_d2.checkpoint import ResNeStHandler
+from resnest_d2.model_zoo.page import markdown
 from resnest_d2.model_zoo.records import DETECTORS
 from resnest_d2.model_zoo.weights import BACKBONES, OFFICIAL_URL
 
@@ -65,3 +69,20 @@ def test_table_lists_every_row_and_what_is_found(run_python, tmp_path):
     assert lines["resnest50"].endswith(f"{tmp_path}/resnest50-528c19ca.pth")
     assert lines["resnest101"].endswith("–")
     assert " 96.05 " in lines["cascade_resnest101"] and " 47.50 " in lines["cascade_resnest101"]
+
+
+def test_page_of_the_zoo_is_that_of_the_records():
+    assert (ROOT / "docs/MODEL_ZOO.md").read_text() == markdown(), "make zoo"
+
+
+def test_page_shows_the_published_figures_and_links_to_files(facts):
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in markdown().splitlines()]
+    table = {re.match(r"\[(\w+)\]", row[0])[1]: row for row in rows if len(row) == 10 and row[0][0] == "["}
+    assert set(table) == set(DETECTORS)
+    for name, row in DETECTORS.items():
+        figures = [
+            f"{v:.2f}" if v is not None else "–" for v in (row.params, row.box_ap, row.mask_ap, row.pq)
+        ]
+        assert table[name][3:8] == [*figures, "–"]
+    for link in re.findall(r"\]\(([^)]+)\)", markdown()):
+        assert (ROOT / "docs" / link).is_file()

@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT
 from test_train_net import TINY
 
-from resnest_d2.model_zoo.records import DETECTORS
+from resnest_d2.config import ADDED
 
 README = (ROOT / "README.md").read_text()
 
@@ -76,26 +76,8 @@ def test_python_code_runs(code, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-def test_model_table_equals_the_records():
-    def cell(value):
-        return "–" if value is None else f"{value:.2f}"
-
-    rows = [
-        [c.strip() for c in line.strip("|").split("|")]
-        for line in README.splitlines()
-        if "](configs/" in line
-    ]
-    table = {re.match(r"\[(\w+)\]\(configs/\1\.yaml\)", row[0])[1]: row[1:] for row in rows if len(row) == 7}
-    assert table == {
-        name: [r.method, r.backbone, *map(cell, (r.params, r.box_ap, r.mask_ap)), r.table]
-        for name, r in DETECTORS.items()
-    }
-
-
 def test_every_key_that_is_added_is_explained():
-    from resnest_d2.config import _RESNETS, _SOLVER
-
     documented = dict(re.findall(r"^\| `(\w+\.[\w.]+)` \| (\w+) \|", README, re.M))
-    added = {f"MODEL.RESNETS.{k}": str(v) for k, v in _RESNETS.items()}
-    added.update({f"SOLVER.{k}": str(v) for k, v in _SOLVER.items()})
-    assert documented == added
+    assert documented == {
+        f"{section}.{key}": str(default) for section, keys in ADDED.items() for key, default in keys.items()
+    }

@@ -134,4 +134,4 @@ def test_smoke_run_is_resumed_after_a_kill_and_finished_rows_are_not_run_again(c
         assert result["results"]["bbox"]["AP"] >= 0 and result["seed"] == 1
         assert result["versions"]["torch"] and result["commit"] and result["wall_seconds"] > 0
     assert set(results[0]["results"]) == {"bbox", "segm"}
-    assert (tmp_path / "table.md").read_text().count("\n") == 4
+    assert (tmp_path / "table.md").read_text().count("\n") == 6

@@ -5,9 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import assert_one_line_error
 
 from resnest_d2 import model_zoo
+from resnest_d2.data.panoptic import add_panoptic_of_instances
 
 # Small enough for seconds per run, real in every other respect.
 TINY = (
@@ -66,6 +68,17 @@ def test_training_writes_checkpoints_metrics_and_the_config(trained):
     assert all(metrics[0][loss] > 0 for loss in ("total_loss", "loss_cls", "loss_mask", "loss_rpn_cls"))
     assert metrics[-1]["bbox/AP"] >= 0
     assert "No CUDA device is visible: running on the CPU" in log
+
+
+def test_a_run_records_its_results_versions_and_data(trained):
+    folder, env, log = trained
+    run = json.loads((folder / "results.json").read_text())
+    for task, table in ap_tables(log).items():
+        assert {k: f"{v:.4f}" for k, v in run["results"][task].items() if "-" not in k} == table
+    assert run["iterations"] == 3 and run["wall_seconds"] > 0 and run["processes"] == 1
+    assert run["versions"]["torch"] == torch.__version__ and run["gpu"] is None
+    assert run["datasets"][0]["image_root"] == str(env["DETECTRON2_DATASETS"] / "coco/val2017")
+    assert "--config-file" in run["command"]
 
 
 def test_evaluation_prints_the_coco_tables(trained):
@@ -127,15 +140,24 @@ def test_test_time_augmentation_runs_when_enabled(trained, run_python, tmp_path)
     "name, tasks",
     [
         ("retinanet_resnest50", {"bbox"}),
+        pytest.param("retinanet_resnest101", {"bbox"}, marks=pytest.mark.slow),
+        pytest.param("keypoint_resnest101", {"bbox", "keypoints"}, marks=pytest.mark.slow),
         ("keypoint_resnest50", {"bbox", "keypoints"}),
         ("faster_resnest50_dcn", {"bbox"}),
         # Random crops of polygon masks.
+        pytest.param("cascade_mask_resnest200_3x", {"bbox", "segm"}, marks=pytest.mark.slow),
         pytest.param("cascade_mask_resnest200_dcn_3x", {"bbox", "segm"}, marks=pytest.mark.slow),
+        ("panoptic_resnest200_3x", {"bbox", "segm", "sem_seg", "panoptic_seg"}),
     ],
 )
 def test_rows_beyond_the_two_tables_train_and_evaluate(name, tasks, coco_root, run_python, tmp_path):
+    if "panoptic_seg" in tasks:
+        add_panoptic_of_instances(coco_root, tmp_path / "datasets")
+        coco_root = tmp_path / "datasets"
+    depth = ("MODEL.RESNETS.DEPTH", 101) if name.endswith("101") else ()
     result = run_python(
-        *("tools/train_net.py", *config(name), *TINY, "OUTPUT_DIR", tmp_path),
+        *("tools/train_net.py", *config(name), *TINY, *depth, "OUTPUT_DIR", tmp_path),
+        *("TEST.AUG.ENABLED", False),
         env={"DETECTRON2_DATASETS": coco_root},
     )
     assert result.returncode == 0, result.stderr[-3000:]

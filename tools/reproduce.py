@@ -23,7 +23,7 @@ import torch
 
 from resnest_d2 import UserError
 from resnest_d2.engine import one_line_errors
-from resnest_d2.engine.reproduce import Reproduction, markdown, select
+from resnest_d2.engine.reproduce import Reproduction, select
 
 
 def main(args):
@@ -49,8 +49,8 @@ def main(args):
         if "error" in results[-1]:
             print(f"  failed with status {results[-1]['status']}: {results[-1]['error']}", flush=True)
         (args.output / "results.json").write_text(json.dumps(results, indent=1))
-        (args.output / "table.md").write_text(markdown(results) + "\n")
-    print(markdown(results))
+        (args.output / "table.md").write_text(rows.table(results) + "\n")
+    print(rows.table(results))
     sys.exit(any("error" in result for result in results))
 
 

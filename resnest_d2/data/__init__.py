@@ -1,7 +1,7 @@
 """Datasets: what the package brings, and what a configuration needs to be there."""
 
 from .check import check_datasets
-from .coco_check import check_coco
+from .coco_check import check_coco, load_coco
 from .custom import check_pairs, fit_config, pairs_of, register_pairs
 from .shapes import generate_shapes, register_shapes
 
@@ -13,6 +13,7 @@ __all__ = [
     "check_pairs",
     "fit_config",
     "generate_shapes",
+    "load_coco",
     "pairs_of",
     "register_pairs",
     "register_shapes",

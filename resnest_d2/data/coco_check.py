@@ -172,6 +172,19 @@ def read_list(json_file: Path, name: str) -> Iterator[Any]:
         raise UserError(f"cannot read {json_file} ({e.strerror})") from None
 
 
+def load_coco(json_file: Path) -> Dict[str, List[Any]]:
+    """The lists of a COCO file, all at once.
+
+    Raises:
+        UserError: the file cannot be read, is no JSON, or holds no images or no categories.
+    """
+    content = {name: list(read_list(json_file, name)) for name in ("images", "annotations", "categories")}
+    for name in ("images", "categories"):
+        if not content[name]:
+            raise UserError(f"{json_file} holds no list of {name}; is it a COCO annotation file?")
+    return content
+
+
 def _items(file: Any, name: str) -> Iterator[Any]:
     return ijson.items(file, f"{name}.item", use_float=True, buf_size=1 << 20)
 

@@ -7,14 +7,17 @@ import importlib.metadata
 import json
 import math
 import platform
+import shlex
 import statistics
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Mapping, Optional
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -23,7 +26,7 @@ from ..checkpoint.files import atomic_write
 from ..version import __version__
 
 FILE = "results.json"
-_PACKAGES = ("torch", "torchvision", "numpy", "fvcore", "pycocotools", "faster-coco-eval")
+_PACKAGES = ("torchvision", "numpy", "fvcore", "pycocotools", "faster-coco-eval")
 
 
 def environment() -> Dict[str, Any]:
@@ -36,6 +39,7 @@ def environment() -> Dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "resnest_d2": __version__,
+            "torch": torch.__version__,
             **{name: _version(name) for name in _PACKAGES},
         },
         "commit": git.stdout.strip() or None,
@@ -62,7 +66,8 @@ def write_results(cfg: CfgNode, results: Mapping[str, Any], **measured: Any) -> 
         return
     content = {
         "results": _without_nan(results),
-        "datasets": list(cfg.DATASETS.TEST),
+        "command": shlex.join(sys.argv),
+        "datasets": [_dataset(name) for name in cfg.DATASETS.TEST],
         "weights": cfg.MODEL.WEIGHTS,
         "seed": cfg.SEED,
         **measured,
@@ -70,6 +75,13 @@ def write_results(cfg: CfgNode, results: Mapping[str, Any], **measured: Any) -> 
     }
     path = PathManager.get_local_path(str(Path(cfg.OUTPUT_DIR, FILE)))
     atomic_write(Path(path), lambda file: file.write(json.dumps(content, indent=1).encode()))
+
+
+def _dataset(name: str) -> Dict[str, Optional[str]]:
+    """Where a dataset was found, for those who read the results without registering it."""
+    metadata = MetadataCatalog.get(name)
+    paths = {key: metadata.get(key) for key in ("json_file", "image_root")}
+    return {"name": name, **{key: path and str(Path(path).absolute()) for key, path in paths.items()}}
 
 
 def _without_nan(value: Any) -> Any:
@@ -104,7 +116,8 @@ class RecordRun(HookBase):
     def after_train(self) -> None:
         if self.trainer.iter < self.trainer.max_iter:  # called after an exception too
             return
-        times = [value for value, _ in self.trainer.storage.histories()["time"].values()]
+        history = self.trainer.storage.histories().get("time")  # the first iterations are not timed
+        times = [seconds for seconds, _ in history.values()] if history else []
         write_results(
             self.trainer.cfg,
             self._results(),

@@ -158,6 +158,11 @@ class Reproduction:
                 return {"row": name, "status": done.returncode, "error": "".join(last_words)}
         return {"row": name, **json.loads(results.read_text())}
 
+    def table(self, results: Sequence[Dict[str, Any]]) -> str:
+        """:func:`markdown`, with what must be known to read it."""
+        note = "\n\nA smoke run of two iterations: its figures say nothing of the detectors."
+        return markdown(results) + (note if self.smoke else "")
+
     def _environment(self, name: str) -> Dict[str, str]:
         """Where the data are. A smoke run makes panoptic annotations where there are none."""
         cfg = model_zoo.get_config(name)

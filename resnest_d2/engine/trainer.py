@@ -45,8 +45,10 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
     ) -> DatasetEvaluator:
-        """``output_folder`` is ``inference`` under OUTPUT_DIR by default."""
+        """``output_folder`` is by default ``inference`` under OUTPUT_DIR; of several datasets one each."""
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        if not output_folder and len(cfg.DATASETS.TEST) > 1:  # detectron2's evaluators all use one file name
+            folder = os.path.join(folder, dataset_name)
         return build_evaluator(cfg, dataset_name, folder)
 
     @classmethod

@@ -5,18 +5,24 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import logging
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 import pycocotools.coco
 import pycocotools.cocoeval
 from detectron2 import evaluation
+from detectron2.utils.logger import create_small_table
 
 from ..errors import OptionError
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("faster-coco-eval", "pycocotools")
+# Names of the recalls among a COCOeval's statistics, and where they begin. The second is for keypoints.
+_RECALLS = (
+    (("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"), 6),
+    (("AR", "AR50", "AR75", "ARm", "ARl"), 5),
+)
 
 
 def default_backend() -> str:
@@ -48,21 +54,7 @@ def evaluate_coco(
     Returns:
         The backend's COCOeval, with ``stats`` (fractions, -1 where undefined), ``eval`` and ``params``.
     """
-    # A copy, since loading adds to the detections. With a box in it, a mask would count by the area of
-    # the box, not by its own.
-    drop = "bbox" if iou_type == "segm" else None
-    results = [{k: v for k, v in result.items() if k != drop} for result in results]
-    if (backend or default_backend()) == "faster-coco-eval":
-        from faster_coco_eval import COCO, COCOeval_faster
-
-        gt, evaluator = COCO(truth), COCOeval_faster
-    else:
-        gt, evaluator = _pycocotools(truth), pycocotools.cocoeval.COCOeval
-    dt = gt.loadRes(results) if results else type(gt)()
-    if not results:  # neither reads an empty list
-        dt.dataset = {**truth, "annotations": []}
-        dt.createIndex()
-    coco_eval = evaluator(gt, dt, iou_type)
+    coco_eval = _coco_eval(truth, results, iou_type, backend or default_backend())
     if image_ids is not None:
         coco_eval.params.imgIds = list(image_ids)
     if iou_type == "keypoints":
@@ -80,6 +72,75 @@ def evaluate_coco(
     return coco_eval
 
 
+def average_precisions(coco_eval: Any) -> np.ndarray:
+    """(T, C): AP in percent at each IoU threshold of each category; NaN where there is nothing to find.
+
+    Objects of all sizes count, and as many detections an image as the evaluation allows. That is the last
+    axis of ``precision``: (T, R, C, A, M).
+    """
+    precision = coco_eval.eval["precision"][:, :, :, 0, -1]
+    return 100 * np.where(precision > -1, precision, np.nan).mean(axis=1)
+
+
+def average_recalls(coco_eval: Any) -> np.ndarray:
+    """(C,): AR in percent of each category, else as :func:`average_precisions`."""
+    recall = coco_eval.eval["recall"][:, :, 0, -1]
+    return 100 * np.where(recall > -1, recall, np.nan).mean(axis=0)
+
+
+class Match(NamedTuple):
+    """A detection, and the object it was matched with.
+
+    Attributes:
+        detection: index into the list of results.
+        truth: id of the annotation, or None for a false positive.
+    """
+
+    detection: int
+    truth: Optional[int]
+
+
+def match_detections(
+    truth: Dict[str, Any], results: List[Dict[str, Any]], iou_type: str, iou: float = 0.5
+) -> List[Match]:
+    """Which detection found which object, by COCO's rules at one IoU.
+
+    Detections that COCO ignores, such as those on crowds, and those beyond 100 an image are left out.
+    """
+    coco_eval = _coco_eval(truth, results, iou_type, "pycocotools")  # the other tells no matches
+    coco_eval.params.iouThrs = np.array([iou])
+    coco_eval.params.areaRng, coco_eval.params.areaRngLbl = coco_eval.params.areaRng[:1], ["all"]
+    coco_eval.params.maxDets = [20 if iou_type == "keypoints" else 100]
+    coco_eval.evaluate()
+    return [
+        # Ids of detections are their places in the list, from 1; 0 is no match.
+        Match(int(detection) - 1, int(matched) or None)
+        for image in coco_eval.evalImgs
+        if image
+        for detection, matched, ignored in zip(image["dtIds"], image["dtMatches"][0], image["dtIgnore"][0])
+        if not ignored
+    ]
+
+
+def _coco_eval(truth: Dict[str, Any], results: List[Dict[str, Any]], iou_type: str, backend: str) -> Any:
+    """A backend's COCOeval that has not run yet."""
+    # A copy, since loading adds to the detections. With a box in it, a mask would count by the area of
+    # the box, not by its own.
+    drop = "bbox" if iou_type == "segm" else None
+    results = [{k: v for k, v in result.items() if k != drop} for result in results]
+    if backend == "faster-coco-eval":
+        from faster_coco_eval import COCO, COCOeval_faster
+
+        gt, evaluator = COCO(truth), COCOeval_faster
+    else:
+        gt, evaluator = _pycocotools(truth), pycocotools.cocoeval.COCOeval
+    dt = gt.loadRes(results) if results else type(gt)()
+    if not results:  # neither reads an empty list
+        dt.dataset = {**truth, "annotations": []}
+        dt.createIndex()
+    return evaluator(gt, dt, iou_type)
+
+
 def _pycocotools(truth: Dict[str, Any]) -> pycocotools.coco.COCO:
     coco = pycocotools.coco.COCO()
     coco.dataset = truth
@@ -91,7 +152,30 @@ class COCOEvaluator(evaluation.COCOEvaluator):
     """detectron2's evaluator with :func:`evaluate_coco`.
 
     So it uses the fastest backend, and a model that finds nothing has AP 0. detectron2 reports NaN.
+
+    Args:
+        average_recall: report AR too, over all and per category.
+        arguments: of detectron2's evaluator.
     """
+
+    def __init__(self, *arguments: Any, average_recall: bool = False, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._average_recall = average_recall
+
+    def _derive_coco_results(
+        self, coco_eval: Any, iou_type: str, class_names: Optional[Sequence[str]] = None
+    ) -> Dict[str, float]:
+        results = super()._derive_coco_results(coco_eval, iou_type, class_names)
+        if not self._average_recall:
+            return results
+        names, first = _RECALLS[iou_type == "keypoints"]
+        stats = zip(names, coco_eval.stats[first:])
+        recalls = {name: float(100 * value if value >= 0 else "nan") for name, value in stats}
+        logger.info("Average recall of %s:\n%s", iou_type, create_small_table(recalls))
+        if class_names is not None and len(class_names) > 1:
+            per_class = zip(class_names, average_recalls(coco_eval))
+            recalls.update({f"AR-{name}": float(value) for name, value in per_class})
+        return {**results, **recalls}
 
     def _eval_predictions(
         self, predictions: List[Dict[str, Any]], img_ids: Optional[Sequence[int]] = None

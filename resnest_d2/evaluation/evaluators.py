@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
@@ -11,6 +12,8 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
+from detectron2.utils.file_io import PathManager
+from PIL import Image
 
 from ..errors import UserError
 from .coco import COCOEvaluator
@@ -34,12 +37,12 @@ def build_evaluator(cfg: CfgNode, dataset: str, output_dir: str) -> DatasetEvalu
     if kind == "pascal_voc":
         return PascalVOCDetectionEvaluator(dataset)
     if kind == "sem_seg":
-        return SemSegEvaluator(dataset, output_dir=output_dir)
+        return _semantic_evaluator(dataset, output_dir)
     if kind == "coco_panoptic_seg":
         return DatasetEvaluators(
             [
                 build_instance_evaluator(cfg, dataset, output_dir),
-                SemSegEvaluator(dataset, output_dir=output_dir),
+                _semantic_evaluator(dataset, output_dir),
                 PanopticEvaluator(dataset, output_dir),
             ]
         )
@@ -47,6 +50,16 @@ def build_evaluator(cfg: CfgNode, dataset: str, output_dir: str) -> DatasetEvalu
         f"DATASETS.TEST: {dataset!r} has evaluator_type {kind!r}, for which there is no evaluator; "
         "set it to coco, lvis, pascal_voc, sem_seg or coco_panoptic_seg in its metadata"
     )
+
+
+def _semantic_evaluator(dataset: str, output_dir: str) -> SemSegEvaluator:
+    """detectron2's, with a way to read label maps that works with numpy 2, where its own does not."""
+
+    def read(path: str, dtype: type) -> np.ndarray:
+        with PathManager.open(path, "rb") as file, Image.open(file) as image:
+            return np.array(image, dtype=dtype)
+
+    return SemSegEvaluator(dataset, output_dir=output_dir, sem_seg_loading_fn=read)
 
 
 def build_instance_evaluator(cfg: CfgNode, dataset: str, output_dir: str) -> DatasetEvaluator:
@@ -60,4 +73,5 @@ def build_instance_evaluator(cfg: CfgNode, dataset: str, output_dir: str) -> Dat
         tasks=tuple(tasks),
         output_dir=output_dir,
         kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+        average_recall=cfg.TEST.AVERAGE_RECALL,
     )

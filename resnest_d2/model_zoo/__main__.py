@@ -1,9 +1,16 @@
-"""Print all configurations with their published figures, and where their weights are on this machine."""
+"""Print all configurations with their published figures, and where their weights are on this machine.
+
+With --page, write the model zoo's page instead.
+"""
+
+import argparse
+from pathlib import Path
 
 from tabulate import tabulate
 
 from ..checkpoint import ResNeStHandler
 from . import available, get_config
+from .page import markdown
 from .records import DETECTORS
 from .weights import BACKBONES
 
@@ -14,6 +21,12 @@ def place(handler: ResNeStHandler, name: str) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m resnest_d2.model_zoo", description=__doc__)
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the page of the zoo, Markdown")
+    page = parser.parse_args().page
+    if page:
+        page.write_text(markdown())
+        return
     handler = ResNeStHandler()
     rows = []
     for name in available():

@@ -1,0 +1,130 @@
+"""An evaluation as one HTML page that needs nothing else: no network, no other file."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Dict, List
+
+import jinja2
+from tqdm import tqdm
+
+from ...checkpoint.files import atomic_write
+from ...model_zoo.records import DETECTORS
+from . import charts, gallery
+from .measure import SCORE_THRESHOLD, TITLES, Evaluation, Task, load_evaluation, measure, rank_pictures
+
+__all__ = ["load_evaluation", "write_report"]
+
+_INSTALL_TIDE = "pip install --no-deps tidecv && pip install appdirs pandas seaborn"
+
+
+def write_report(evaluation: Evaluation, output: Path, num_pictures: int = 6) -> None:
+    """Write the page.
+
+    Args:
+        evaluation: see :func:`load_evaluation`.
+        output: the HTML file.
+        num_pictures: how many of the best images, and how many of the worst.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    tasks = [measure(evaluation, kind) for kind in tqdm(evaluation.tasks, desc="figures")]
+    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template.filters["figure"] = _figure
+    page = template.from_string(Path(__file__).with_name("page.html.j2").read_text()).render(
+        evaluation=evaluation,
+        tasks=[_sections(task) for task in tasks],
+        row=DETECTORS.get(evaluation.published),
+        full=_is_full_val2017(evaluation),
+        objects=sum(not a.get("iscrowd") for a in evaluation.truth["annotations"]),
+        training=charts.training(evaluation.metrics),
+        threshold=SCORE_THRESHOLD,
+        install_tide=_INSTALL_TIDE,
+        gallery=_gallery(evaluation, num_pictures),
+        legend=gallery.LEGEND,
+    )
+    atomic_write(output, lambda file: file.write(page.encode()))
+
+
+def _figure(value: Any, digits: int = 1) -> str:
+    """A number, or an en dash for one that was not measured."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return f"{value:,.{digits}f}" if isinstance(value, float) else f"{value:,}"
+
+
+def _is_full_val2017(evaluation: Evaluation) -> bool:
+    names = {dataset["name"] for dataset in evaluation.run.get("datasets", [])}
+    return any(n.startswith("coco_2017_val") for n in names) and len(evaluation.truth["images"]) == 5000
+
+
+def _sections(task: Task) -> Dict[str, Any]:
+    """What the page shows of a task: its figures and charts."""
+    objects = sum(category["objects"] for category in task.categories)
+    figures: List[Dict[str, str]] = [
+        {
+            "title": "Precision and recall",
+            "note": "Mean over the classes, by how well a detection must fit (IoU).",
+            "svg": charts.precision_recall(task.curves, "precision-recall curves by IoU"),
+        },
+        {
+            "title": "By class, at IoU 0.50",
+            "note": "The classes with most objects.",
+            "svg": charts.precision_recall(task.category_curves, "precision-recall curves by class"),
+        },
+        {
+            "title": "Scores",
+            "note": "Detections at IoU 0.50 that found an object, and others. Logarithmic above 1.",
+            "svg": charts.scores(task),
+        },
+        {
+            "title": "Which score to ask for",
+            "note": "Precision and recall at IoU 0.50, over all classes, of detections above a score.",
+            "svg": charts.trade_off(task, objects),
+        },
+        {
+            "title": "By size of the object",
+            "note": f"AP by area, and the objects found at IoU 0.50 and score {SCORE_THRESHOLD}.",
+            "svg": charts.bars(
+                task.sizes,
+                "AP",
+                lambda row: f"{_figure(row['AP'])} · found {row['found']:,} of {row['objects']:,}",
+                "AP (%)",
+            ),
+        },
+    ]
+    if task.errors:
+        figures.append(
+            {
+                "title": "Kinds of error (TIDE)",
+                "note": "AP50 that mending all errors of a kind would win, and their number. TIDE's own "
+                f"AP50 is {_figure(task.errors['AP50'])}; it counts classes without objects too.",
+                "svg": charts.bars(
+                    task.errors["types"],
+                    "AP50",
+                    lambda row: f"{_figure(row['AP50'])} · {row['count']:,} errors",
+                    "AP50 to win (points)",
+                ),
+            }
+        )
+    return {"title": TITLES[task.kind], "task": task, "figures": figures}
+
+
+def _gallery(evaluation: Evaluation, count: int) -> Dict[str, List[Dict[str, Any]]]:
+    """Best and worst images, by the last task, which shows most: keypoints, masks, else boxes."""
+    kind = evaluation.tasks[-1]
+    ranked = rank_pictures(evaluation, kind)
+    worst = ranked[max(count, len(ranked) - count) :][::-1]
+    shelves = {"Best": ranked[:count], "Worst": worst}
+    progress = tqdm(total=sum(map(len, shelves.values())), desc="pictures")
+    drawn: Dict[str, List[Dict[str, Any]]] = {}
+    for title, pictures in shelves.items():
+        drawn[title] = []
+        for picture in pictures:
+            entry = gallery.draw(evaluation, picture, kind)
+            drawn[title] += [entry] if entry else []
+            progress.update()
+    progress.close()
+    return {title: entries for title, entries in drawn.items() if entries}

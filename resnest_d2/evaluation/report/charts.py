@@ -1,0 +1,155 @@
+"""Charts of a report, as SVG to stand in its page."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any, Callable, Dict, List, Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .measure import SCORE_THRESHOLD, Task
+
+# Distinguishable with any colour vision (Okabe and Ito), darkened to be read as thin lines on white.
+_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#b5599a", "#a8741a", "#56708a"]
+RIGHT, WRONG = _COLOURS[2], _COLOURS[1]
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: crisp, small and selectable
+    "svg.hashsalt": "resnest_d2",  # the same figures give the same page
+    "font.family": "sans-serif",
+    "font.sans-serif": ["system-ui", "DejaVu Sans", "sans-serif"],
+    "font.size": 10,
+    "axes.prop_cycle": matplotlib.cycler(color=_COLOURS),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888",
+    "axes.labelcolor": "#444",
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "xtick.color": "#444",
+    "ytick.color": "#444",
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.8,
+}
+
+
+def _chart(draw: Callable[[Axes], Any], label: str) -> str:
+    """An SVG image, 4.6 by 3.1 inches at its natural size, that fills the width it is given."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.6, 3.1), layout="constrained")
+        draw(figure.subplots())
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+def precision_recall(curves: Mapping[str, np.ndarray], label: str) -> str:
+    """Precision in percent at 101 recalls from 0 to 1."""
+
+    def draw(axes: Axes) -> None:
+        for name, precision in curves.items():
+            axes.plot(np.linspace(0, 100, len(precision)), precision, label=name)
+        axes.set(xlim=(0, 101), ylim=(0, 102), xlabel="recall (%)", ylabel="precision (%)")
+        axes.legend(loc="best")
+
+    return _chart(draw, label)
+
+
+def scores(task: Task) -> str:
+    """Histogram of the scores of right and wrong detections."""
+
+    def draw(axes: Axes) -> None:
+        axes.hist(
+            [task.right, task.wrong],
+            bins=np.linspace(0, 1, 21),
+            histtype="stepfilled",
+            alpha=0.6,
+            color=[RIGHT, WRONG],
+            label=["found an object", "did not"],
+        )
+        axes.axvline(SCORE_THRESHOLD, color="#444", linestyle=":", linewidth=1)
+        axes.set(xlim=(0, 1), xlabel="score", ylabel="detections", yscale="symlog")
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.set_ylim(0, 3 * axes.get_ylim()[1])  # room for the legend
+        axes.legend(loc="upper center", ncols=2)
+
+    return _chart(draw, "scores of right and wrong detections")
+
+
+def trade_off(task: Task, objects: int) -> str:
+    """Precision and recall over all classes at each score threshold."""
+    thresholds = np.linspace(0, 1, 101)
+
+    def at_least(values: np.ndarray) -> np.ndarray:
+        return len(values) - np.searchsorted(np.sort(values), thresholds)
+
+    right, wrong = at_least(task.right), at_least(task.wrong)
+
+    def draw(axes: Axes) -> None:
+        precision = np.divide(
+            100.0 * right, right + wrong, out=np.full(len(right), np.nan), where=right + wrong > 0
+        )
+        axes.plot(thresholds, precision, label="precision")
+        axes.plot(thresholds, 100 * right / max(objects, 1), label="recall")
+        axes.set(xlim=(0, 1), ylim=(0, 102), xlabel="score threshold", ylabel="%")
+        axes.legend(loc="best")
+
+    return _chart(draw, "precision and recall by score threshold")
+
+
+def bars(rows: Sequence[Mapping[str, Any]], value: str, text: Callable[[Mapping], str], unit: str) -> str:
+    """Horizontal bars: ``label`` and ``value`` of each row, with a text at its end."""
+
+    def draw(axes: Axes) -> None:
+        values = [0 if np.isnan(row[value]) else row[value] for row in rows]
+        axes.barh(range(len(rows)), values, color=_COLOURS[0], height=0.62)
+        axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set(xlabel=unit, xlim=(0, 1.5 * max([*values, 1])))
+        for y, row in enumerate(rows):
+            axes.annotate(
+                text(row), (values[y], y), (4, 0), textcoords="offset points", va="center", size=8.5
+            )
+
+    return _chart(draw, unit)
+
+
+def training(metrics: Sequence[Dict[str, Any]]) -> List[Dict[str, str]]:
+    """Losses, learning rate and AP by iteration, of what is in the metrics: title and image of each."""
+    losses = sorted({k for line in metrics for k in line if "loss" in k and "/" not in k})
+    losses = [k for k in losses if k != "total_loss"]
+    ap = sorted({k for line in metrics for k in line if k.split("/")[-1] in ("AP", "PQ")})
+    groups = [
+        ("Total loss", ["total_loss"], "loss"),
+        ("Parts of the loss", losses, "loss"),
+        ("AP during training", ap, "AP (%)"),
+        ("Learning rate", ["lr"], "learning rate"),
+    ]
+    charts = []
+    for title, keys, unit in groups:
+        series = {
+            key: [(line["iteration"], line[key]) for line in metrics if line.get(key) is not None]
+            for key in keys
+        }
+        series = {key: points for key, points in series.items() if points}
+        if any(len(points) > 1 for points in series.values()):
+            charts.append({"title": title, "svg": _chart(lambda axes: _lines(axes, series, unit), title)})  # noqa: B023
+    return charts
+
+
+def _lines(axes: Axes, series: Mapping[str, Sequence], unit: str) -> None:
+    for i, (name, points) in enumerate(series.items()):
+        style = "-" if i < len(_COLOURS) else "--"
+        axes.plot(*zip(*points), style, label=name, marker="o" if len(points) < 8 else None, markersize=4)
+    axes.set(xlabel="iteration", ylabel=unit)
+    axes.set_ylim(bottom=0)
+    if len(series) > 1:
+        axes.legend(loc="best", ncols=1 + (len(series) > 6))

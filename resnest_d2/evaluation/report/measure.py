@@ -1,0 +1,303 @@
+"""Everything a report says in figures, from the files of an evaluation."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import itertools
+import json
+import logging
+import shlex
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional
+
+import numpy as np
+
+from ...data import load_coco
+from ...errors import UserError
+from ...model_zoo.records import DETECTORS
+from ..coco import average_precisions, average_recalls, evaluate_coco, match_detections
+
+logger = logging.getLogger(__name__)
+
+#: Detections with a lower score are no predictions, where the report counts right and wrong.
+SCORE_THRESHOLD = 0.5
+TITLES = {"bbox": "Boxes", "segm": "Masks", "keypoints": "Keypoints"}
+_SIZES = (("small", "< 32² px", 0, 32**2), ("medium", "32² to 96² px", 32**2, 96**2),
+          ("large", "> 96² px", 96**2, 1e10))  # fmt: skip
+
+
+@dataclass
+class Evaluation:
+    """The files of one evaluation.
+
+    Attributes:
+        name: of the folder, or of the configuration.
+        truth: annotation file.
+        images: folder of its images.
+        results: detections, in COCO's format.
+        run: content of ``results.json``; empty for a folder that another program wrote.
+        metrics: lines of ``metrics.json``; empty where nothing was trained.
+        published: name of the published row to compare with.
+    """
+
+    name: str
+    truth: Dict[str, Any]
+    images: Path
+    results: List[Dict[str, Any]]
+    run: Dict[str, Any]
+    metrics: List[Dict[str, Any]]
+    published: Optional[str]
+
+    @property
+    def tasks(self) -> List[str]:
+        """What was predicted, and is annotated."""
+        field = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+        found = [t for t, f in field.items() if self.results and f in self.results[0]]
+        return [t for t in found if any(field[t] in a for a in self.truth["annotations"])] or ["bbox"]
+
+
+def load_evaluation(
+    folder: Path,
+    annotations: Optional[Path] = None,
+    images: Optional[Path] = None,
+    row: Optional[str] = None,
+) -> Evaluation:
+    """Find and read the files of an evaluation.
+
+    Args:
+        folder: OUTPUT_DIR of a run, or its folder of detections.
+        annotations, images: ground truth and its images; by default what the run has noted.
+        row: published row to compare with; by default the configuration of the run.
+
+    Raises:
+        UserError: there are no detections, or the ground truth is not known or cannot be read.
+    """
+    folder = Path(folder)
+    detections = [
+        *(folder / "coco_instances_results.json", folder / "inference" / "coco_instances_results.json"),
+        *sorted(folder.glob("inference/*/coco_instances_results.json")),
+    ]
+    file = next((f for f in detections if f.exists()), None)
+    if file is None:
+        raise UserError(f"{folder} holds no inference/coco_instances_results.json; evaluate into it first")
+    root = folder if file.parent != folder or (folder / "results.json").exists() else folder.parent
+    run = _json(root / "results.json") if (root / "results.json").exists() else {}
+    noted = run.get("datasets", [{}])
+    dataset = next((d for d in noted if d.get("name") == file.parent.name), noted[0])
+    annotations = annotations or dataset.get("json_file")
+    if not annotations:
+        raise UserError(f"{root} does not tell its dataset; give --annotations and --images")
+    row = row or _config_of(run.get("command", ""))
+    results = _json(file)
+    if not isinstance(results, list):
+        raise UserError(f"{file} is no list of detections")
+    metrics = root / "metrics.json"
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    return Evaluation(
+        name=row or root.resolve().name,
+        truth=load_coco(Path(annotations)),
+        images=Path(images or dataset.get("image_root") or "."),
+        results=results,
+        run=run,
+        metrics=[json.loads(line) for line in lines],
+        published=row if row in DETECTORS else None,
+    )
+
+
+def _config_of(command: str) -> Optional[str]:
+    """Name of the configuration in the command line of a run."""
+    for word, value in itertools.pairwise(shlex.split(command)):
+        if word == "--config-file":
+            return Path(value).stem
+    return None
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise UserError(f"cannot read {path} ({e})") from None
+
+
+@dataclass
+class Task:
+    """Figures of boxes, masks or keypoints. AP and AR are in percent, NaN where there is nothing to find.
+
+    Attributes:
+        summary: AP and AR by name, over all categories.
+        published: AP in the published row, or None.
+        categories: name, number of objects, AP, AP50, AP75 and AR of each category.
+        curves: precision, in percent, at recall 0 to 1, by IoU threshold; mean over the categories.
+        category_curves: the same at IoU 0.5 for the categories with most objects.
+        sizes: by size of object: label, extent, number of objects, how many were found, and AP.
+        right, wrong: scores of detections that found an object at IoU 0.5, and of those that did not.
+        errors: AP50 that mending each kind of error would win, and the number of such errors, by TIDE.
+    """
+
+    kind: str
+    summary: Dict[str, float]
+    published: Optional[float]
+    categories: List[Dict[str, Any]]
+    curves: Dict[str, np.ndarray]
+    category_curves: Dict[str, np.ndarray]
+    sizes: List[Dict[str, Any]]
+    right: np.ndarray
+    wrong: np.ndarray
+    errors: Optional[Dict[str, Any]]
+
+
+def measure(evaluation: Evaluation, kind: str) -> Task:
+    """All figures of one task, anew from the detections."""
+    truth, results = evaluation.truth, evaluation.results
+    with contextlib.redirect_stdout(io.StringIO()):  # the backends print their tables
+        coco_eval = evaluate_coco(truth, results, kind)
+        matches = match_detections(truth, results, kind)
+    ap, ar = average_precisions(coco_eval), average_recalls(coco_eval)
+    objects = [a for a in truth["annotations"] if not a.get("iscrowd")]
+    if kind == "keypoints":
+        objects = [a for a in objects if a.get("num_keypoints")]
+    count = Counter(a["category_id"] for a in objects)
+    name = {c["id"]: c["name"] for c in truth["categories"]}
+    order = list(coco_eval.params.catIds)
+    at = {round(float(iou), 2): i for i, iou in enumerate(coco_eval.params.iouThrs)}
+    categories = [
+        {"name": name[c], "objects": count[c], "AP": ap[:, k].mean(), "AP50": ap[at[0.5], k],
+         "AP75": ap[at[0.75], k], "AR": ar[k]}
+        for k, c in enumerate(order)
+    ]  # fmt: skip
+    precision = coco_eval.eval["precision"][:, :, :, 0, -1]
+    precision = 100 * np.where(precision > -1, precision, np.nan)
+    present = [k for k, c in enumerate(order) if count[c]]
+    most = sorted(present, key=lambda k: -count[order[k]])[:6]
+    curves = {
+        f"IoU {iou:.2f}": precision[at[iou]][:, present].mean(axis=1)
+        for iou in (0.5, 0.6, 0.7, 0.8, 0.9)
+        if present
+    }
+    found = {m.truth for m in matches if m.truth and results[m.detection]["score"] >= SCORE_THRESHOLD}
+    scores = {
+        right: np.array([results[m.detection]["score"] for m in matches if bool(m.truth) == right])
+        for right in (True, False)
+    }
+    row = DETECTORS.get(evaluation.published)
+    published = {"bbox": row.box_ap, "segm": row.mask_ap}.get(kind) if row else None
+    return Task(
+        kind=kind,
+        summary=_summary(coco_eval, kind),
+        published=published,
+        categories=categories,
+        curves=curves,
+        category_curves={name[order[k]]: precision[at[0.5]][:, k] for k in most},
+        sizes=_sizes(objects, found, coco_eval, kind),
+        right=scores[True],
+        wrong=scores[False],
+        errors=_tide(truth, results, kind),
+    )
+
+
+def _summary(coco_eval: Any, kind: str) -> Dict[str, float]:
+    names = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
+    if kind == "keypoints":
+        names = ["AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl"]
+    return {n: 100 * float(v) if v >= 0 else float("nan") for n, v in zip(names, coco_eval.stats)}
+
+
+def _sizes(objects: List[dict], found: set, coco_eval: Any, kind: str) -> List[Dict[str, Any]]:
+    summary = _summary(coco_eval, kind)
+    rows = []
+    for label, extent, low, high in _SIZES:
+        ids = [a["id"] for a in objects if low <= a["area"] < high]
+        if not ids:
+            continue
+        rows.append(
+            {"label": label, "extent": extent, "objects": len(ids), "found": len(found.intersection(ids)),
+             "AP": summary.get(f"AP{label[0]}", float("nan"))}
+        )  # fmt: skip
+    return rows
+
+
+def _tide(truth: Dict[str, Any], results: List[Dict[str, Any]], kind: str) -> Optional[Dict[str, Any]]:
+    """TIDE's error types (Bolya et al., arXiv 2008.08115) by its authors' package, where it is installed."""
+    if kind == "keypoints" or not results or importlib.util.find_spec("tidecv") is None:
+        return None
+    import tidecv
+
+    field = "segmentation" if kind == "segm" else "bbox"
+    objects, detections = tidecv.Data("truth"), tidecv.Data("detections")
+    for category in truth["categories"]:
+        objects.add_class(category["id"], category["name"])
+    sizes = {}
+    for image in truth["images"]:
+        objects.add_image(image["id"], image["file_name"])
+        sizes[image["id"]] = (image["width"], image["height"])
+    for a in truth["annotations"]:
+        shape = a[field]
+        if kind == "segm":
+            shape = tidecv.functions.toRLE(shape, *sizes[a["image_id"]])
+        add = objects.add_ignore_region if a.get("iscrowd") else objects.add_ground_truth
+        add(a["image_id"], a["category_id"], **{"mask" if kind == "segm" else "box": shape})
+    for r in results:
+        detections.add_detection(
+            r["image_id"], r["category_id"], r["score"], **{"mask" if kind == "segm" else "box": r[field]}
+        )
+    run = tidecv.TIDE().evaluate(objects, detections, mode="mask" if kind == "segm" else "bbox")
+    labels = {"Cls": "classification", "Loc": "localisation", "Both": "both", "Dupe": "duplicate",
+              "Bkg": "background", "Miss": "missed"}  # fmt: skip
+    counts = {error.short_name: number for error, number in run.count_errors().items()}
+    return {
+        "AP50": float(run.ap),
+        "types": [
+            {"label": labels[error.short_name], "AP50": float(won), "count": counts[error.short_name]}
+            for error, won in run.fix_main_errors().items()
+        ],
+    }
+
+
+@dataclass
+class Picture:
+    """Right and wrong on one image.
+
+    Attributes:
+        image: its entry in the annotation file.
+        f1: harmonic mean of precision and recall, of predictions with a score of at least
+            :data:`SCORE_THRESHOLD`, at IoU 0.5.
+        right, wrong: indices of the detections that found an object, and of those that did not.
+        found, missed: annotations.
+    """
+
+    image: Dict[str, Any]
+    f1: float
+    right: List[int]
+    wrong: List[int]
+    found: List[Dict[str, Any]]
+    missed: List[Dict[str, Any]]
+
+
+def rank_pictures(evaluation: Evaluation, kind: str) -> List[Picture]:
+    """The images that hold objects or predictions, best first; the fuller image first where they tie."""
+    results = evaluation.results
+    right: Mapping[int, List[int]] = defaultdict(list)
+    wrong: Mapping[int, List[int]] = defaultdict(list)
+    found = set()
+    with contextlib.redirect_stdout(io.StringIO()):
+        matches = match_detections(evaluation.truth, results, kind)
+    for match in matches:
+        if results[match.detection]["score"] >= SCORE_THRESHOLD:
+            (right if match.truth else wrong)[results[match.detection]["image_id"]].append(match.detection)
+            found.add(match.truth)
+    objects: Mapping[int, List[dict]] = defaultdict(list)
+    for annotation in evaluation.truth["annotations"]:
+        if not annotation.get("iscrowd"):
+            objects[annotation["image_id"]].append(annotation)
+    pictures = []
+    for image in evaluation.truth["images"]:
+        true, good, bad = objects[image["id"]], right[image["id"]], wrong[image["id"]]
+        if true or bad:
+            f1 = 2 * len(good) / (len(true) + len(good) + len(bad))
+            hit = [a for a in true if a["id"] in found]
+            pictures.append(Picture(image, f1, good, bad, hit, [a for a in true if a["id"] not in found]))
+    return sorted(pictures, key=lambda p: (-p.f1, -len(p.found) - len(p.missed)))

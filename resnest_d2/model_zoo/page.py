@@ -1,0 +1,81 @@
+"""``docs/MODEL_ZOO.md``, from the records."""
+
+from __future__ import annotations
+
+from typing import Any, List, Sequence
+
+from tabulate import tabulate
+
+from . import available
+from .records import DETECTORS
+from .weights import BACKBONES, OFFICIAL_URL
+
+_HEAD = """# Model zoo
+
+Generated from the records by `make zoo`.
+
+## Detectors
+
+AP and PQ in percent on COCO val2017, single scale, as published: by the paper (arXiv 2004.08955v1, tables 5
+and 6) or by the authors' released list. None of them is ours: "reproduced" is what `tools/reproduce.py`
+measured with this package, and – is not measured. Parameters in millions are those of the models as built
+here, without frozen norms; a test does it. The last column is the authors' trained file, which their host no
+longer serves: put yours into the folder that `RESNEST_D2_WEIGHTS` names.
+
+Each configuration carries its AP as detectron2's `TEST.EXPECTED_RESULTS`, with a tolerance of 0.5, and a run
+ends in failure where it is missed. It is compared on the full val2017 and with the recipe as it stands only;
+a log line says why where not.
+
+"""
+_OTHERS = """
+
+Without published figures: {others}.
+
+## Backbones
+
+`MODEL.WEIGHTS resnest://NAME`. Crop in pixels and top-1 in percent are the authors' on ImageNet, – where they
+have published none. Their files are release assets under <{url}>,
+and the eight digits in a name begin its SHA-256; the other source is timm's copy on the Hugging Face hub.
+
+"""
+
+
+def _link(name: str) -> str:
+    return f"[{name}](../configs/{name}.yaml)"
+
+
+def _table(rows: Sequence[Sequence[Any]], titles: Sequence[str]) -> str:
+    """GitHub's Markdown, figures of AP and parameters with two decimals."""
+
+    def cells(row: Sequence[Any]) -> List[str]:
+        shown = (f"{value:.2f}" if isinstance(value, float) else value for value in row)
+        return ["–" if value is None else str(value) for value in shown]
+
+    return tabulate(map(cells, rows), titles, "github", disable_numparse=True)
+
+
+def markdown() -> str:
+    """The page."""
+    detectors = [
+        (
+            *(_link(name), r.method, r.backbone, r.params, r.box_ap, r.mask_ap, r.pq, None),
+            *(r.table, f"`{r.released}`"),
+        )
+        for name, r in DETECTORS.items()
+    ]
+    titles = (
+        *("configuration", "method", "backbone", "params", "box AP", "mask AP", "PQ", "reproduced"),
+        *("table", "released file"),
+    )
+    backbones = [
+        (f"`{name}`", r.crop, r.top1, r.official and f"`{r.official}`", r.hub and f"`{r.hub}`")
+        for name, r in BACKBONES.items()
+    ]
+    others = ", ".join(_link(name) for name in available() if name not in DETECTORS)
+    return (
+        _HEAD
+        + _table(detectors, titles)
+        + _OTHERS.format(others=others, url=OFFICIAL_URL)
+        + _table(backbones, ("name", "crop", "top-1", "authors' file", "timm's"))
+        + "\n"
+    )

@@ -1,0 +1,35 @@
+#!/usr/bin/env python
+"""Write an evaluation as one HTML page: AP, classes, curves, kinds of error, training, best and worst images.
+
+%(prog)s output/quickstart                      the folder of a run of train_net.py
+%(prog)s folder --annotations val.json --images val/ --output page.html
+"""
+
+import argparse
+from pathlib import Path
+
+from resnest_d2.engine import one_line_errors
+from resnest_d2.evaluation.report import load_evaluation, write_report
+
+
+def main(args):
+    output = args.output or args.folder / "report.html"
+    evaluation = load_evaluation(args.folder, args.annotations, args.images, args.row)
+    write_report(evaluation, output, args.num_pictures)
+    print(f"wrote {output}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="OUTPUT_DIR of a run, or a folder of detections")
+    parser.add_argument("--output", type=Path, help="by default report.html in the folder")
+    parser.add_argument("--annotations", type=Path, help="ground truth; by default what the run has noted")
+    parser.add_argument("--images", type=Path, help="its folder of images")
+    parser.add_argument("--row", help="published row to compare with; by default the run's configuration")
+    parser.add_argument(
+        "--num-pictures", type=int, default=6, help="of the best, and of the worst (default: %(default)s)"
+    )
+    with one_line_errors():
+        main(parser.parse_args())
