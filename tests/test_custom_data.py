@@ -5,10 +5,11 @@ import json
 import pytest
 from conftest import assert_one_line_error
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from test_train_net import TINY, ap_tables
 
 from resnest_d2 import UserError, model_zoo
-from resnest_d2.data import check_pairs, fit_config, generate_shapes, pairs_of
+from resnest_d2.data import check_pairs, check_registered, fit_config, generate_shapes, pairs_of
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,17 @@ def test_fatal_problems_stop_before_training_and_harmless_ones_are_said(shapes, 
         check_pairs(fatal)
     harmless = spoilt(shapes, tmp_path, lambda c: c["annotations"][0].update(bbox=[1, 1, 0, 0]))
     assert len(check_pairs(harmless)) == 1
+
+
+def test_registered_datasets_are_checked_too(shapes, tmp_path):
+    (file, images), *_ = spoilt(shapes, tmp_path, lambda c: c["annotations"][0].update(category_id=9))
+    register_coco_instances("test_registered", {}, file, images)
+    try:
+        with pytest.raises(UserError, match="1 x unknown category: annotation 1 "):
+            check_registered(["test_registered"])
+    finally:
+        DatasetCatalog.remove("test_registered")
+        MetadataCatalog.remove("test_registered")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from .check import check_datasets
 from .coco_check import check_coco, load_coco
-from .custom import check_pairs, fit_config, pairs_of, register_pairs
+from .custom import check_pairs, check_registered, fit_config, pairs_of, register_pairs
 from .shapes import generate_shapes, register_shapes
 
 register_shapes()
@@ -11,6 +11,7 @@ __all__ = [
     "check_coco",
     "check_datasets",
     "check_pairs",
+    "check_registered",
     "fit_config",
     "generate_shapes",
     "load_coco",

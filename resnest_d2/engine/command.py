@@ -57,7 +57,7 @@ def run(main: Callable[[CfgNode, Namespace], object], args: Namespace) -> None:
     with one_line_errors():
         cfg = load_config(args.config_file, args.opts)
         notes = fit_to_own_data(cfg, args)
-        check_run(cfg, args)
+        notes += check_run(cfg, args)
         reasons = keep_comparable(cfg, load_config(args.config_file), args)
         notes += [f"Not compared with the published AP: {reason}" for reason in reasons]
         if dist.is_torchelastic_launched():

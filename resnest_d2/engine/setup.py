@@ -18,7 +18,7 @@ from detectron2.utils.file_io import PathManager
 
 from .. import model_zoo
 from ..config import add_resnest_config
-from ..data import check_datasets, check_pairs, fit_config, pairs_of, register_pairs
+from ..data import check_datasets, check_pairs, check_registered, fit_config, pairs_of, register_pairs
 from ..errors import UserError
 from .expectations import flatten
 
@@ -92,17 +92,26 @@ def register_own_data(args: Namespace) -> None:
         register_pairs(split, pairs_of(vars(args), split), args.own_metadata)
 
 
-def check_run(cfg: CfgNode, args: Namespace) -> None:
-    """Raise UserError for what would otherwise fail in the middle of a run.
+def check_run(cfg: CfgNode, args: Namespace) -> List[str]:
+    """Find what would otherwise fail in the middle of a run.
 
     Args:
         args: of :func:`argument_parser`.
+
+    Returns:
+        What the user should know, one a line.
+
+    Raises:
+        UserError: the run cannot work.
     """
+    notes: List[str] = []
     gpus = torch.cuda.device_count()
     if args.num_gpus > max(gpus, 1):
         raise UserError(f"--num-gpus {args.num_gpus}: {gpus} visible on this machine")
     if not args.eval_only:
         check_datasets(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
+        if not args.train_json:  # which have been checked
+            notes += check_registered(name for name in cfg.DATASETS.TRAIN if not name.startswith("shapes_"))
         if cfg.SOLVER.MAX_ITER in cfg.SOLVER.STEPS:  # detectron2 drops later steps, and stops at this
             raise UserError(
                 f"SOLVER.STEPS {cfg.SOLVER.STEPS} must not hold SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}"
@@ -115,11 +124,11 @@ def check_run(cfg: CfgNode, args: Namespace) -> None:
             )
     check_datasets(cfg.DATASETS.TEST, "DATASETS.TEST")
     if args.resume and DetectionCheckpointer(torch.nn.Identity(), cfg.OUTPUT_DIR).has_checkpoint():
-        return
+        return notes
     if not cfg.MODEL.WEIGHTS:
         if args.eval_only:
             raise UserError('MODEL.WEIGHTS is "", and --eval-only would evaluate random weights; name a file')
-        return
+        return notes
     try:
         # Fetches and caches remote files here, once, rather than in every process.
         path = PathManager.get_local_path(cfg.MODEL.WEIGHTS)
@@ -134,6 +143,7 @@ def check_run(cfg: CfgNode, args: Namespace) -> None:
         raise UserError(
             f'MODEL.WEIGHTS: there is no file {Path(path).absolute()}; MODEL.WEIGHTS "" trains from scratch'
         )
+    return notes
 
 
 @contextmanager
