@@ -29,6 +29,10 @@ _RESNETS = {
 _SOLVER = {
     # SGD, as in all recipes, or AdamW, which trains from scratch in far fewer iterations.
     "OPTIMIZER": "SGD",
+    # How many iterations whose loss or gradient is not finite may be skipped; at the next, training stops.
+    "SKIP_NOT_FINITE": 0,
+    # How many numbered checkpoints stay; 0: all. The final one always does.
+    "CHECKPOINTS_TO_KEEP": 0,
 }
 
 _TEST = {

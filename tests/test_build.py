@@ -61,7 +61,8 @@ def test_add_resnest_config_changes_no_existing_value():
     assert set(after) - set(before) == {
         *(f"MODEL.RESNETS.{k}" for k in ("DEEP_STEM", "AVD", "AVD_FIRST", "AVG_DOWN")),
         *(f"MODEL.RESNETS.{k}" for k in ("RADIX", "BOTTLENECK_WIDTH", "RES4_DILATION")),
-        "SOLVER.OPTIMIZER",
+        *(f"SOLVER.{k}" for k in ("OPTIMIZER", "SKIP_NOT_FINITE", "CHECKPOINTS_TO_KEEP")),
+        "TEST.AVERAGE_RECALL",
     }
 
 

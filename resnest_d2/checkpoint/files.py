@@ -8,6 +8,7 @@ import pickle
 import re
 import tempfile
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict
 
@@ -104,8 +105,13 @@ def _is_legacy_torch(path: Path) -> bool:
         return False
 
 
-def atomic_write(target: Path, write: Callable[[BinaryIO], None]) -> None:
+def atomic_write(
+    target: Path, write: Callable[[BinaryIO], Any], before: Callable[[], Any] = lambda: None
+) -> None:
     """Let ``write`` fill a temporary file, then give it its name: a reader sees all of it or nothing.
+
+    Args:
+        before: called when the file is safely on the disk, before it gets its name.
 
     Raises:
         OSError: the file cannot be written; whatever stood under the name still does.
@@ -119,7 +125,20 @@ def atomic_write(target: Path, write: Callable[[BinaryIO], None]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp makes it private
+        before()
         os.replace(temporary, target)
+        _flush_folder(target.parent)
     except BaseException:
-        os.unlink(temporary)
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise
+
+
+def _flush_folder(folder: Path) -> None:
+    """Let a new name in it survive a power failure; not every file system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

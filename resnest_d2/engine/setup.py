@@ -12,15 +12,16 @@ from typing import Iterator, List, Sequence
 
 import torch
 import yaml
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 
 from .. import model_zoo
+from ..checkpoint import Checkpointer
 from ..config import add_resnest_config
 from ..data import check_datasets, check_pairs, check_registered, fit_config, pairs_of, register_pairs
-from ..errors import UserError
+from ..errors import OptionError, UserError
 from .expectations import flatten
+from .fit import count_processes, fit_to_machine
 
 
 def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
@@ -106,9 +107,15 @@ def check_run(cfg: CfgNode, args: Namespace) -> List[str]:
     """
     notes: List[str] = []
     gpus = torch.cuda.device_count()
-    if args.num_gpus > max(gpus, 1):
-        raise UserError(f"--num-gpus {args.num_gpus}: {gpus} visible on this machine")
+    if args.num_gpus > max(gpus, 1) and "MODEL.DEVICE" not in args.opts:
+        raise UserError(
+            f"--num-gpus {args.num_gpus}: {gpus} visible on this machine; MODEL.DEVICE cpu runs as many "
+            "processes on the CPU"
+        )
     if not args.eval_only:
+        notes += fit_to_machine(cfg, count_processes(args))
+        if cfg.SOLVER.CHECKPOINT_PERIOD < 1:
+            raise OptionError("SOLVER.CHECKPOINT_PERIOD", cfg.SOLVER.CHECKPOINT_PERIOD, "must be >= 1")
         check_datasets(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
         if not args.train_json:  # which have been checked
             notes += check_registered(name for name in cfg.DATASETS.TRAIN if not name.startswith("shapes_"))
@@ -123,7 +130,7 @@ def check_run(cfg: CfgNode, args: Namespace) -> List[str]:
                 "installed; pip install shapely, or set INPUT.MASK_FORMAT to bitmask"
             )
     check_datasets(cfg.DATASETS.TEST, "DATASETS.TEST")
-    if args.resume and DetectionCheckpointer(torch.nn.Identity(), cfg.OUTPUT_DIR).has_checkpoint():
+    if args.resume and Checkpointer(torch.nn.Identity(), cfg.OUTPUT_DIR).has_checkpoint():
         return notes
     if not cfg.MODEL.WEIGHTS:
         if args.eval_only:

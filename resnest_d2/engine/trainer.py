@@ -2,44 +2,165 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import weakref
 from collections import OrderedDict
+from contextlib import suppress
 from typing import List, Optional
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, hooks
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..checkpoint import Checkpointer
+from ..data.loader import build_test_loader, build_train_loader
 from ..errors import OptionError, UserError
 from ..evaluation import build_evaluator, build_instance_evaluator
+from .hooks import InterruptibleEval, PeriodicCheckpointer, PreciseBN, StopOnSignal
 from .record import RecordRun, write_results
+from .signals import Interrupted, Signals
+from .step import TrainStep
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """DefaultTrainer that knows which evaluator a dataset wants, and test-time augmentation."""
+    """DefaultTrainer that survives: processes on CPUs, signals, numbers that are not finite, resuming.
 
-    def build_hooks(self) -> List[hooks.HookBase]:
-        # DefaultTrainer has made its own checkpointer by now, which reads no other format, and is about
-        # to hand it to a hook.
-        self.checkpointer = Checkpointer(self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
-        built = super().build_hooks()
-        last = len(built) - comm.is_main_process()  # what follows is to be seen by the metrics' writer
-        if self.cfg.TEST.AUG.ENABLED:
-            built.insert(last, hooks.EvalHook(0, self._evaluate_augmented))
-        return [*built[:last], RecordRun(lambda: self._last_eval_results), *built[last:]]
+    It also knows which evaluator a dataset wants, and test-time augmentation.
+
+    Args:
+        cfg: SEED is not negative.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # DefaultTrainer's own would wrap a model on the CPU for a GPU, and make another step and
+        # checkpointer.
+        TrainerBase.__init__(self)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        on_cpu = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
+        optimizer = self.build_optimizer(cfg, model)
+        self._trainer = TrainStep(
+            create_ddp_model(model, broadcast_buffers=False, **on_cpu),
+            self.build_train_loader(cfg),
+            optimizer,
+            amp=cfg.SOLVER.AMP.ENABLED,
+            seed=cfg.SEED,
+            max_skipped=cfg.SOLVER.SKIP_NOT_FINITE,
+            output_dir=cfg.OUTPUT_DIR,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = Checkpointer(
+            model, cfg.OUTPUT_DIR, keep=cfg.SOLVER.CHECKPOINTS_TO_KEEP, trainer=weakref.proxy(self)
+        )
+        self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
+        self._signals = Signals()
+        self._stop = StopOnSignal(self._signals)
+        self.register_hooks(self.build_hooks())
+
+    def build_hooks(self) -> List[Optional[HookBase]]:
+        cfg = self.cfg
+        without_workers = cfg.clone()
+        without_workers.defrost()
+        without_workers.DATALOADER.NUM_WORKERS = 0  # as detectron2, to save memory
+        main = comm.is_main_process()
+        return [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            self._stop,
+            PreciseBN(
+                cfg.TEST.EVAL_PERIOD,
+                self.model,
+                self.build_train_loader(without_workers),
+                cfg.TEST.PRECISE_BN.NUM_ITER,
+                self._signals,
+                cfg.SEED,
+            )
+            if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model)
+            else None,
+            PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if main else None,
+            InterruptibleEval(cfg.TEST.EVAL_PERIOD, self._evaluate, self._signals),
+            InterruptibleEval(0, self._evaluate_augmented, self._signals) if cfg.TEST.AUG.ENABLED else None,
+            RecordRun(lambda: self._last_eval_results),
+            hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
+        ]
+
+    def _evaluate(self) -> OrderedDict:
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
 
     def _evaluate_augmented(self) -> OrderedDict:
         results = self.test_with_tta(self.cfg, self.model)
         self._last_eval_results = OrderedDict(**self._last_eval_results, **results)
         return results
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on from the newest undamaged checkpoint in OUTPUT_DIR; without any, load MODEL.WEIGHTS."""
+        super().resume_or_load(resume=resume)
+        self.data_loader.dataset.sampler.start = self.start_iter
+
+    def train(self) -> Optional[OrderedDict]:
+        """Train from ``start_iter`` to ``max_iter``.
+
+        Returns:
+            As DefaultTrainer.
+
+        Raises:
+            Interrupted: a signal came. A checkpoint is written, if the last one is older.
+        """
+        logger.info("Starting training from iteration %d", self.start_iter)
+        self.iter = self.start_iter
+        with self._signals, EventStorage(self.start_iter) as self.storage:
+            try:
+                self.before_train()
+                for iteration in range(self.start_iter, self.max_iter):
+                    self.iter = iteration
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                self.iter = self.max_iter  # tells the hooks that it has finished
+                self.after_train()
+            except BaseException as e:
+                for hook in self._hooks:  # what was measured is written; nothing is evaluated
+                    if isinstance(hook, hooks.PeriodicWriter):
+                        with suppress(OSError):
+                            hook.after_train()
+                if isinstance(e, Interrupted):
+                    self._save_completed()
+                elif self._signals.received and isinstance(e, RuntimeError):
+                    # The signal reached a loader's worker first, or another process that this one needs.
+                    raise Interrupted(self._signals.received) from None
+                raise
+        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+            verify_results(self.cfg, self._last_eval_results)
+            return self._last_eval_results
+        return None
+
+    def _save_completed(self) -> None:
+        """A checkpoint of the last iteration that this run has completed, unless there is one."""
+        iteration = self._stop.completed
+        name = f"model_{iteration:07d}"
+        if iteration >= self.start_iter and not self.checkpointer.is_newest(name, "model_final"):
+            self.checkpointer.save(name, iteration=iteration)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(

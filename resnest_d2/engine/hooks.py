@@ -1,0 +1,103 @@
+"""Hooks that let a resumed run equal one that was never stopped."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Mapping
+
+from detectron2.engine import HookBase, hooks
+from detectron2.utils import comm
+from fvcore.nn.precise_bn import get_bn_modules
+from torch import nn
+
+from ..data.seeding import seed_all
+from .signals import Signals
+
+
+class StopOnSignal(HookBase):
+    """Ends training between two iterations when a signal has come.
+
+    It stands behind the hooks that belong to the iteration itself.
+
+    Attributes:
+        completed: number of the iteration whose state may be saved; -1 before the first and during one.
+    """
+
+    def __init__(self, signals: Signals) -> None:
+        self._signals, self.completed = signals, -1
+
+    def before_step(self) -> None:
+        self.completed = -1
+
+    def after_step(self) -> None:
+        self.completed = self.trainer.iter
+        self._signals.check()
+
+
+class PreciseBN(hooks.PreciseBN):
+    """detectron2's, on the same batches each time, which notes whether it has run.
+
+    Stopped in the middle, it leaves the statistics as they were, and runs when training is resumed.
+    """
+
+    def __init__(
+        self, period: int, model: nn.Module, data_loader: Any, num_iter: int, signals: Signals, seed: int
+    ) -> None:
+        super().__init__(period, model, data_loader, num_iter)
+        self._norms: List[nn.Module] = get_bn_modules(model)
+        self._signals, self._seed, self._ran = signals, seed, -1
+
+    def before_train(self) -> None:
+        last = self.trainer.start_iter - 1
+        if last >= 0 and self._due(last) and self._ran != last:
+            self.trainer.iter = last
+            self.update_stats()
+
+    def after_step(self) -> None:
+        if self._due(self.trainer.iter):
+            self.update_stats()
+
+    def _due(self, iteration: int) -> bool:
+        done = iteration + 1
+        return done == self.trainer.max_iter or (self._period > 0 and done % self._period == 0)
+
+    def update_stats(self) -> None:
+        """Measure the statistics."""
+        self._data_iter = None  # from the first batch
+        seed_all(self._seed, self.trainer.iter, comm.get_rank(), 1)
+        before = [[buffer.clone() for buffer in norm.buffers()] for norm in self._norms]
+        try:
+            with self._signals.interruptible():
+                super().update_stats()
+        except BaseException:
+            for norm, values in zip(self._norms, before):
+                for buffer, value in zip(norm.buffers(), values):
+                    buffer.copy_(value)
+            raise
+        self._ran = self.trainer.iter
+
+    def state_dict(self) -> Dict[str, int]:
+        return {"ran": self._ran}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self._ran = state["ran"]
+
+
+class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
+    """detectron2's, which makes up for a ``model_final`` that the process died before writing."""
+
+    def after_train(self) -> None:
+        finished_before = self.trainer.start_iter >= self.trainer.max_iter
+        if finished_before and not self.checkpointer.is_newest("model_final"):
+            self.save("model_final", iteration=self.trainer.max_iter - 1)
+
+
+class InterruptibleEval(hooks.EvalHook):
+    """detectron2's EvalHook, which may be left at any point: it changes nothing of the training."""
+
+    def __init__(self, period: int, function: Any, signals: Signals) -> None:
+        super().__init__(period, function)
+        self._signals = signals
+
+    def _do_eval(self) -> None:
+        with self._signals.interruptible():
+            super()._do_eval()

@@ -1,0 +1,128 @@
+"""One training iteration: mixed precision, the gradients' norm, and numbers that go wrong."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Sequence
+
+import torch
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from ..checkpoint.files import atomic_write
+from ..data.seeding import seed_all
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class TrainStep(SimpleTrainer):
+    """detectron2's SimpleTrainer and AMPTrainer in one, which notices a loss that is not finite.
+
+    The random numbers of an iteration follow from the seed, its number and the process, so that a resumed
+    run draws the same.
+
+    Args:
+        amp: mixed precision, float16 on CUDA, bfloat16 on the CPU. detectron2's needs CUDA.
+        seed: not negative.
+        max_skipped: how many iterations in all may be skipped for a loss or gradient that is not finite;
+            at the next, training stops.
+        output_dir: where the batch of such an iteration is written.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Any,
+        optimizer: torch.optim.Optimizer,
+        *,
+        amp: bool,
+        seed: int,
+        max_skipped: int,
+        output_dir: str,
+    ) -> None:
+        super().__init__(model, data_loader, optimizer)
+        parameter = next(model.parameters())
+        self._device = parameter.device.type
+        self._amp, self._seed, self._output_dir = amp, seed, Path(output_dir)
+        self._max_skipped, self._skipped = max_skipped, 0
+        self.grad_scaler = torch.amp.GradScaler(self._device, enabled=amp and self._device == "cuda")
+        self._learned = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def run_step(self) -> None:
+        """One iteration.
+
+        Raises:
+            UserError: a loss or the gradient is not finite, and no more iterations may be skipped.
+        """
+        start = time.perf_counter()
+        data = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        seed_all(self._seed, self.iter, comm.get_rank())
+        dtype = torch.float16 if self._device == "cuda" else torch.bfloat16
+        try:
+            with torch.autocast(self._device, dtype, enabled=self._amp):
+                losses = self.model(data)
+            finite = torch.stack([loss.detach().float() for loss in losses.values()]).isfinite().tolist()
+            bad = [name for name, good in zip(losses, finite) if not good]
+        except FloatingPointError as e:  # of detectron2, for proposals
+            losses, bad = {}, [str(e)]
+        if any(comm.all_gather(bool(bad))):  # all processes must take the same turn
+            self._skip(data, losses, bad or ["of another process"])
+            return
+        self.optimizer.zero_grad()
+        self.grad_scaler.scale(sum(losses.values())).backward()
+        self.grad_scaler.unscale_(self.optimizer)  # also for clipping, which the optimizer does
+        norm = nn.utils.clip_grad_norm_(self._learned, float("inf"))  # clips nothing
+        # With float16, an infinite gradient means that the scale was too large: the scaler skips the step.
+        if not torch.isfinite(norm) and not self.grad_scaler.is_enabled():
+            self._skip(data, losses, ["gradient"])
+            return
+        self._write_metrics(losses, data_time)
+        get_event_storage().put_scalar("grad_norm", norm.item())
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def _skip(self, data: Sequence[Mapping], losses: Mapping[str, torch.Tensor], bad: List[str]) -> None:
+        """Write the batch, and stop unless more iterations may be skipped."""
+        self._skipped += 1
+        file = self._output_dir / f"not_finite_{self.iter:07d}_{comm.get_rank()}.pth"
+        batch = [_plain(record) for record in data]
+        values = {name: loss.detach().float().cpu() for name, loss in losses.items()}
+        atomic_write(file, lambda f: torch.save({"losses": values, "batch": batch}, f))
+        images = ", ".join(str(record.get("image_id", record["file_name"])) for record in data)
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        message = (
+            f"not finite at iteration {self.iter}: {', '.join(bad)}; learning rate {rate:.3g}, images "
+            f"{images}; the batch is in {file}"
+        )
+        if self._skipped > self._max_skipped:
+            raise UserError(
+                f"{message}; lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, set "
+                "SOLVER.CLIP_GRADIENTS.ENABLED, or let SOLVER.SKIP_NOT_FINITE iterations pass"
+            )
+        get_event_storage().put_scalar("skipped", self._skipped, smoothing_hint=False)
+        logger.warning("%s; skipped (%d of %d)", message, self._skipped, self._max_skipped)
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {
+            **super().state_dict(), "grad_scaler": self.grad_scaler.state_dict(), "skipped": self._skipped
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.grad_scaler.load_state_dict(state.get("grad_scaler", {}))
+        self._skipped = state.get("skipped", 0)
+
+
+def _plain(record: Mapping[str, Any]) -> Dict[str, Any]:
+    """A training record as tensors and plain values, which load without running code."""
+    plain = {k: v for k, v in record.items() if isinstance(v, (int, float, str, torch.Tensor))}
+    if "instances" in record:
+        instances = record["instances"]
+        plain["gt_boxes"], plain["gt_classes"] = instances.gt_boxes.tensor, instances.gt_classes
+    return plain

@@ -1,0 +1,64 @@
+"""A training run of seconds that has all parts of a long one: data, model, checkpoints, evaluation."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Dict, List
+
+import torch
+from conftest import ROOT
+
+from resnest_d2.data import generate_shapes
+
+#: Narrow enough for 30 iterations a second on a CPU.
+SETTINGS = (
+    *("MODEL.RESNETS.DEPTH", 14, "MODEL.RESNETS.RES2_OUT_CHANNELS", 32, "MODEL.RESNETS.BOTTLENECK_WIDTH", 8),
+    *("MODEL.FPN.OUT_CHANNELS", 8, "MODEL.ROI_BOX_HEAD.CONV_DIM", 8, "MODEL.ROI_BOX_HEAD.FC_DIM", 16),
+    *("MODEL.ROI_MASK_HEAD.CONV_DIM", 8, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64),
+    *("MODEL.RPN.POST_NMS_TOPK_TRAIN", 20, "MODEL.RPN.POST_NMS_TOPK_TEST", 20, "MODEL.MASK_ON", False),
+    *("TEST.DETECTIONS_PER_IMAGE", 5, "TEST.PRECISE_BN.NUM_ITER", 2, "SOLVER.IMS_PER_BATCH", 2),
+    *("SOLVER.CHECKPOINT_PERIOD", 4, "SOLVER.CHECKPOINTS_TO_KEEP", 2, "SOLVER.STEPS", "()", "SEED", 1),
+)
+
+
+def make_data(folder: Path) -> List[str]:
+    """24 + 4 images of shapes, and the arguments that name them."""
+    generate_shapes(folder / "shapes", num_images={"train": 24, "val": 4})
+    words = []
+    for split in ("train", "val"):
+        words += [f"--{split}-json", folder / f"shapes/annotations/instances_{split}.json"]
+        words += [f"--{split}-images", folder / "shapes" / split]
+    return [str(word) for word in words]
+
+
+def command(
+    data: List[str], output: Path, iterations: int, *settings: object, flags: tuple = ()
+) -> List[str]:
+    """The arguments of ``train_net.py``."""
+    words = [ROOT / "tools/train_net.py", "--config-file", ROOT / "configs/quickstart.yaml", *flags, *data]
+    words += [*SETTINGS, "OUTPUT_DIR", output, "SOLVER.MAX_ITER", iterations, *settings]
+    return [str(word) for word in words]
+
+
+def start(words: List[str], log: Path, *python: str, env: Dict[str, str] = {}) -> subprocess.Popen:  # noqa: B006
+    """A process, in a session of its own, whose output is appended to a file."""
+    return subprocess.Popen(
+        [sys.executable, *python, *words],
+        stdout=log.open("ab"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+    )
+
+
+def weights(output: Path) -> Dict[str, torch.Tensor]:
+    """The final weights."""
+    return torch.load(output / "model_final.pth", weights_only=True)["model"]
+
+
+def equal(a: Dict[str, torch.Tensor], b: Dict[str, torch.Tensor]) -> bool:
+    """Bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
