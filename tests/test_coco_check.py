@@ -5,6 +5,8 @@ import io
 import json
 import shutil
 
+import numpy as np
+import pycocotools.mask
 import pytest
 from conftest import assert_one_line_error
 from detectron2.data.datasets import load_coco_json
@@ -13,7 +15,7 @@ from pycocotools.coco import COCO
 
 from resnest_d2 import UserError
 from resnest_d2.data import check_coco, generate_shapes
-from resnest_d2.data.coco_check import KINDS, _Finite
+from resnest_d2.data.coco_check import KINDS, _Finite, _runs
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,22 @@ def truncate(folder, content):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def deepen(folder, content):
+    size = (content["images"][0]["width"], content["images"][0]["height"])
+    Image.new("I;16", size).save(file_of(folder, content), "PNG")
+
+
+def spoil_rle(content, change):
+    entry = content["images"][0]
+    mask = np.asfortranarray(np.tri(entry["height"], entry["width"], dtype=np.uint8))
+    rle = pycocotools.mask.encode(mask)
+    rle = {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+    change(rle)
+    first = next(a for a in content["annotations"] if a["image_id"] == entry["id"])
+    first.update(segmentation=rle)
+
+
+_RUNS = "run-length encoding damaged or of another size"
 SPOILT = [
     ("entry is no object", lambda f, c: c["annotations"].append(3)),
     ("entry is no object", lambda f, c: c["images"].append("x.jpg")),
@@ -107,9 +125,24 @@ SPOILT = [
     ("degenerate polygon", spoil_annotation(segmentation=[[1, 2, 3, 4, 5, 6, 7]])),
     ("degenerate polygon", spoil_annotation(segmentation=[[1, 1, 2, 2, 3, 3]])),
     ("crowd as polygon", spoil_annotation(iscrowd=1)),
+    ("image of more than 8 bits a channel", deepen),
+    (_RUNS, spoil_annotation(segmentation={"counts": [5], "size": [1, 5]})),
+    (_RUNS, lambda f, c: spoil_rle(c, lambda rle: rle["size"].reverse())),
+    (_RUNS, lambda f, c: spoil_rle(c, lambda rle: rle.update(counts=rle["counts"][:-2]))),
+    (_RUNS, lambda f, c: spoil_rle(c, lambda rle: rle.update(counts="\x7f"))),
+    (_RUNS, lambda f, c: spoil_rle(c, lambda rle: rle.update(counts=[-1, 10]))),
     ("iscrowd of a wrong type", spoil_annotation(iscrowd="no")),
     ("keypoints of a wrong type", spoil_annotation(keypoints=[1, 2])),
 ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_runs_of_an_encoded_mask_are_its_runs(seed):
+    mask = np.random.default_rng(seed).random((60, 70)) < 0.1 ** (seed + 1)
+    text = pycocotools.mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode()
+    changes = np.flatnonzero(np.diff(mask.ravel(order="F"), prepend=False))
+    expected = np.diff([0, *changes, mask.size]).tolist()
+    assert _runs(text) == expected
 
 
 def test_every_kind_of_problem_has_a_case():

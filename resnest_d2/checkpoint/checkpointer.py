@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
@@ -121,10 +122,16 @@ class Checkpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> Dict[str, Any]:
         if filename.endswith(".pkl"):  # detectron2 unpickles it; look first at what that would run
             try:
-                read_numpy_pickle(filename)
+                content = read_numpy_pickle(filename)
             except pickle.UnpicklingError as e:
                 raise UserError(f"{filename} is refused: its pickle would run code ({e})") from None
-        return super()._load_file(filename)
+            if not isinstance(content, dict):
+                raise UserError(f"{filename} holds a {type(content).__name__}, not a dict of weights")
+        loaded = super()._load_file(filename)
+        for name, value in loaded["model"].items():
+            if not isinstance(value, (torch.Tensor, np.ndarray)):
+                raise UserError(f"{filename} is no file of weights: {name} is a {type(value).__name__}")
+        return loaded
 
     def _torch_load(self, f: str) -> Dict[str, Any]:
         return as_checkpoint(read_weights(f), f)

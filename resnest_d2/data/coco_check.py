@@ -34,6 +34,7 @@ KINDS = {
     "image file missing": True,
     "image file unreadable": True,
     "image of another size": True,
+    "image of more than 8 bits a channel": True,
     "unknown image": True,
     "unknown category": True,
     "box of a wrong type": True,
@@ -42,6 +43,7 @@ KINDS = {
     "box outside the image": False,
     "segmentation of a wrong type": True,
     "degenerate polygon": True,
+    "run-length encoding damaged or of another size": True,
     "crowd as polygon": False,
     "iscrowd of a wrong type": True,
     "keypoints of a wrong type": True,
@@ -258,6 +260,9 @@ def _real_size(path: Path, how: str, where: str, report: Report) -> Optional[Tup
             size = image.size
             if image.getexif().get(0x0112, 1) >= 5:  # rotated by a quarter turn
                 size = size[::-1]
+            if image.mode.startswith(("I", "F")):  # Pillow would clip what is above 255
+                report.add("image of more than 8 bits a channel", where)
+                return None
             if how == "decode":
                 image.load()
         return size
@@ -343,10 +348,17 @@ def _inspect_segmentation(
     segmentation: Any, crowd: int, size: _Image, where: str, report: Report
 ) -> Optional[Any]:
     if isinstance(segmentation, dict):
-        if isinstance(segmentation.get("counts"), (str, list)) and isinstance(segmentation.get("size"), list):
-            return segmentation
-        report.add("segmentation of a wrong type", where)
-        return None
+        counts = segmentation.get("counts")
+        if not isinstance(counts, (str, list)) or not isinstance(segmentation.get("size"), list):
+            report.add("segmentation of a wrong type", where)
+            return None
+        runs = _runs(counts) if isinstance(counts, str) else counts
+        whole = all(isinstance(run, int) and run >= 0 for run in runs)
+        fits = segmentation["size"] == [size.height, size.width]
+        if not whole or not fits or sum(runs) != size.height * size.width:
+            report.add("run-length encoding damaged or of another size", where)
+            return None
+        return segmentation
     if not isinstance(segmentation, list) or not all(isinstance(p, list) for p in segmentation):
         report.add("segmentation of a wrong type", where)
         return None
@@ -371,6 +383,28 @@ def _inspect_segmentation(
         rle = mask_util.merge(mask_util.frPyObjects(good, height, width))
         return {"size": [height, width], "counts": rle["counts"].decode()}
     return good
+
+
+def _runs(text: str) -> List[int]:
+    """Lengths of the runs in COCO's compressed encoding; a damaged one gives lengths that cannot be.
+
+    A length is written in groups of five bits, lowest first, as characters from "0"; the sixth bit says
+    that more follow. From the third on it is the difference to the last but one.
+    """
+    runs: List[int] = []
+    value = shift = 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64:
+            return [-1]
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            if code & 16:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs if not shift else [-1]
 
 
 def _area(points: np.ndarray) -> float:

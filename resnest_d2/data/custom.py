@@ -25,14 +25,16 @@ class Facts(NamedTuple):
         keypoints: names, empty without.
         images: how many hold objects, which are those that training takes.
         sizes: square roots of the boxes' areas as fractions of the image's shorter side.
-        has_masks: some object has a segmentation.
+        objects: how many there are.
+        without_mask: how many of them have no segmentation.
     """
 
     classes: List[str]
     keypoints: List[str]
     images: int
     sizes: np.ndarray
-    has_masks: bool
+    objects: int
+    without_mask: int
 
 
 def register_pairs(split: str, pairs: Sequence[Pair], metadata: Dict[str, Any]) -> List[str]:
@@ -93,13 +95,14 @@ def read_facts(json_file: str) -> Facts:
     path = Path(json_file)
     categories = sorted(read_list(path, "categories"), key=lambda category: category["id"])
     short = {i["id"]: min(i["width"], i["height"]) for i in read_list(path, "images")}
-    sizes, annotated, has_masks = [], set(), False
+    sizes, annotated, objects, without_mask = [], set(), 0, 0
     for annotation in read_list(path, "annotations"):
         if annotation.get("iscrowd", 0):
             continue
         _, _, width, height = annotation["bbox"]
         annotated.add(annotation["image_id"])
-        has_masks = has_masks or bool(annotation.get("segmentation"))
+        objects += 1
+        without_mask += not annotation.get("segmentation")
         if width > 0 and height > 0:
             sizes.append(math.sqrt(width * height) / short[annotation["image_id"]])
     return Facts(
@@ -107,7 +110,8 @@ def read_facts(json_file: str) -> Facts:
         list(categories[0].get("keypoints", [])),
         len(annotated),
         np.array(sizes),
-        has_masks,
+        objects,
+        without_mask,
     )
 
 
@@ -138,11 +142,14 @@ def fit_config(
         cfg.DATASETS.TRAIN = tuple(register_pairs("train", train, metadata))
     if train or val:
         cfg.DATASETS.TEST = tuple(register_pairs("val", val, metadata))
-    if cfg.MODEL.MASK_ON and not all(f.has_masks for f in facts):
-        raise UserError(
-            "MODEL.MASK_ON: the annotations hold no segmentations; take a configuration without masks "
-            "(faster_..., cascade_...), or MODEL.MASK_ON False"
-        )
+    if train and not any(f.images for f in facts[: len(train)]):
+        raise UserError(f"{', '.join(files[: len(train)])}: no image holds an object")
+    for file, f in zip(files, facts):
+        if cfg.MODEL.MASK_ON and f.without_mask:
+            raise UserError(
+                f"{file}: {f.without_mask} of {f.objects} objects have no segmentation, which MODEL.MASK_ON "
+                "needs; take a configuration without masks (faster_..., cascade_...), or MODEL.MASK_ON False"
+            )
     return (_fit_schedule(cfg, facts[: len(train)], epochs) if train else []), metadata
 
 
@@ -174,8 +181,6 @@ def _set_classes(cfg: CfgNode, facts: Facts, file: str) -> Dict[str, Any]:
 def _fit_schedule(cfg: CfgNode, facts: Sequence[Facts], epochs: Optional[float]) -> List[str]:
     solver, images = cfg.SOLVER, sum(f.images for f in facts)
     notes = []
-    if not images:
-        raise UserError("DATASETS.TRAIN: no image holds an object")
     per_epoch = images / solver.IMS_PER_BATCH
     if epochs is None:
         notes.append(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import secrets
@@ -23,7 +22,7 @@ from torch.multiprocessing import ProcessExitedException
 from ..checkpoint.files import atomic_write
 from ..errors import UserError
 from .expectations import keep_comparable
-from .fit import out_of_memory
+from .failures import named_failures
 from .setup import check_run, fit_to_own_data, load_config, register_own_data
 from .signals import Interrupted
 
@@ -113,28 +112,6 @@ def one_line_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _named_failures(cfg: CfgNode) -> Iterator[None]:
-    """Turns failures of the machine into a UserError that says what would help."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise UserError(f"GPU: {out_of_memory(cfg)}") from None
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(f"cannot write to {e.filename or cfg.OUTPUT_DIR} ({e.strerror}); make room") from None
-    except RuntimeError as e:
-        if "DefaultCPUAllocator" in str(e):
-            raise UserError(out_of_memory(cfg)) from None
-        if str(e).startswith("DataLoader worker"):
-            raise UserError(
-                f"{str(e).splitlines()[0]} Was it short of memory? Fewer DATALOADER.NUM_WORKERS "
-                f"({cfg.DATALOADER.NUM_WORKERS}) need less; 0 loads in the training process"
-            ) from None
-        raise
-
-
-@contextmanager
 def _process_group() -> Iterator[None]:
     """What detectron2's launch() prepares in each process, from torchrun's environment."""
     cuda = torch.cuda.is_available()
@@ -169,7 +146,7 @@ def _own_store() -> Dict[str, Any]:
 def _main(
     main: Callable[[CfgNode, Namespace], object], cfg: CfgNode, args: Namespace, notes: List[str]
 ) -> None:
-    with one_line_errors(), _named_failures(cfg):
+    with one_line_errors(), named_failures(cfg):
         _fix_seed(cfg, args.resume)
         default_setup(cfg, args)
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="resnest_d2")

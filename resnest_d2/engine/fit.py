@@ -6,7 +6,6 @@ import os
 from argparse import Namespace
 from typing import List
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from torch import distributed
@@ -93,13 +92,3 @@ def _check_pooled_norms(cfg: CfgNode, images: int, processes: int) -> None:
             f"statistics of MODEL.RESNETS.NORM {resnets.NORM} inside Split-Attention, which needs 2; raise "
             "SOLVER.IMS_PER_BATCH, or set MODEL.RESNETS.NORM to FrozenBN (for fine-tuning) or GN"
         )
-
-
-def out_of_memory(cfg: CfgNode) -> str:
-    """What to change when memory does not suffice, with the values as they are."""
-    amp = "" if cfg.SOLVER.AMP.ENABLED or not torch.cuda.is_available() else " SOLVER.AMP.ENABLED True,"
-    return (
-        f"memory does not suffice; a smaller SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}),{amp} "
-        f"INPUT.MIN_SIZE_TRAIN ({cfg.INPUT.MIN_SIZE_TRAIN}) or INPUT.MAX_SIZE_TRAIN "
-        f"({cfg.INPUT.MAX_SIZE_TRAIN}) needs less"
-    )

@@ -19,9 +19,10 @@ from .. import model_zoo
 from ..checkpoint import Checkpointer
 from ..config import add_resnest_config
 from ..data import check_datasets, check_pairs, check_registered, fit_config, pairs_of, register_pairs
-from ..errors import OptionError, UserError
+from ..errors import UserError
 from .expectations import flatten
 from .fit import count_processes, fit_to_machine
+from .values import check_values
 
 
 def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
@@ -41,7 +42,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
         hint = f"; did you mean {model_zoo.get_config_file(near[0])}?" if near else ""
         raise UserError(f"--config-file: there is no file {Path(config_file).absolute()}{hint}")
     with _as_user_error(cfg, config_file):
-        cfg.merge_from_file(config_file)
+        cfg.merge_from_file(config_file, allow_unsafe=False)
     with _as_user_error(cfg, "command line"):
         if len(overrides) % 2:
             raise UserError(f"KEY VALUE pairs expected, got {' '.join(overrides)!r}")
@@ -58,6 +59,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
                 "or set INPUT.MIN_SIZE_TRAIN_SAMPLING to choice"
             )
         cfg.INPUT.MIN_SIZE_TRAIN = sizes * 2  # detectron2 takes no range of one size
+    check_values(cfg)
     cfg.freeze()
     return cfg
 
@@ -106,6 +108,13 @@ def check_run(cfg: CfgNode, args: Namespace) -> List[str]:
         UserError: the run cannot work.
     """
     notes: List[str] = []
+    key = "DATASETS.TEST" if args.eval_only else "DATASETS.TRAIN"
+    if not (cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN):
+        raise UserError(f"{key} is empty; name a dataset")
+    try:
+        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"OUTPUT_DIR: cannot make {cfg.OUTPUT_DIR} ({e.strerror})") from None
     gpus = torch.cuda.device_count()
     if args.num_gpus > max(gpus, 1) and "MODEL.DEVICE" not in args.opts:
         raise UserError(
@@ -114,8 +123,6 @@ def check_run(cfg: CfgNode, args: Namespace) -> List[str]:
         )
     if not args.eval_only:
         notes += fit_to_machine(cfg, count_processes(args))
-        if cfg.SOLVER.CHECKPOINT_PERIOD < 1:
-            raise OptionError("SOLVER.CHECKPOINT_PERIOD", cfg.SOLVER.CHECKPOINT_PERIOD, "must be >= 1")
         check_datasets(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
         if not args.train_json:  # which have been checked
             notes += check_registered(name for name in cfg.DATASETS.TRAIN if not name.startswith("shapes_"))
@@ -158,10 +165,15 @@ def _as_user_error(cfg: CfgNode, source: str) -> Iterator[None]:
     """Turns what yacs and yaml raise for a bad configuration into one line that names the source."""
     try:
         yield
-    except (KeyError, AssertionError, ValueError, yaml.YAMLError, OSError) as e:
+    except yaml.constructor.ConstructorError as e:
+        raise UserError(f"{source}: {e.problem}; a configuration holds no Python objects") from None
+    except RecursionError:
+        raise UserError(f"{source}: _BASE_ leads back to the file itself") from None
+    except (KeyError, AssertionError, ValueError, TypeError, AttributeError, yaml.YAMLError, OSError) as e:
         message = " ".join(str(e).strip("'\"").split())
         unknown = re.search(r"[Nn]on-existent (?:config )?key: ([\w.]+)", message)
         if unknown:
-            near = difflib.get_close_matches(unknown[1], [key for key, _ in flatten(cfg)], 1)
-            message = f"unknown key {unknown[1]}" + (f"; did you mean {near[0]}?" if near else "")
+            keys = {key.lower(): key for key, _ in flatten(cfg)}
+            near = difflib.get_close_matches(unknown[1].lower(), keys, 1)
+            message = f"unknown key {unknown[1]}" + (f"; did you mean {keys[near[0]]}?" if near else "")
         raise UserError(f"{source}: {message}") from None

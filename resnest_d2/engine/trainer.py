@@ -7,7 +7,7 @@ import os
 import time
 import weakref
 from collections import OrderedDict
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import List, Optional
 
 import torch
@@ -26,6 +26,7 @@ from ..checkpoint import Checkpointer
 from ..data.loader import build_test_loader, build_train_loader
 from ..errors import OptionError, UserError
 from ..evaluation import build_evaluator, build_instance_evaluator
+from .failures import blames_configuration
 from .hooks import InterruptibleEval, PeriodicCheckpointer, PreciseBN, StopOnSignal
 from .record import RecordRun, write_results
 from .signals import Interrupted, Signals
@@ -47,6 +48,10 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer's own would wrap a model on the CPU for a GPU, and make another step and
         # checkpointer.
         TrainerBase.__init__(self)
+        with blames_configuration(cfg, "setting up training"):
+            self._build(cfg)
+
+    def _build(self, cfg: CfgNode) -> None:
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         on_cpu = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
@@ -127,7 +132,9 @@ class Trainer(DefaultTrainer):
                 for iteration in range(self.start_iter, self.max_iter):
                     self.iter = iteration
                     self.before_step()
-                    self.run_step()
+                    first = blames_configuration(self.cfg, "the first iteration")
+                    with first if iteration == self.start_iter else nullcontext():
+                        self.run_step()
                     self.after_step()
                 self.iter = self.max_iter  # tells the hooks that it has finished
                 self.after_train()
@@ -206,7 +213,8 @@ def load_model(cfg: CfgNode, resume: bool = False, allow_random: bool = False) -
         UserError: the file leaves parts of the model at their random initialisation, unless
             ``allow_random``. A backbone's weights do, and the detector then finds nothing.
     """
-    model = Trainer.build_model(cfg)
+    with blames_configuration(cfg, "building the model"):
+        model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     learned = [k for k in checkpointer.missing if not k.endswith("num_batches_tracked")]

@@ -1,0 +1,81 @@
+"""Failures that have a cause outside the program, said in one line."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Iterator
+
+import torch
+from detectron2.config import CfgNode
+
+from ..errors import UserError
+
+
+@contextmanager
+def named_failures(cfg: CfgNode) -> Iterator[None]:
+    """Turns failures of the machine into a UserError that says what would help."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(f"GPU: {_out_of_memory(cfg)}") from None
+    except OSError as e:
+        if e.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EACCES,
+            errno.EROFS,
+            errno.ENOTDIR,
+            errno.EEXIST,
+        ):
+            raise
+        raise UserError(
+            f"cannot write to {e.filename or cfg.OUTPUT_DIR} ({e.strerror}); make room, or choose another "
+            "OUTPUT_DIR"
+        ) from None
+    except RuntimeError as e:
+        if "DefaultCPUAllocator" in str(e):
+            raise UserError(_out_of_memory(cfg)) from None
+        if str(e).startswith("DataLoader worker"):
+            raise UserError(
+                f"{str(e).splitlines()[0]} Was it short of memory? Fewer DATALOADER.NUM_WORKERS "
+                f"({cfg.DATALOADER.NUM_WORKERS}) need less; 0 loads in the training process"
+            ) from None
+        raise
+
+
+@contextmanager
+def blames_configuration(cfg: CfgNode, doing: str) -> Iterator[None]:
+    """Turns whatever a block raises into a UserError; the traceback goes to a file.
+
+    For what depends on nothing but the configuration and the data: detectron2 raises anything for a value
+    that cannot work.
+
+    Args:
+        doing: what the block does, for the message.
+    """
+    try:
+        yield
+    except (UserError, OSError, torch.OutOfMemoryError):
+        raise
+    except Exception as e:
+        if "DefaultCPUAllocator" in str(e) or str(e).startswith("DataLoader worker"):
+            raise
+        reason = " ".join(str(e).split())[:300]
+        file = Path(cfg.OUTPUT_DIR, "traceback.txt")
+        with suppress(OSError):
+            file.write_text(traceback.format_exc())
+        raise UserError(
+            f"{doing} with this configuration failed ({type(e).__name__}: {reason}); traceback in {file}"
+        ) from None
+
+
+def _out_of_memory(cfg: CfgNode) -> str:
+    amp = "" if cfg.SOLVER.AMP.ENABLED or not torch.cuda.is_available() else " SOLVER.AMP.ENABLED True,"
+    return (
+        f"memory does not suffice; a smaller SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}),{amp} "
+        f"INPUT.MIN_SIZE_TRAIN ({cfg.INPUT.MIN_SIZE_TRAIN}) or INPUT.MAX_SIZE_TRAIN "
+        f"({cfg.INPUT.MAX_SIZE_TRAIN}) needs less"
+    )
