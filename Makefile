@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart test test-slow parity zoo lint lock clean
+.PHONY: help env quickstart test test-slow robust parity zoo lint lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ test: env ## the tests, but those marked slow
 
 test-slow: env ## the tests marked slow: training to an AP
 	$(PY) -m pytest -m slow
+
+robust: env ## kill, interrupt, starve and feed rubbish to training, and print what came of it (20 minutes)
+	cd tests && ../$(PY) -W ignore -m robust.report
 
 parity: env ## measure the errors against the released code and timm anew: docs/parity.md
 	cd tests && ../$(PY) -W ignore -m parity.report ../docs/parity.md

@@ -50,8 +50,13 @@ def start(words: List[str], log: Path, *python: str, env: Dict[str, str] = {}) -
         stdout=log.open("ab"),
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        env={**environment(), **env},
     )
+
+
+def environment() -> Dict[str, str]:
+    """One thread, since sums over more depend on their number, and so do the last bits of the weights."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def weights(output: Path) -> Dict[str, torch.Tensor]:

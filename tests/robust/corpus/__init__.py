@@ -68,6 +68,7 @@ def run_case(kind: str, name: str, folder: Path, seed: int) -> Outcome:
         with log.open("wb") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")  # whatever a test runner put there
         os.environ.update(case.environment)
         os.chdir(folder)
         status = 1

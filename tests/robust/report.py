@@ -1,0 +1,104 @@
+"""Kill, starve and feed rubbish to training, and print what came of it.
+
+python -m robust.report [--kills 50] [--iterations 2000]     (in tests/; `make robust` does it)
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+
+from . import corpus, kills, soak
+
+
+def main(args: argparse.Namespace) -> int:
+    start, bad = time.time(), []
+    print(
+        f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, seed {args.seed}"
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        print("\n# Bad input")
+        corpus.prepare()
+        outcomes = corpus.run_corpus(folder / "corpus", args.seed)
+        print(tabulate(corpus.table(outcomes), ("kind", "cases", "refused", "handled", "bad"), "github"))
+        bad += [o for o in outcomes if not o.good]
+
+        print("\n# SIGKILL", flush=True)
+        killed = kills.kill_until(_new(folder, "kills"), args.kills, args.seed)
+        print(
+            f"{killed.kills} kills, {killed.while_writing} of them while a checkpoint was written; "
+            f"{killed.equal} of {killed.runs} runs ended with the weights of one that was not killed"
+        )
+        bad += [killed] * (killed.equal < killed.runs)
+
+        print("\n# SIGTERM and SIGINT", flush=True)
+        numbers = [signal.SIGTERM, signal.SIGINT] * args.stops
+        stops = kills.stop_and_go_on(_new(folder, "stops"), numbers, args.seed)
+        rows = [[signal.Signals(s.signal).name, s.status, f"{s.seconds:.1f}", s.equal] for s in stops]
+        print(
+            tabulate(
+                rows, ("signal", "status", "seconds to the end", "weights equal after --resume"), "github"
+            )
+        )
+        bad += [s for s in stops if s.status != 128 + s.signal or not s.equal]
+
+        print("\n# Full disk", flush=True)
+        disk = soak.full_disk(_new(folder, "disk"))
+        print(
+            "\n".join(f"{key}: {value}" for key, value in disk.items())
+            or "not run: no right to mount a tmpfs"
+        )
+        bad += [disk] * (bool(disk) and not (disk["undamaged"] and disk["equal"] and disk["status"] == 2))
+
+        print("\n# Ctrl-C", flush=True)
+        stopped = soak.ctrl_c(_new(folder, "ctrl_c"), args.ctrl_c, args.seed)
+        seconds = [s.seconds for s in stopped]
+        print(
+            f"{len(stopped)} runs with loader workers; gone after {statistics.median(seconds):.1f} s (median), "
+            f"{max(seconds):.1f} s (at most); processes left behind: {sum(s.left for s in stopped)}"
+        )
+        bad += [s for s in stopped if s.left]
+
+        print("\n# Soak", flush=True)
+        long = soak.soak(_new(folder, "soak"), args.iterations)
+        for name, (quarter, end), unit in (
+            ("resident memory", long.memory, " MB"),
+            ("open files", long.files, ""),
+            ("processes", long.processes, ""),
+        ):
+            print(f"{name}: {quarter:.0f}{unit} after a quarter, {end:.0f}{unit} at the end")
+        print(f"{long.iterations} iterations with 10 evaluations and 20 checkpoints in {long.seconds:.0f} s")
+        bad += [long] * (long.memory[1] > long.memory[0] * 1.05 or long.files[1] > long.files[0] + 2)
+    print(
+        f"\n{'all as it should be' if not bad else f'{len(bad)} bad outcomes'}, {(time.time() - start) / 60:.1f} min"
+    )
+    for outcome in bad:
+        print(outcome)
+    return bool(bad)
+
+
+def _new(folder: Path, name: str) -> Path:
+    (folder / name).mkdir()
+    return folder / name
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--stops", type=int, default=4, help="of each signal")
+    parser.add_argument("--ctrl-c", type=int, default=12)
+    parser.add_argument("--iterations", type=int, default=2000, help="of the soak")
+    sys.exit(main(parser.parse_args()))

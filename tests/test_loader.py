@@ -1,0 +1,110 @@
+"""Batches that follow from the seed and their place, and images that cannot be used."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data.samplers import TrainingSampler
+from PIL import Image
+
+from resnest_d2 import UserError, model_zoo
+from resnest_d2.data.loader import CheckedMapper, TrainingPositions, build_train_loader
+from resnest_d2.data.seeding import seed_all, seeded
+
+SIZE = 10
+
+
+def positions(start=0, batch_size=2, groups=None, count=40, seed=3):
+    sampler = TrainingPositions(TrainingSampler(SIZE, seed=seed), SIZE, batch_size, groups)
+    sampler.start = start
+    return list(itertools.islice(sampler, count))
+
+
+def test_positions_hold_the_samplers_images_in_its_order_without_groups():
+    expected = list(itertools.islice(TrainingSampler(SIZE, seed=3), 40))
+    assert [p % SIZE for p in positions()] == expected
+    assert [p // SIZE for p in positions()] == list(range(40))
+
+
+@pytest.mark.parametrize("groups", [None, [0, 0, 0, 1, 1, 0, 1, 0, 0, 1]])
+@pytest.mark.parametrize("start", [1, 7])
+def test_a_later_start_gives_what_would_have_come(start, groups):
+    whole = positions(groups=groups, count=60)
+    assert positions(start, groups=groups) == whole[2 * start : 2 * start + 40]
+
+
+def test_batches_are_of_one_group_and_no_sample_is_lost():
+    groups = [0, 0, 0, 1, 1, 0, 1, 0, 0, 1]
+    drawn = positions(batch_size=4, groups=groups, count=400)
+    for batch in zip(*[iter(drawn)] * 4):
+        assert len({groups[p % SIZE] for p in batch}) == 1
+    assert len(set(drawn)) == 400
+    # At most an unfinished batch of each group waits.
+    assert len(set(range(380)) - {p // SIZE for p in drawn}) <= 2 * 3
+
+
+def test_processes_draw_different_samples(monkeypatch):
+    drawn = []
+    for rank in (0, 1):
+        for module in ("detectron2.data.samplers.distributed_sampler", "resnest_d2.data.loader"):
+            monkeypatch.setattr(f"{module}.comm.get_rank", lambda rank=rank: rank)
+            monkeypatch.setattr(f"{module}.comm.get_world_size", lambda: 2)
+        drawn.append(positions(count=20))
+    assert sorted(drawn[0] + drawn[1]) == sorted(positions_of_one_process(monkeypatch))
+
+
+def positions_of_one_process(monkeypatch):
+    monkeypatch.undo()
+    return positions(count=40)
+
+
+def test_seeds_set_all_generators_and_a_block_leaves_them_as_they_were():
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    seed_all(1, 2)
+    first, second = draw(), draw()
+    seed_all(1, 2)
+    assert draw() == first
+    with seeded(5):
+        inside = draw()
+    assert draw() == second and inside not in (first, second)
+    with seeded(5):
+        assert draw() == inside
+    with seeded(6):
+        assert draw() != inside
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    cfg = model_zoo.get_config("quickstart")
+    cfg.INPUT.MIN_SIZE_TRAIN = (64, 96, 128)
+    return cfg
+
+
+def batches(cfg, start, count):
+    loader = build_train_loader(cfg)
+    loader.dataset.sampler.start = start
+    return list(itertools.islice(loader, count))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_that_starts_later_gives_the_same_batches_augmentation_included(workers, cfg):
+    cfg = cfg.clone()
+    cfg.DATALOADER.NUM_WORKERS = workers
+    whole, later = batches(cfg, 0, 4), batches(cfg, 2, 2)
+    for a, b in zip(whole[2:], later):
+        assert len(a) == cfg.SOLVER.IMS_PER_BATCH
+        for x, y in zip(a, b):
+            assert x["file_name"] == y["file_name"] and torch.equal(x["image"], y["image"])
+    sizes = {tuple(x["image"].shape) for batch in whole for x in batch}
+    assert len(sizes) > 2  # the augmentation does choose
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_images_of_more_than_8_bits_are_named(mode, tmp_path):
+    Image.new(mode, (4, 4)).save(tmp_path / "deep.tiff")
+    with pytest.raises(UserError, match=r"deep\.tiff has more than 8 bits a channel .*convert it to 8 bits"):
+        CheckedMapper(lambda record: record)({"file_name": str(tmp_path / "deep.tiff")})

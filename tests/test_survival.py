@@ -1,0 +1,202 @@
+"""Training that fits the machine, is stopped and goes on, and meets numbers that go wrong.
+
+Shorter versions of what `make robust` runs.
+"""
+
+import json
+import signal
+
+import pytest
+import torch
+from conftest import assert_one_line_error
+from robust import corpus, kills, soak, tiny
+
+from resnest_d2 import OptionError, UserError, model_zoo
+from resnest_d2.engine.failures import blames_configuration, named_failures
+from resnest_d2.engine.fit import fit_to_machine
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.make_data(tmp_path_factory.mktemp("data"))
+
+
+def run(run_python, data, output, iterations, *settings, flags=()):
+    return run_python(*tiny.command(data, output, iterations, *settings, flags=flags), env=tiny.environment())
+
+
+def losses(data, output, iterations, *settings, flags=()):
+    """Train, writing the loss of each iteration."""
+    words = tiny.command(data, output, iterations, *settings, flags=flags)
+    words[0] = words[0].replace("tools/train_net.py", "tests/robust/losses.py")
+    log = output.with_suffix(".log")
+    assert tiny.start(words, log).wait(300) == 0, log.read_text()[-3000:]
+    return json.loads((output / "losses.json").read_text())
+
+
+def config(name="mask_resnest50", **values):
+    cfg = model_zoo.get_config(name)
+    cfg.merge_from_list([word for key, value in values.items() for word in (key.replace("__", "."), value)])
+    return cfg
+
+
+def test_synchronised_norms_become_plain_ones_in_one_process():
+    cfg = config("cascade_mask_resnest50", MODEL__DEVICE="cuda")
+    (note,) = fit_to_machine(cfg, 1)
+    assert cfg.MODEL.RESNETS.NORM == cfg.MODEL.FPN.NORM == cfg.MODEL.ROI_BOX_HEAD.NORM == "BN"
+    assert note.startswith("MODEL.") and "BN instead of a synchronised norm, as there is one process" in note
+    cfg = config("cascade_mask_resnest50", MODEL__DEVICE="cuda")
+    assert fit_to_machine(cfg, 8) == [] and cfg.MODEL.RESNETS.NORM == "SyncBN"
+
+
+@pytest.mark.parametrize(
+    "images, processes, norm, fits",
+    [(1, 1, "BN", False), (2, 1, "BN", True), (2, 2, "BN", False), (4, 2, "BN", True), (2, 2, "SyncBN", True),
+     (1, 1, "FrozenBN", True), (1, 1, "GN", True), (1, 1, "SyncBN", False)],
+)  # fmt: skip
+def test_batch_statistics_of_pooled_vectors_need_two_images(images, processes, norm, fits):
+    cfg = config(MODEL__RESNETS__NORM=norm, SOLVER__IMS_PER_BATCH=images)
+    if fits:
+        fit_to_machine(cfg, processes)
+        return
+    with pytest.raises(UserError, match=r"SOLVER.IMS_PER_BATCH .*needs 2; raise .*FrozenBN .*or GN"):
+        fit_to_machine(cfg, processes)
+
+
+def test_batches_that_do_not_divide_are_named():
+    with pytest.raises(
+        OptionError, match=r"SOLVER.IMS_PER_BATCH must be a multiple of the number of processes, 3, got 16"
+    ):
+        fit_to_machine(config(), 3)
+    with pytest.raises(OptionError, match=r"must be a multiple of SOLVER.REFERENCE_WORLD_SIZE 5, got 16"):
+        fit_to_machine(config(SOLVER__REFERENCE_WORLD_SIZE=5), 3)
+    fit_to_machine(config(SOLVER__REFERENCE_WORLD_SIZE=8), 3)  # 16 images on 8 become 6 on 3
+
+
+def test_frozen_norms_train_with_one_image(data, run_python, tmp_path):
+    frozen = ("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", "", "SOLVER.IMS_PER_BATCH", 1)
+    result = run(run_python, data, tmp_path / "out", 3, *frozen)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_one_image_with_batch_statistics_is_refused_before_training(data, run_python, tmp_path):
+    result = run(run_python, data, tmp_path / "out", 3, "SOLVER.IMS_PER_BATCH", 1)
+    assert_one_line_error(result, "inside Split-Attention, which needs 2")
+    assert not (tmp_path / "out/model_final.pth").exists()
+
+
+def test_a_resumed_run_has_the_losses_and_weights_of_one_that_was_not_stopped(data, tmp_path):
+    """With workers, evaluation and PreciseBN between, and a seed that is drawn."""
+    settings = ("TEST.EVAL_PERIOD", 8, "DATALOADER.NUM_WORKERS", 1, "SOLVER.AMP.ENABLED", True, "SEED", 7)
+    whole = losses(data, tmp_path / "whole", 16, *settings)
+    # Stops after 12, as if it were killed then: the schedule is still that of 16.
+    losses(data, tmp_path / "parts", 16, *settings)
+    for name in ("model_final.pth", "model_0000015.pth", "losses.json", "results.json"):
+        (tmp_path / "parts" / name).unlink()
+    (tmp_path / "parts/last_checkpoint").write_text("model_0000011.pth")
+    later = losses(data, tmp_path / "parts", 16, *settings, flags=("--resume",))
+    assert list(later) == ["12", "13", "14", "15"] and later == {k: whole[k] for k in later}
+    assert tiny.equal(tiny.weights(tmp_path / "whole"), tiny.weights(tmp_path / "parts"))
+
+
+def test_a_seed_that_was_drawn_is_drawn_once(data, run_python, tmp_path):
+    seeds = []
+    for flags in ((), ("--resume",), ()):
+        words = tiny.command(data, tmp_path / "out", 2, "SEED", -1, flags=flags)
+        assert run_python(*words).returncode == 0
+        seeds.append((tmp_path / "out/seed").read_text())
+        assert str(json.loads((tmp_path / "out/results.json").read_text())["seed"]) == seeds[-1].strip()
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+def test_killed_runs_end_with_the_weights_of_one_that_was_not(tmp_path):
+    outcome = kills.kill_until(tmp_path, 4, seed=1)
+    assert outcome.kills == 4 and outcome.equal == outcome.runs
+
+
+def test_signals_write_a_checkpoint_and_have_a_status_of_their_own(tmp_path):
+    for stop in kills.stop_and_go_on(tmp_path, [signal.SIGTERM, signal.SIGINT], seed=1):
+        assert stop.status == 128 + stop.signal and stop.equal
+        assert stop.seconds < 20
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    outcome = soak.full_disk(tmp_path)
+    if not outcome:
+        pytest.skip("mounting a small file system is not allowed here")
+    assert outcome["status"] == 2 and not outcome["traceback"]
+    assert len(outcome["said"]) == 1 and "No space left on device" in outcome["said"][0]
+    assert outcome["checkpoints"] and outcome["undamaged"] and outcome["equal"]
+
+
+def test_nobody_is_left_after_ctrl_c(tmp_path):
+    assert all(outcome.left == 0 for outcome in soak.ctrl_c(tmp_path, 2, seed=4))
+
+
+def test_memory_and_files_stay_flat(tmp_path):
+    outcome = soak.soak(tmp_path, 200)
+    assert outcome.memory[1] < 1.1 * outcome.memory[0]
+    assert outcome.files[1] <= outcome.files[0] + 2
+
+
+SPIKE = (
+    "SOLVER.OPTIMIZER",
+    "SGD",
+    "SOLVER.BASE_LR",
+    1e6,
+    "SOLVER.WARMUP_ITERS",
+    0,
+    "TEST.PRECISE_BN.ENABLED",
+    False,
+)
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_batch(data, run_python, tmp_path):
+    result = run(run_python, data, tmp_path / "out", 30, *SPIKE)
+    assert_one_line_error(
+        result,
+        "not finite at iteration",
+        "learning rate 9.",
+        "images ",
+        "lower SOLVER.BASE_LR",
+        "SKIP_NOT_FINITE",
+    )
+    (file,) = (tmp_path / "out").glob("not_finite_*.pth")
+    content = torch.load(file, weights_only=True)
+    assert len(content["batch"]) == 2
+    assert {"image", "gt_boxes", "gt_classes", "file_name", "image_id"} <= set(content["batch"][0])
+    assert str(content["batch"][0]["image_id"]) in result.stderr
+    assert not (tmp_path / "out/model_final.pth").exists()
+
+
+def test_some_iterations_may_be_skipped_and_no_more(data, run_python, tmp_path):
+    result = run(run_python, data, tmp_path / "out", 30, *SPIKE, "SOLVER.SKIP_NOT_FINITE", 3)
+    assert_one_line_error(result, "not finite at iteration")
+    assert result.stdout.count("; skipped (") == 3 and "skipped (3 of 3)" in result.stdout
+    assert len(list((tmp_path / "out").glob("not_finite_*.pth"))) == 4
+
+
+def test_the_gradients_norm_is_among_the_metrics(data, run_python, tmp_path):
+    assert run(run_python, data, tmp_path / "out", 4).returncode == 0
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.json").read_text().splitlines()]
+    assert all(line["grad_norm"] > 0 for line in lines if "total_loss" in line)
+
+
+def test_bad_input_is_refused_or_handled(tmp_path):
+    """Every eighth case of the corpus."""
+    corpus.prepare()
+    outcomes = corpus.run_corpus(tmp_path, 0, every=8)
+    assert len(outcomes) > 60
+    assert [o for o in outcomes if not o.good] == []
+
+
+def test_the_corpus_has_200_cases_of_all_kinds():
+    assert sum(map(len, corpus.CASES.values())) >= 200
+    assert all(len(cases) >= 40 for cases in corpus.CASES.values())
+
+
+def test_memory_that_does_not_suffice_is_said_with_the_keys_that_help():
+    cfg = config()
+    with pytest.raises(UserError, match=r"memory does not suffice; a smaller SOLVER.IMS_PER_BATCH \(16\)"):
+        with blames_configuration(cfg, "the first iteration"), named_failures(cfg):
+            torch.empty(10**13)
