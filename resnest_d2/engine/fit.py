@@ -85,7 +85,7 @@ def _check_pooled_norms(cfg: CfgNode, images: int, processes: int) -> None:
     resnets = cfg.MODEL.RESNETS
     together = images if resnets.NORM in _SYNCHRONISED else images // processes
     batch_statistics = resnets.NORM in ("BN", *_SYNCHRONISED) and resnets.RADIX > 0
-    trained = cfg.MODEL.BACKBONE.FREEZE_AT < 6  # 6 freezes res5 too
+    trained = cfg.MODEL.BACKBONE.FREEZE_AT < 5  # 5 freezes res5 too
     if cfg.MODEL.BACKBONE.NAME in _OWN_BACKBONES and batch_statistics and trained and together < 2:
         raise UserError(
             f"SOLVER.IMS_PER_BATCH {images} on {processes} process(es) leaves {together} image for the batch "
