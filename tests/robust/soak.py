@@ -6,6 +6,7 @@ import os
 import random
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -53,11 +54,11 @@ def soak(folder: Path, iterations: int) -> Soak:
     assert process.returncode == 0, log.read_text()[-2000:]
     quarter = [s for s in samples if iterations * 0.2 <= s[0] <= iterations * 0.35]
     end = [s for s in samples if s[0] >= iterations * 0.8]
-    # The most of a stretch, since evaluation comes and goes in both.
+    # The median of a stretch: what is used between evaluations, whose workers come and go.
     return Soak(
         iterations,
         time.time() - start,
-        *((max(s[i] for s in quarter), max(s[i] for s in end)) for i in (1, 2, 3)),
+        *(tuple(statistics.median(s[i] for s in part) for part in (quarter, end)) for i in (1, 2, 3)),
     )
 
 
