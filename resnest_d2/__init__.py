@@ -18,7 +18,7 @@ except ModuleNotFoundError as e:
 from . import checkpoint, data, model_zoo
 from .config import add_resnest_config
 from .errors import OptionError, UserError
-from .modeling import ResNeSt, SplitAttentionConv2d
+from .modeling import ResNeSt, SplitAttentionConv2d, optimize_for_inference
 from .version import __version__
 
 __all__ = [
@@ -31,4 +31,5 @@ __all__ = [
     "checkpoint",
     "data",
     "model_zoo",
+    "optimize_for_inference",
 ]

@@ -24,6 +24,10 @@ _RESNETS = {
     "BOTTLENECK_WIDTH": 64,
     # Dilation of res4; 2 goes with RES5_DILATION 4 and keeps the output stride at 8.
     "RES4_DILATION": 1,
+    # Split-Attention by Triton kernels where they are supported (CUDA); else by plain PyTorch.
+    "FUSED_KERNELS": True,
+    # Stages (res2 to res5) that keep only their blocks' inputs in training: less memory for more time.
+    "CHECKPOINT_STAGES": [],
 }
 
 _SOLVER = {

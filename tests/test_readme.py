@@ -77,7 +77,7 @@ def test_python_code_runs(code, tmp_path):
 
 
 def test_every_key_that_is_added_is_explained():
-    documented = dict(re.findall(r"^\| `(\w+\.[\w.]+)` \| (\w+) \|", README, re.M))
+    documented = dict(re.findall(r"^\| `(\w+\.[\w.]+)` \| (\w+|\[\]) \|", README, re.M))
     assert documented == {
         f"{section}.{key}": str(default) for section, keys in ADDED.items() for key, default in keys.items()
     }

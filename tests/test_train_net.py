@@ -99,6 +99,20 @@ def test_eval_only_on_the_checkpoint_reproduces_the_numbers_exactly(trained, run
     assert len(json.loads(predictions[0].read_text())) == 50 * 20
 
 
+@pytest.mark.parametrize("flag, tolerance", [("--optimize", 1e-4), ("--half", 0.1)])
+def test_evaluation_of_an_optimised_model_finds_the_same(flag, tolerance, trained, run_python, tmp_path):
+    folder, env, _ = trained
+    args = (*TINY, "MODEL.WEIGHTS", folder / "model_final.pth", "OUTPUT_DIR", tmp_path)
+    result = run_python("tools/train_net.py", *config("mask_resnest50"), "--eval-only", flag, *args, env=env)
+    assert result.returncode == 0, result.stderr[-3000:]
+    scores = []
+    for root in (folder, tmp_path):
+        found = json.loads((root / "inference/coco_instances_results.json").read_text())
+        scores.append(sorted(detection["score"] for detection in found))
+    assert scores[1] == pytest.approx(scores[0], abs=tolerance)
+    assert scores[1] != scores[0]
+
+
 def test_resume_goes_on_from_the_last_checkpoint(trained, run_python):
     folder, env, _ = trained
     more = ("OUTPUT_DIR", folder, "SOLVER.MAX_ITER", 5, "TEST.PRECISE_BN.ENABLED", False)
@@ -189,6 +203,7 @@ def test_rows_beyond_the_two_tables_train_and_evaluate(name, tasks, coco_root, r
         ((*config("quickstart"), "MODEL.WEIGHTS", "no.pth"), ["MODEL.WEIGHTS: there is no file /", "no.pth"]),
         ((*config("quickstart"), "--eval-only"), ['MODEL.WEIGHTS is ""', "--eval-only"]),
         ((*config("quickstart"), "MODEL.DEVICE", "cuda"), ["MODEL.DEVICE cuda: no CUDA device is visible"]),
+        ((*config("quickstart"), "--optimize"), ["--optimize and --half are for --eval-only"]),
         ((*config("quickstart"), "--num-gpus", "64"), ["--num-gpus 64: ", " visible on this machine"]),
         (
             (*config("quickstart"), "MODEL.RESNETS.RADIX", -1),

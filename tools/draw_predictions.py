@@ -12,7 +12,7 @@ from resnest_d2.evaluation import draw_predictions
 
 def main(cfg, args):
     folder = args.output or Path(cfg.OUTPUT_DIR) / "pictures"
-    model = engine.load_model(cfg, args.resume, args.allow_random_weights)
+    model = engine.load_model(cfg, **engine.model_options(args))
     for dataset in cfg.DATASETS.TEST:
         paths = draw_predictions(cfg, model, dataset, folder, args.num_images, args.score_threshold)
         print(f"{len(paths)} pictures of {dataset} in {folder}/")

@@ -16,7 +16,7 @@ from resnest_d2 import engine
 
 def main(cfg, args):
     if args.eval_only:
-        engine.evaluate(cfg, args.resume, args.allow_random_weights)
+        engine.evaluate(cfg, **engine.model_options(args))
     else:
         engine.train(cfg, args.resume)
 

@@ -1,6 +1,6 @@
 """From a command line to training, evaluation and pictures."""
 
-from .command import argument_parser, one_line_errors, run
+from .command import argument_parser, model_options, one_line_errors, run
 from .setup import load_config
 from .trainer import Trainer, evaluate, load_model, train
 
@@ -10,6 +10,7 @@ __all__ = [
     "evaluate",
     "load_config",
     "load_model",
+    "model_options",
     "one_line_errors",
     "run",
     "train",

@@ -47,12 +47,31 @@ def argument_parser(description: str) -> ArgumentParser:
         action="store_true",
         help="evaluate or draw although parts of the model have no weights in MODEL.WEIGHTS",
     )
+    parser.add_argument(
+        "--optimize",
+        action="store_true",
+        help="evaluate or draw with norms folded into convolutions: faster, the same but for rounding",
+    )
+    parser.add_argument(
+        "--half", action="store_true", help="the same, with the backbone in float16, on a CPU bfloat16"
+    )
     own = parser.add_argument_group("your own data, in COCO's format (each may be given several times)")
     for split in ("train", "val"):
         own.add_argument(f"--{split}-json", action="append", metavar="FILE", help="annotation file")
         own.add_argument(f"--{split}-images", action="append", metavar="DIR", help="its folder of images")
     own.add_argument("--epochs", type=float, help="fit the schedule to so many epochs of the training data")
     return parser
+
+
+def model_options(args: Namespace) -> Dict[str, bool]:
+    """Arguments of :func:`load_model` and :func:`evaluate` from the command line."""
+    names = {
+        "resume": "resume",
+        "allow_random": "allow_random_weights",
+        "optimize": "optimize",
+        "half": "half",
+    }
+    return {option: getattr(args, name) for option, name in names.items()}
 
 
 def run(main: Callable[[CfgNode, Namespace], object], args: Namespace) -> None:

@@ -108,6 +108,8 @@ def check_run(cfg: CfgNode, args: Namespace) -> List[str]:
         UserError: the run cannot work.
     """
     notes: List[str] = []
+    if (args.optimize or args.half) and not args.eval_only:
+        raise UserError("--optimize and --half are for --eval-only: a model with folded norms cannot train")
     key = "DATASETS.TEST" if args.eval_only else "DATASETS.TRAIN"
     if not (cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN):
         raise UserError(f"{key} is empty; name a dataset")

@@ -26,6 +26,7 @@ from ..checkpoint import Checkpointer
 from ..data.loader import build_test_loader, build_train_loader
 from ..errors import OptionError, UserError
 from ..evaluation import build_evaluator, build_instance_evaluator
+from ..modeling import optimize_for_inference
 from .failures import blames_configuration
 from .hooks import InterruptibleEval, PeriodicCheckpointer, PreciseBN, StopOnSignal
 from .record import RecordRun, write_results
@@ -206,8 +207,18 @@ class Trainer(DefaultTrainer):
         return OrderedDict((f"{task}_TTA", metrics) for task, metrics in results.items())
 
 
-def load_model(cfg: CfgNode, resume: bool = False, allow_random: bool = False) -> nn.Module:
+def load_model(
+    cfg: CfgNode,
+    resume: bool = False,
+    allow_random: bool = False,
+    optimize: bool = False,
+    half: bool = False,
+) -> nn.Module:
     """The model of ``cfg`` with MODEL.WEIGHTS, or with ``resume`` those of the last checkpoint.
+
+    Args:
+        optimize: for inference, see :func:`optimize_for_inference`.
+        half: that too, with the backbone in float16, on the CPU in bfloat16.
 
     Raises:
         UserError: the file leaves parts of the model at their random initialisation, unless
@@ -224,16 +235,22 @@ def load_model(cfg: CfgNode, resume: bool = False, allow_random: bool = False) -
             f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS} holds no weights for {parts}, which would stay random; "
             "name a trained detector, or give --allow-random-weights"
         )
+    if optimize or half:
+        dtype = (torch.bfloat16 if cfg.MODEL.DEVICE == "cpu" else torch.float16) if half else None
+        optimize_for_inference(model, dtype=dtype)
     return model
 
 
-def evaluate(cfg: CfgNode, resume: bool = False, allow_random: bool = False) -> OrderedDict:
-    """Evaluate the model that :func:`load_model` gives on DATASETS.TEST.
+def evaluate(cfg: CfgNode, **options: bool) -> OrderedDict:
+    """Evaluate a model on DATASETS.TEST.
+
+    Args:
+        options: of :func:`load_model`, which gives the model.
 
     Returns:
         Metrics by task, in percent; with several datasets, that by dataset.
     """
-    model = load_model(cfg, resume, allow_random)
+    model = load_model(cfg, **options)
     start = time.time()
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:

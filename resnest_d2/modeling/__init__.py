@@ -3,6 +3,7 @@ from .build import (
     build_resnest_fpn_backbone,
     build_retinanet_resnest_fpn_backbone,
 )
+from .inference import optimize_for_inference
 from .resnest import ResNeSt
 from .split_attention import SplitAttentionConv2d
 
@@ -12,4 +13,5 @@ __all__ = [
     "build_resnest_backbone",
     "build_resnest_fpn_backbone",
     "build_retinanet_resnest_fpn_backbone",
+    "optimize_for_inference",
 ]

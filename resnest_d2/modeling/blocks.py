@@ -6,10 +6,12 @@ from functools import partial
 from typing import Optional, Tuple
 
 import fvcore.nn.weight_init as weight_init
+import torch
 import torch.nn.functional as F
 from detectron2.layers import CNNBlockBase, Conv2d
 from torch import Tensor, nn
 
+from .checkpointing import recompute_later
 from .deform_conv import DeformConv2d, offset_conv2d
 from .norms import Norm, get_norm
 from .split_attention import SplitAttentionConv2d
@@ -63,6 +65,7 @@ class ResNeStBottleneck(CNNBlockBase):
         pool_stride: stride of a 3x3 average pool beside ``conv2`` (AVD); None for no pool.
         pool_first: the pool stands before ``conv2`` instead of after it (AVD_FIRST).
         avg_down: the shortcut downsamples by an average pool, not by a strided convolution.
+        checkpoint: training keeps the block's input only, and computes the rest again for its gradient.
     """
 
     def __init__(
@@ -78,9 +81,11 @@ class ResNeStBottleneck(CNNBlockBase):
         pool_stride: Optional[int] = None,
         pool_first: bool = False,
         avg_down: bool = True,
+        checkpoint: bool = False,
         norm: Norm = "BN",
     ) -> None:
         super().__init__(in_channels, out_channels, stride)
+        self.checkpoint = checkpoint
         self.conv1 = conv_norm(in_channels, width, 1, norm, stride=conv1_stride, activation=F.relu_)
         self.conv2_offset = conv2_offset
         self.conv2 = conv2
@@ -97,6 +102,11 @@ class ResNeStBottleneck(CNNBlockBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, in_channels, H, W). Returns (N, out_channels, ceil(H/stride), ceil(W/stride))."""
+        if self.checkpoint and self.training and torch.is_grad_enabled():
+            return recompute_later(self, self._forward, x)
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         out = self.conv1(x)
         if self.avd_layer is not None and self.avd_first:
             out = self.avd_layer(out)
@@ -124,6 +134,7 @@ def bottleneck_conv2(
     radix: int,
     deform_groups: int,
     deform_modulated: bool,
+    fused_kernels: bool,
     norm: Norm,
 ) -> Tuple[nn.Module, Optional[nn.Module]]:
     """The 3x3 convolution of a bottleneck, and what predicts its offsets.
@@ -131,6 +142,7 @@ def bottleneck_conv2(
     Args:
         radix: 0 for a plain convolution, else the splits of Split-Attention.
         deform_groups: 0 for an undeformed convolution.
+        fused_kernels: see :class:`SplitAttentionConv2d`.
 
     Returns:
         ``conv2`` and ``conv2_offset`` of :class:`ResNeStBottleneck`.
@@ -143,7 +155,13 @@ def bottleneck_conv2(
     shared = {"kernel_size": 3, "stride": stride, "padding": dilation, "dilation": dilation}
     if radix:
         conv2 = SplitAttentionConv2d(
-            width, width, groups=cardinality, radix=radix, norm=norm, conv=conv, **shared
+            *(width, width),
+            groups=cardinality,
+            radix=radix,
+            norm=norm,
+            fused_kernels=fused_kernels,
+            conv=conv,
+            **shared,
         )
     else:
         conv2 = conv(

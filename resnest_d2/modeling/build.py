@@ -33,6 +33,8 @@ _KEYS = {
     "deform_on_per_stage": "RESNETS.DEFORM_ON_PER_STAGE",
     "deform_modulated": "RESNETS.DEFORM_MODULATED",
     "deform_num_groups": "RESNETS.DEFORM_NUM_GROUPS",
+    "fused_kernels": "RESNETS.FUSED_KERNELS",
+    "checkpoint_stages": "RESNETS.CHECKPOINT_STAGES",
     "norm": "RESNETS.NORM",
     "freeze_at": "BACKBONE.FREEZE_AT",
     "out_features": "RESNETS.OUT_FEATURES",

@@ -63,6 +63,9 @@ class ResNeSt(ResNet):
         deform_on_per_stage: which of res2 to res5 have deformable 3x3 convolutions.
         deform_modulated: deformable convolution v2 instead of v1.
         deform_num_groups: channel groups that share one set of offsets.
+        fused_kernels: see :class:`SplitAttentionConv2d`.
+        checkpoint_stages: which of ``res2`` to ``res5`` keep only the inputs of their blocks in training,
+            and compute the rest again for the gradients: less memory for more time.
         norm: see :func:`detectron2.layers.get_norm`.
         freeze_at: 0 freezes nothing, 1 the stem, 2 also res2, ... 5 everything.
         out_features: names of the outputs; None for the last layer only. Stages behind the last of
@@ -95,6 +98,8 @@ class ResNeSt(ResNet):
         deform_on_per_stage: Sequence[bool] = (False, False, False, False),
         deform_modulated: bool = False,
         deform_num_groups: int = 1,
+        fused_kernels: bool = True,
+        checkpoint_stages: Sequence[str] = (),
         norm: Norm = "BN",
         freeze_at: int = 0,
         out_features: Optional[Sequence[str]] = None,
@@ -127,6 +132,8 @@ class ResNeSt(ResNet):
             raise OptionError(
                 "deform_on_per_stage", deform_on_per_stage, "must have one entry for each of res2..res5"
             )
+        if not set(checkpoint_stages) <= set(STAGES):
+            raise OptionError("checkpoint_stages", checkpoint_stages, f"must be some of {', '.join(STAGES)}")
         if freeze_at not in range(6):
             raise OptionError("freeze_at", freeze_at, "must be 0 (nothing) to 5 (all stages)")
         num_stages = _num_stages(out_features, num_classes)
@@ -155,6 +162,8 @@ class ResNeSt(ResNet):
                     stride_in_1x1=stride_in_1x1,
                     deform_groups=deform_num_groups if deform_on_per_stage[i] else 0,
                     deform_modulated=deform_modulated,
+                    fused_kernels=fused_kernels,
+                    checkpoint=STAGES[i] in checkpoint_stages,
                     norm=norm,
                 )
             )
@@ -223,6 +232,8 @@ def make_stage(
     stride_in_1x1: bool,
     deform_groups: int,
     deform_modulated: bool,
+    fused_kernels: bool,
+    checkpoint: bool,
     norm: Norm,
 ) -> List[ResNeStBottleneck]:
     """The blocks of one stage. The first changes channels and resolution, the others neither.
@@ -232,6 +243,7 @@ def make_stage(
         stride: of the stage; with ``avd`` it lives in the first block's average pool.
         avd: the first block has that pool, at stride 1 too.
         deform_groups: 0 for undeformed convolutions.
+        checkpoint: see :class:`ResNeStBottleneck`.
 
     Other arguments as in :class:`ResNeSt`.
     """
@@ -253,6 +265,7 @@ def make_stage(
             radix=radix,
             deform_groups=deform_groups,
             deform_modulated=deform_modulated,
+            fused_kernels=fused_kernels,
             norm=norm,
         )
         blocks.append(
@@ -267,6 +280,7 @@ def make_stage(
                 pool_stride=block_stride if pooled else None,
                 pool_first=avd_first,
                 avg_down=avg_down,
+                checkpoint=checkpoint,
                 norm=norm,
             )
         )

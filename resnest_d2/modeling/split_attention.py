@@ -11,7 +11,7 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
 from ..errors import OptionError
-from ..ops import radix_softmax, radix_weighted_sum, split_pool
+from ..ops import radix_softmax, relu_pool, relu_weighted_sum
 from .norms import Norm, get_norm, get_pooled_norm
 
 #: Fewest channels of the squeezed vector, as in the authors' code.
@@ -32,6 +32,7 @@ class SplitAttentionConv2d(nn.Module):
             sigmoid.
         reduction_factor: the squeezed vector has max(in_channels * R / reduction_factor, 32) channels.
         norm: see :func:`detectron2.layers.get_norm`.
+        fused_kernels: use the Triton kernels where they are supported; elsewhere the plain reference runs.
         conv: makes the convolution; its module may take more inputs than the feature map (the offsets
             of a deformable one), which :meth:`forward` passes on.
 
@@ -52,6 +53,7 @@ class SplitAttentionConv2d(nn.Module):
         radix: int = 2,
         reduction_factor: int = 4,
         norm: Norm = "BN",
+        fused_kernels: bool = True,
         conv: Callable[..., nn.Module] = partial(Conv2d, bias=False),
     ) -> None:
         super().__init__()
@@ -61,6 +63,7 @@ class SplitAttentionConv2d(nn.Module):
         for size in (in_channels, channels, squeezed):
             if groups < 1 or size % groups:
                 raise OptionError("cardinality", groups, f"must divide {size} channels of Split-Attention")
+        self.fused_kernels = fused_kernels
         self.radix = radix
         self.cardinality = groups
         # All splits of all cardinal groups come from one convolution with K*R groups.
@@ -89,8 +92,9 @@ class SplitAttentionConv2d(nn.Module):
         Returns:
             (N, channels, H', W')
         """
-        x = F.relu_(self.bn0(self.conv(x, *conv_inputs)))
-        squeezed = F.relu_(self.bn1(self.fc1(split_pool(x, self.radix))))
+        x = self.bn0(self.conv(x, *conv_inputs))
+        pooled, activated = relu_pool(x, self.radix, self.fused_kernels)
+        squeezed = F.relu_(self.bn1(self.fc1(pooled)))
         attention = radix_softmax(self.fc2(squeezed), self.radix, self.cardinality)
         # Softmax yields float32 under autocast; the sum stays in the dtype of the maps.
-        return radix_weighted_sum(x, attention.to(x.dtype), self.radix)
+        return relu_weighted_sum(activated, attention.to(x.dtype))

@@ -1,0 +1,78 @@
+"""A trained model made faster, with the same outputs but for rounding."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from .deform_conv import DeformConv2d
+from .split_attention import SplitAttentionConv2d
+
+
+def optimize_for_inference(
+    model: nn.Module, *, dtype: Optional[torch.dtype] = None, compile: bool = False
+) -> nn.Module:
+    """Fold norms into convolutions, and lay out feature maps as the convolutions like them. In place.
+
+    The model is in eval mode afterwards, and cannot be trained or take a checkpoint any more. GroupNorm
+    and LayerNorm, which depend on the input, stay.
+
+    Args:
+        model: a detector, a backbone, or any module of detectron2's convolutions.
+        dtype: type of the backbone's weights and maps, such as ``torch.bfloat16``; None leaves it. Its
+            outputs are of the type that the model had.
+        compile: compile the backbone with torch.compile, for images of any size. The first images then
+            take a minute, and a C++ compiler must be there on the CPU.
+
+    Returns:
+        The model.
+    """
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, (Conv2d, DeformConv2d)) and _fold(module, module.norm):
+            module.norm = None
+        if isinstance(module, SplitAttentionConv2d):
+            if _fold(module.conv, module.bn0):
+                module.bn0 = nn.Identity()
+            if _fold(module.fc1, module.bn1):
+                module.bn1 = nn.Identity()
+    model.to(memory_format=torch.channels_last)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    backbone = getattr(model, "backbone", model)
+    if dtype is not None:
+        _compute_in(backbone, dtype)
+    if compile:
+        backbone.compile(dynamic=True)
+    return model
+
+
+def _fold(conv: nn.Module, norm: Optional[nn.Module]) -> bool:
+    """Put a norm with running statistics into the convolution before it, and tell whether it could be."""
+    if not isinstance(norm, (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)):
+        return False
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    return True
+
+
+def _compute_in(module: nn.Module, dtype: torch.dtype) -> None:
+    """Run a module in another type: inputs are cast to it, and outputs back to what the inputs were."""
+    kept = next(module.parameters()).dtype
+    module.to(dtype)
+
+    def enter(_: nn.Module, arguments: tuple) -> tuple:
+        return tuple(a.to(dtype) if isinstance(a, torch.Tensor) else a for a in arguments)
+
+    def leave(_: nn.Module, arguments: tuple, outputs: object) -> object:
+        if isinstance(outputs, dict):
+            return {name: value.to(kept) for name, value in outputs.items()}
+        return outputs.to(kept)
+
+    module.register_forward_pre_hook(enter)
+    module.register_forward_hook(leave)
