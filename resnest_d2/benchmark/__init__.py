@@ -67,13 +67,14 @@ def comparisons(device: str) -> List[Comparison]:
     def row(
         title: str, task: str, ours: str, theirs: str = "released", config: str = "mask_resnest50"
     ) -> Comparison:
-        size = large if task == "backbone inference" else whole
+        size = large if task.startswith("backbone") else whole
         images = 1 if "inference" in task else 2  # the released code fails with 1
         return Comparison(title, task, config, size, images, ours, theirs, precision)
 
     cascade = "cascade_resnest101"
     return [
         row("backbone inference", "backbone inference", fast),
+        row("backbone inference, half precision", "backbone inference", fast + "+half"),
         row("backbone inference, compiled", "backbone inference", fast + "+compile"),
         row("backbone inference, not optimised", "backbone inference", "ours"),
         row("backbone inference beside timm's", "backbone inference", fast, "timm"),

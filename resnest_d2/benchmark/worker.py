@@ -16,7 +16,7 @@ import time
 
 import torch
 
-OPTIONS = {"channels_last": False, "fold": False, "compile": False, "checkpoint": False}
+OPTIONS = {"channels_last": False, "fold": False, "half": False, "compile": False, "checkpoint": False}
 
 
 def configured(package, settings):
@@ -67,7 +67,10 @@ def build(implementation, request):
     model.to(request["device"])
     model.train("inference" not in task)
     if options["fold"]:
-        package.optimize_for_inference(model, compile=options["compile"])
+        dtype = torch.bfloat16 if request["device"] == "cpu" else torch.float16
+        package.optimize_for_inference(
+            model, dtype=dtype if options["half"] else None, compile=options["compile"]
+        )
     elif options["channels_last"]:
         model.to(memory_format=torch.channels_last)
     return model
