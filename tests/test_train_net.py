@@ -156,12 +156,14 @@ def test_test_time_augmentation_runs_when_enabled(trained, run_python, tmp_path)
         ("retinanet_resnest50", {"bbox"}),
         pytest.param("retinanet_resnest101", {"bbox"}, marks=pytest.mark.slow),
         pytest.param("keypoint_resnest101", {"bbox", "keypoints"}, marks=pytest.mark.slow),
-        ("keypoint_resnest50", {"bbox", "keypoints"}),
+        pytest.param("keypoint_resnest50", {"bbox", "keypoints"}, marks=pytest.mark.slow),
         ("faster_resnest50_dcn", {"bbox"}),
         # Random crops of polygon masks.
         pytest.param("cascade_mask_resnest200_3x", {"bbox", "segm"}, marks=pytest.mark.slow),
         pytest.param("cascade_mask_resnest200_dcn_3x", {"bbox", "segm"}, marks=pytest.mark.slow),
-        ("panoptic_resnest200_3x", {"bbox", "segm", "sem_seg", "panoptic_seg"}),
+        pytest.param(
+            "panoptic_resnest200_3x", {"bbox", "segm", "sem_seg", "panoptic_seg"}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_rows_beyond_the_two_tables_train_and_evaluate(name, tasks, coco_root, run_python, tmp_path):

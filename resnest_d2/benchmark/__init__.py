@@ -51,6 +51,12 @@ class Result(NamedTuple):
     our_memory: float
     their_memory: float
 
+    @classmethod
+    def of(cls, values: Dict[str, Any]) -> Result:
+        """From what :meth:`_asdict` gave, through JSON."""
+        comparison = Comparison(*values["comparison"])
+        return cls(**{**values, "comparison": comparison._replace(size=tuple(comparison.size))})
+
     @property
     def ratios(self) -> List[float]:
         """Their time over ours, round by round."""
@@ -82,7 +88,6 @@ def comparisons(device: str) -> List[Comparison]:
         row("backbone forward and backward", "backbone training", "ours"),
         row("backbone forward and backward, channels last", "backbone training", "ours+channels_last"),
         row(f"{cascade} training", "detector training", "ours", config=cascade),
-        row(f"{cascade} training, channels last", "detector training", "ours+channels_last", config=cascade),
         row(f"{cascade} training, checkpointed", "detector training", "ours+checkpoint", config=cascade),
         row("mask_resnest50 inference", "detector inference", fast),
     ]
