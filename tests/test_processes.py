@@ -32,11 +32,8 @@ def data(tmp_path_factory):
 def bccd(coco_root):
     """Real images of one size, so that no padding enters the norms' statistics."""
     folder = coco_root / "bccd"
-    words = []
-    for split in ("train", "val"):
-        words += [f"--{split}-json", folder / f"annotations/{split}.json"]
-        words += [f"--{split}-images", folder / "images"]
-    return [str(word) for word in words]
+    annotations = (folder / "annotations/train.json", folder / "annotations/val.json")
+    return tiny.own_data(*((file, folder / "images") for file in annotations))
 
 
 def run(words, log, *python, **options):

@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,6 +166,8 @@ def test_without_tide_the_page_says_how_to_get_it(folder, tmp_path, monkeypatch)
 
 
 def test_what_cannot_be_reported_is_said_in_one_line(folder, run_python, tmp_path):
+    with pytest.raises(UserError, match=r"cannot write /dev/null/report\.html"):
+        write_report(load_evaluation(folder), Path("/dev/null/report.html"), num_pictures=0)
     assert_one_line_error(
         run_python("tools/report.py", tmp_path), "holds no inference/coco_instances_results.json"
     )

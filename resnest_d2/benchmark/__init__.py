@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from .. import model_zoo
 from ..engine.expectations import flatten
+from ..engine.fit import fit_to_machine
 
 _WORKER = Path(__file__).with_name("worker.py")
 
@@ -97,10 +98,8 @@ def settings_of(comparison: Comparison) -> Dict[str, Any]:
     """The configuration by key: norms for one process, nothing frozen in a backbone alone."""
     cfg = model_zoo.get_config(comparison.config)
     cfg.MODEL.WEIGHTS = ""
+    fit_to_machine(cfg, processes=1)
     settings = dict(flatten(cfg))
-    for key in settings:
-        if key.endswith(".NORM") and settings[key] == "SyncBN":
-            settings[key] = "BN"
     if comparison.task.startswith("backbone"):
         settings["MODEL.BACKBONE.NAME"] = "build_resnest_backbone"
         settings["MODEL.BACKBONE.FREEZE_AT"] = 0

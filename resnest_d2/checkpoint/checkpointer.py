@@ -17,7 +17,7 @@ from detectron2.utils import comm
 
 from ..errors import UserError
 from .convert import as_checkpoint
-from .files import atomic_write, read_numpy_pickle, read_weights
+from .files import atomic_write, atomic_write_text, read_numpy_pickle, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +73,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Note which checkpoint is the newest, in ``last_checkpoint``."""
-        content = last_filename_basename.encode()
-        atomic_write(self._folder() / "last_checkpoint", lambda file: file.write(content))
+        atomic_write_text(self._folder() / "last_checkpoint", last_filename_basename)
 
     def has_checkpoint(self) -> bool:
         """Whether there is any in the folder, damaged or not."""

@@ -134,6 +134,11 @@ def atomic_write(
         raise
 
 
+def atomic_write_text(target: Path, text: str) -> None:
+    """:func:`atomic_write` of a text in UTF-8."""
+    atomic_write(target, lambda file: file.write(text.encode()))
+
+
 def _flush_folder(folder: Path) -> None:
     """Let a new name in it survive a power failure; not every file system can."""
     with suppress(OSError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from contextlib import contextmanager
-from typing import Iterator
+from typing import Iterator, Tuple
 
 import numpy as np
 import torch
@@ -12,23 +12,26 @@ import torch
 
 def seed_all(*key: int) -> None:
     """Seed the generators of Python, numpy and torch, on all devices, by non-negative numbers."""
-    state = np.random.SeedSequence(key).generate_state(4)
-    random.seed(int(state[0]))
-    np.random.seed(state[1])
-    torch.manual_seed(int(state[2]) << 32 | int(state[3]))
+    high, low = _seed_python_and_numpy(*key)
+    torch.manual_seed(high << 32 | low)
 
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
     """:func:`seed_all` for a block of code without CUDA; afterwards the generators are as before."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    state = np.random.SeedSequence(key).generate_state(4)
-    random.seed(int(state[0]))
-    np.random.seed(state[1])
-    torch.default_generator.manual_seed(int(state[2]))
+    torch.default_generator.manual_seed(_seed_python_and_numpy(*key)[0])
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+def _seed_python_and_numpy(*key: int) -> Tuple[int, int]:
+    """Returns two more numbers of 32 bits that follow from the key, for torch."""
+    state = [int(number) for number in np.random.SeedSequence(key).generate_state(4)]
+    random.seed(state[0])
+    np.random.seed(state[1])
+    return state[2], state[3]

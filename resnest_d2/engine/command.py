@@ -19,7 +19,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
 
-from ..checkpoint.files import atomic_write
+from ..checkpoint.files import atomic_write_text
 from ..errors import UserError
 from .expectations import keep_comparable
 from .failures import named_failures
@@ -186,4 +186,4 @@ def _fix_seed(cfg: CfgNode, resume: bool) -> None:
         cfg.SEED = comm.all_gather(seed)[0]
         cfg.freeze()
     if comm.is_main_process():
-        atomic_write(file, lambda f: f.write(f"{cfg.SEED}\n".encode()))
+        atomic_write_text(file, f"{cfg.SEED}\n")

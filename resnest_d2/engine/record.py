@@ -22,7 +22,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from ..checkpoint.files import atomic_write
+from ..checkpoint.files import atomic_write_text
 from ..version import __version__
 
 FILE = "results.json"
@@ -74,7 +74,7 @@ def write_results(cfg: CfgNode, results: Mapping[str, Any], **measured: Any) -> 
         **environment(),
     }
     path = PathManager.get_local_path(str(Path(cfg.OUTPUT_DIR, FILE)))
-    atomic_write(Path(path), lambda file: file.write(json.dumps(content, indent=1).encode()))
+    atomic_write_text(Path(path), json.dumps(content, indent=1))
 
 
 def _dataset(name: str) -> Dict[str, Optional[str]]:

@@ -21,6 +21,7 @@ from detectron2.modeling import (
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
 
 from ..errors import OptionError, UserError
+from ..modeling.norms import NORMS
 from .expectations import flatten
 
 _REGISTRIES = {
@@ -49,7 +50,6 @@ _CHOICES = {
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIPool", "ROIAlign", "ROIAlignV2", "ROIAlignRotated"),
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIPool", "ROIAlign", "ROIAlignV2", "ROIAlignRotated"),
 }
-_NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "naiveSyncBN", "naiveSyncBN_N", "nnSyncBN")
 
 
 #: Key to what its value must be, or each of its values.
@@ -89,7 +89,7 @@ def _check_names(cfg: CfgNode) -> None:
     values, defaults = dict(flatten(cfg)), dict(flatten(get_cfg()))
     known = {key: [name for name, _ in registry] for key, registry in _REGISTRIES.items()}
     known.update(_CHOICES)
-    known.update({key: _NORMS for key in values if key.endswith(".NORM")})
+    known.update({key: NORMS for key in values if key.endswith(".NORM")})
     for key, names in known.items():
         if values[key] != defaults[key] and values[key] not in names:
             raise UserError(f"{key}: there is no {values[key]!r}; {_nearest(values[key], names)}")

@@ -18,10 +18,14 @@ from ..errors import OptionError
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("faster-coco-eval", "pycocotools")
-# Names of the recalls among a COCOeval's statistics, and where they begin. The second is for keypoints.
-_RECALLS = (
-    (("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"), 6),
-    (("AR", "AR50", "AR75", "ARm", "ARl"), 5),
+# Names of a COCOeval's statistics in their order.
+_STATISTICS = (
+    *("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
+)
+_KEYPOINT_STATISTICS = (
+    *("AP", "AP50", "AP75", "APm", "APl"),
+    *("AR", "AR50", "AR75", "ARm", "ARl"),
 )
 
 
@@ -72,14 +76,25 @@ def evaluate_coco(
     return coco_eval
 
 
-def average_precisions(coco_eval: Any) -> np.ndarray:
-    """(T, C): AP in percent at each IoU threshold of each category; NaN where there is nothing to find.
+def statistics(coco_eval: Any, iou_type: str) -> Dict[str, float]:
+    """AP and AR by name, in percent; NaN where there is nothing to find."""
+    names = _KEYPOINT_STATISTICS if iou_type == "keypoints" else _STATISTICS
+    return {n: float(100 * value if value >= 0 else "nan") for n, value in zip(names, coco_eval.stats)}
 
-    Objects of all sizes count, and as many detections an image as the evaluation allows. That is the last
-    axis of ``precision``: (T, R, C, A, M).
+
+def precisions(coco_eval: Any) -> np.ndarray:
+    """(T, R, C): precision in percent at each IoU threshold, of 101 recalls, of each category.
+
+    NaN where there is nothing to find. Objects of all sizes count, and as many detections an image as the
+    evaluation allows. That is the last axis of its ``precision``: (T, R, C, A, M).
     """
     precision = coco_eval.eval["precision"][:, :, :, 0, -1]
-    return 100 * np.where(precision > -1, precision, np.nan).mean(axis=1)
+    return 100 * np.where(precision > -1, precision, np.nan)
+
+
+def average_precisions(coco_eval: Any) -> np.ndarray:
+    """(T, C): AP in percent, the mean of :func:`precisions` over the recalls."""
+    return precisions(coco_eval).mean(axis=1)
 
 
 def average_recalls(coco_eval: Any) -> np.ndarray:
@@ -168,9 +183,8 @@ class COCOEvaluator(evaluation.COCOEvaluator):
         results = super()._derive_coco_results(coco_eval, iou_type, class_names)
         if not self._average_recall:
             return results
-        names, first = _RECALLS[iou_type == "keypoints"]
-        stats = zip(names, coco_eval.stats[first:])
-        recalls = {name: float(100 * value if value >= 0 else "nan") for name, value in stats}
+        all_of_them = statistics(coco_eval, iou_type).items()
+        recalls = {name: value for name, value in all_of_them if name.startswith("AR")}
         logger.info("Average recall of %s:\n%s", iou_type, create_small_table(recalls))
         if class_names is not None and len(class_names) > 1:
             per_class = zip(class_names, average_recalls(coco_eval))

@@ -11,6 +11,8 @@ from ..errors import OptionError
 
 #: A name that :func:`detectron2.layers.get_norm` knows, or a function from channels to a module.
 Norm = Union[str, Callable[[int], nn.Module]]
+#: The names.
+NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "naiveSyncBN", "naiveSyncBN_N", "nnSyncBN")
 
 
 def get_norm(norm: Norm, channels: int) -> Optional[nn.Module]:
@@ -22,7 +24,7 @@ def get_norm(norm: Norm, channels: int) -> Optional[nn.Module]:
     try:
         return layers.get_norm(norm, channels)
     except KeyError:
-        known = '"", BN, SyncBN, FrozenBN, GN, LN, naiveSyncBN, naiveSyncBN_N, nnSyncBN'
+        known = ", ".join(name or '""' for name in NORMS)
         raise OptionError("norm", norm, f"must be one of {known}") from None
     except ValueError as e:  # GroupNorm with its 32 groups
         raise OptionError("norm", norm, f"does not fit {channels} channels ({e}); use BN") from None

@@ -33,11 +33,16 @@ def is_supported(x: Tensor, radix: int) -> bool:
     interpreted = os.getenv("TRITON_INTERPRET") == "1" and x.device.type == "cpu"
     if not (x.is_cuda or interpreted) or x.dtype not in _DTYPES or radix not in _RADIXES or not x.numel():
         return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # which fuse, or record, what they know
+    if is_recorded():
         return False
     if not x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last):
         return False
     return _kernels() is not None
+
+
+def is_recorded() -> bool:
+    """Whether a compiler or a tracer is looking, which fuse, or record, the operators that they know."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 @functools.cache
@@ -51,8 +56,6 @@ def _kernels() -> Optional[ModuleType]:
 
 class Kernels:
     """The passes by Triton kernels. The map stays as the norm left it: its ReLU is computed on reading."""
-
-    in_place = False
 
     @staticmethod
     def activate(x: Tensor) -> Tensor:
@@ -90,9 +93,10 @@ class Kernels:
     @staticmethod
     def map_gradient(x: Tensor, gradient: Tensor, attention: Tensor, of_pool: Tensor, radix: int) -> Tensor:
         out, layout = torch.empty_like(x), _Layout(x, radix)
+        of_pool = of_pool.float() / layout.size
         _kernels().input_gradient[layout.grid()](
             x, gradient.contiguous(memory_format=_format(x)), attention.contiguous(),
-            of_pool.float().contiguous(), out, *layout.sizes, **layout.constants,
+            of_pool.contiguous(), out, *layout.sizes, **layout.constants,
         )  # fmt: skip
         return out
 

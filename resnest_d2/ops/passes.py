@@ -14,14 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .fused import Kernels, is_supported
+from .fused import Kernels, is_recorded, is_supported
 from .split_attention import radix_weighted_sum, split_pool
 
 
 class Plain:
     """The passes in plain PyTorch. The map is activated in place."""
-
-    in_place = True
 
     @staticmethod
     def activate(x: Tensor) -> Tensor:
@@ -44,6 +42,7 @@ class Plain:
     @staticmethod
     def map_gradient(y: Tensor, gradient: Tensor, attention: Tensor, of_pool: Tensor, radix: int) -> Tensor:
         out = torch.empty_like(y)
+        of_pool = of_pool / (y.shape[2] * y.shape[3])
         for part, weight in zip(out.chunk(radix, 1), attention.chunk(radix, 1)):
             torch.addcmul(of_pool.expand_as(part), gradient, weight, out=part)
         return torch.ops.aten.threshold_backward.grad_input(out, y, 0, grad_input=out)
@@ -100,17 +99,15 @@ def relu_weighted_sum(activated: Activated, attention: Tensor) -> Tensor:
 
 
 def _records_gradients(x: Tensor) -> bool:
-    """Whether the backward passes below are wanted; a compiler or a tracer knows better with its own."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    return x.requires_grad and torch.is_grad_enabled()
+    """Whether the backward passes below are wanted."""
+    return x.requires_grad and torch.is_grad_enabled() and not is_recorded()
 
 
 class _ReluPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, activated: Activated) -> Tuple[Tensor, Tensor]:
         y = activated.backend.activate(x)
-        if activated.backend.in_place:
+        if y is x:
             ctx.mark_dirty(x)
         ctx.save_for_backward(y)
         ctx.activated = activated
@@ -131,8 +128,7 @@ class _ReluPool(torch.autograd.Function):
             gradient, attention = y.new_zeros(shape), y.new_zeros((*y.shape[:2], 1, 1))
         if of_pool is None:
             of_pool = y.new_zeros((*shape[:2], 1, 1))
-        size = shape[2] * shape[3]
-        return link.backend.map_gradient(y, gradient, attention, of_pool / size, radix), None
+        return link.backend.map_gradient(y, gradient, attention, of_pool, radix), None
 
 
 class _ReluWeightedSum(torch.autograd.Function):

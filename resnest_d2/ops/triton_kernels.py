@@ -9,6 +9,15 @@ import triton.language as tl
 
 
 @triton.jit
+def _tile(C, P, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Image, channels and positions of a program that has one tile, and which of them there are."""
+    n = tl.program_id(2).to(tl.int64)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    return n, c, p, (c[:, None] < C) & (p[None, :] < P)
+
+
+@triton.jit
 def pool(
     x, sums, C, P, xc, xp, oc, op, parts,
     RADIX: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -31,10 +40,7 @@ def weighted_sum(
     x, attention, out, C, P, xc, xp, oc, op,
     RADIX: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    n = tl.program_id(2).to(tl.int64)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    inside = (c[:, None] < C) & (p[None, :] < P)
+    n, c, p, inside = _tile(C, P, BLOCK_C, BLOCK_P)
     here = x + n * RADIX * C * P + c[:, None] * xc + p[None, :] * xp
     total = tl.zeros((BLOCK_C, BLOCK_P), dtype=tl.float32)
     for r in tl.static_range(RADIX):
@@ -71,10 +77,7 @@ def input_gradient(
     x, gradient, attention, pooled_gradient, out, C, P, xc, xp, oc, op,
     RADIX: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    n = tl.program_id(2).to(tl.int64)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    inside = (c[:, None] < C) & (p[None, :] < P)
+    n, c, p, inside = _tile(C, P, BLOCK_C, BLOCK_P)
     there = gradient + n * C * P + c[:, None] * oc + p[None, :] * op
     of_sum = tl.load(there, mask=inside, other=0.0).to(tl.float32)
     of_pool = tl.load(pooled_gradient + n * C + c, mask=c < C, other=0.0).to(tl.float32)

@@ -94,7 +94,8 @@ def _finish(words: List[str], log: Path) -> int:
 
 
 class Stop(NamedTuple):
-    """One SIGTERM or SIGINT: its number, the exit status, seconds until the end, and a line of what it said."""
+    """One SIGTERM or SIGINT: its number, the exit status, seconds until the end, and whether the weights of the
+    run that went on are those of one that was not stopped."""
 
     signal: int
     status: int

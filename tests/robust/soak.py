@@ -93,7 +93,7 @@ def _session(leader: int) -> List[int]:
 
 
 class CtrlC(NamedTuple):
-    """One Ctrl-C: seconds after the start, exit status, seconds until all processes were gone, tracebacks."""
+    """One Ctrl-C: seconds after the start, exit status, seconds until all were gone, processes left."""
 
     after: float
     status: int

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Tuple
 
 import torch
 from conftest import ROOT
@@ -27,10 +27,19 @@ SETTINGS = (
 def make_data(folder: Path) -> List[str]:
     """24 + 4 images of shapes, and the arguments that name them."""
     generate_shapes(folder / "shapes", num_images={"train": 24, "val": 4})
+    return own_data(
+        *(
+            (folder / f"shapes/annotations/instances_{split}.json", folder / "shapes" / split)
+            for split in ("train", "val")
+        )
+    )
+
+
+def own_data(train: Tuple[Path, Path], val: Tuple[Path, Path]) -> List[str]:
+    """The arguments that name annotation files and their folders of images."""
     words = []
-    for split in ("train", "val"):
-        words += [f"--{split}-json", folder / f"shapes/annotations/instances_{split}.json"]
-        words += [f"--{split}-images", folder / "shapes" / split]
+    for split, (file, images) in (("train", train), ("val", val)):
+        words += [f"--{split}-json", file, f"--{split}-images", images]
     return [str(word) for word in words]
 
 

@@ -9,7 +9,8 @@ from typing import Any, Dict, List
 import jinja2
 from tqdm import tqdm
 
-from ...checkpoint.files import atomic_write
+from ...checkpoint.files import atomic_write_text
+from ...errors import UserError
 from ...model_zoo.records import DETECTORS
 from . import charts, gallery
 from .measure import SCORE_THRESHOLD, TITLES, Evaluation, Task, load_evaluation, measure, rank_pictures
@@ -45,7 +46,10 @@ def write_report(evaluation: Evaluation, output: Path, num_pictures: int = 6) ->
         gallery=_gallery(evaluation, num_pictures),
         legend=gallery.LEGEND,
     )
-    atomic_write(output, lambda file: file.write(page.encode()))
+    try:
+        atomic_write_text(output, page)
+    except OSError as e:
+        raise UserError(f"cannot write {output} ({e.strerror})") from None
 
 
 def _figure(value: Any, digits: int = 1) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from functools import partial
 from typing import Any, Callable, Dict, List, Mapping, Sequence
 
 import matplotlib
@@ -15,7 +16,7 @@ from .measure import SCORE_THRESHOLD, Task
 
 # Distinguishable with any colour vision (Okabe and Ito), darkened to be read as thin lines on white.
 _COLOURS = ["#0072b2", "#d55e00", "#009e73", "#b5599a", "#a8741a", "#56708a"]
-RIGHT, WRONG = _COLOURS[2], _COLOURS[1]
+RIGHT, WRONG, MISSED = _COLOURS[2], _COLOURS[1], _COLOURS[3]
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: crisp, small and selectable
     "svg.hashsalt": "resnest_d2",  # the same figures give the same page
@@ -141,11 +142,11 @@ def training(metrics: Sequence[Dict[str, Any]]) -> List[Dict[str, str]]:
         }
         series = {key: points for key, points in series.items() if points}
         if any(len(points) > 1 for points in series.values()):
-            charts.append({"title": title, "svg": _chart(lambda axes: _lines(axes, series, unit), title)})  # noqa: B023
+            charts.append({"title": title, "svg": _chart(partial(_lines, series, unit), title)})
     return charts
 
 
-def _lines(axes: Axes, series: Mapping[str, Sequence], unit: str) -> None:
+def _lines(series: Mapping[str, Sequence], unit: str, axes: Axes) -> None:
     for i, (name, points) in enumerate(series.items()):
         style = "-" if i < len(_COLOURS) else "--"
         axes.plot(*zip(*points), style, label=name, marker="o" if len(points) < 8 else None, markersize=4)

@@ -16,13 +16,12 @@ from detectron2.structures import BoxMode
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
-from .charts import RIGHT, WRONG
+from .charts import MISSED, RIGHT, WRONG
 from .measure import Evaluation, Picture
 
 #: Width of each picture in pixels.
 _WIDTH = 560
-_MISSED = "#b5599a"
-LEGEND = {"right": RIGHT, "wrong": WRONG, "missed": _MISSED}
+LEGEND = {"right": RIGHT, "wrong": WRONG, "missed": MISSED}
 
 
 def draw(evaluation: Evaluation, picture: Picture, kind: str) -> Optional[Dict[str, Any]]:
@@ -46,7 +45,7 @@ def draw(evaluation: Evaluation, picture: Picture, kind: str) -> Optional[Dict[s
     ]
     true = [
         (annotation, name[annotation["category_id"]], colour)
-        for annotations, colour in ((picture.found, RIGHT), (picture.missed, _MISSED))
+        for annotations, colour in ((picture.found, RIGHT), (picture.missed, MISSED))
         for annotation in annotations
     ]
     return {

@@ -10,7 +10,7 @@ import json
 import logging
 import shlex
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
@@ -19,7 +19,7 @@ import numpy as np
 from ...data import load_coco
 from ...errors import UserError
 from ...model_zoo.records import DETECTORS
-from ..coco import average_precisions, average_recalls, evaluate_coco, match_detections
+from ..coco import Match, average_recalls, evaluate_coco, match_detections, precisions, statistics
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +51,21 @@ class Evaluation:
     run: Dict[str, Any]
     metrics: List[Dict[str, Any]]
     published: Optional[str]
+    _matches: Dict[str, List[Match]] = field(default_factory=dict)
 
     @property
     def tasks(self) -> List[str]:
         """What was predicted, and is annotated."""
-        field = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
-        found = [t for t, f in field.items() if self.results and f in self.results[0]]
-        return [t for t in found if any(field[t] in a for a in self.truth["annotations"])] or ["bbox"]
+        fields = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+        found = [t for t, f in fields.items() if self.results and f in self.results[0]]
+        return [t for t in found if any(fields[t] in a for a in self.truth["annotations"])] or ["bbox"]
+
+    def matches(self, kind: str) -> List[Match]:
+        """Which detections found which objects at IoU 0.5."""
+        if kind not in self._matches:
+            with contextlib.redirect_stdout(io.StringIO()):
+                self._matches[kind] = match_detections(self.truth, self.results, kind)
+        return self._matches[kind]
 
 
 def load_evaluation(
@@ -155,8 +163,9 @@ def measure(evaluation: Evaluation, kind: str) -> Task:
     truth, results = evaluation.truth, evaluation.results
     with contextlib.redirect_stdout(io.StringIO()):  # the backends print their tables
         coco_eval = evaluate_coco(truth, results, kind)
-        matches = match_detections(truth, results, kind)
-    ap, ar = average_precisions(coco_eval), average_recalls(coco_eval)
+    matches = evaluation.matches(kind)
+    precision, ar, summary = precisions(coco_eval), average_recalls(coco_eval), statistics(coco_eval, kind)
+    ap = precision.mean(axis=1)
     objects = [a for a in truth["annotations"] if not a.get("iscrowd")]
     if kind == "keypoints":
         objects = [a for a in objects if a.get("num_keypoints")]
@@ -169,8 +178,6 @@ def measure(evaluation: Evaluation, kind: str) -> Task:
          "AP75": ap[at[0.75], k], "AR": ar[k]}
         for k, c in enumerate(order)
     ]  # fmt: skip
-    precision = coco_eval.eval["precision"][:, :, :, 0, -1]
-    precision = 100 * np.where(precision > -1, precision, np.nan)
     present = [k for k, c in enumerate(order) if count[c]]
     most = sorted(present, key=lambda k: -count[order[k]])[:6]
     curves = {
@@ -187,27 +194,19 @@ def measure(evaluation: Evaluation, kind: str) -> Task:
     published = {"bbox": row.box_ap, "segm": row.mask_ap}.get(kind) if row else None
     return Task(
         kind=kind,
-        summary=_summary(coco_eval, kind),
+        summary=summary,
         published=published,
         categories=categories,
         curves=curves,
         category_curves={name[order[k]]: precision[at[0.5]][:, k] for k in most},
-        sizes=_sizes(objects, found, coco_eval, kind),
+        sizes=_sizes(objects, found, summary),
         right=scores[True],
         wrong=scores[False],
         errors=_tide(truth, results, kind),
     )
 
 
-def _summary(coco_eval: Any, kind: str) -> Dict[str, float]:
-    names = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
-    if kind == "keypoints":
-        names = ["AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl"]
-    return {n: 100 * float(v) if v >= 0 else float("nan") for n, v in zip(names, coco_eval.stats)}
-
-
-def _sizes(objects: List[dict], found: set, coco_eval: Any, kind: str) -> List[Dict[str, Any]]:
-    summary = _summary(coco_eval, kind)
+def _sizes(objects: List[dict], found: set, summary: Dict[str, float]) -> List[Dict[str, Any]]:
     rows = []
     for label, extent, low, high in _SIZES:
         ids = [a["id"] for a in objects if low <= a["area"] < high]
@@ -283,9 +282,7 @@ def rank_pictures(evaluation: Evaluation, kind: str) -> List[Picture]:
     right: Mapping[int, List[int]] = defaultdict(list)
     wrong: Mapping[int, List[int]] = defaultdict(list)
     found = set()
-    with contextlib.redirect_stdout(io.StringIO()):
-        matches = match_detections(evaluation.truth, results, kind)
-    for match in matches:
+    for match in evaluation.matches(kind):
         if results[match.detection]["score"] >= SCORE_THRESHOLD:
             (right if match.truth else wrong)[results[match.detection]["image_id"]].append(match.detection)
             found.add(match.truth)

@@ -11,6 +11,7 @@ from typing import Any, Callable, Dict, Optional
 import numpy as np
 from PIL import Image
 
+from .. import tiny
 from .case import Case
 from .images import train
 
@@ -45,13 +46,9 @@ def _case(
     if tool == "check":
         words = ["check_dataset.py", folder / "a.json", folder / "images", "--fix", folder / "fixed.json"]
         return Case(words, refused=("a.json",), works=True, statuses=(1,), check=lambda: None)
-    data = [
-        w
-        for s in ("train", "val")
-        for w in (f"--{s}-json", folder / "a.json", f"--{s}-images", folder / "images")
-    ]
+    data = tiny.own_data(*[(folder / "a.json", folder / "images")] * 2)
     # It names a file: of the annotations, or the image that they are of.
-    case = train(folder, [str(word) for word in data], **{**expected, "refused": (str(folder),)})
+    case = train(folder, data, **{**expected, "refused": (str(folder),)})
     return case._replace(words=[*case.words, "MODEL.MASK_ON", True])
 
 

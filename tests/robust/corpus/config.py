@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, Optional, Sequence
 
 import numpy as np
-from PIL import Image
 
 from .. import tiny
 from .case import Case
-from .images import dataset, train
+from .images import plain_dataset, train
 
 CONFIG: Dict[str, Callable[[Path, np.random.Generator], Case]] = {}
 
 
 def _case(settings: Sequence[object], expected: Dict, folder: Path, rng: np.random.Generator) -> Case:
-    image = io.BytesIO()
-    Image.new("RGB", (64, 48)).save(image, "JPEG")
-    case = train(folder, dataset(folder, image.getvalue()), **expected)
+    case = train(folder, plain_dataset(folder), **expected)
     return case._replace(words=[*case.words, *settings])
 
 

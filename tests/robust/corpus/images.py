@@ -29,6 +29,11 @@ def _encoded(image: Image.Image, form: str, **options: object) -> bytes:
     return file.getvalue()
 
 
+def plain_dataset(folder: Path) -> List[str]:
+    """:func:`dataset` with nothing wrong."""
+    return dataset(folder, _encoded(Image.new("RGB", _SIZE), "JPEG"))
+
+
 def dataset(
     folder: Path, first: bytes | None, name: str = "first.jpg", size: Tuple[int, int] = _SIZE
 ) -> List[str]:
@@ -51,8 +56,7 @@ def dataset(
         "categories": [{"id": 1, "name": "thing"}],
     }
     (folder / "a.json").write_text(json.dumps(content))
-    words = [w for s in ("train", "val") for w in (f"--{s}-json", folder / "a.json", f"--{s}-images", images)]
-    return [str(word) for word in words]
+    return tiny.own_data(*[(folder / "a.json", images)] * 2)
 
 
 def train(folder: Path, data: List[str], **expected: object) -> Case:

@@ -16,7 +16,7 @@ from safetensors.torch import save as to_safetensors
 
 from .. import tiny
 from .case import Case
-from .images import dataset
+from .images import plain_dataset
 
 _NAMED = ("weights.",)
 WEIGHTS: Dict[str, Callable[[Path, np.random.Generator], Case]] = {}
@@ -43,13 +43,9 @@ def _case(content: Callable, name: str, tool: str, folder: Path, rng: np.random.
         (folder / name).write_bytes(made)
     if tool == "convert":
         return Case(["convert_weights.py", folder / name, folder / "out.pth"], refused=_NAMED)
-    image = io.BytesIO()
-    from PIL import Image
-
-    Image.new("RGB", (64, 48)).save(image, "JPEG")
     flags = ("--eval-only",) if tool == "evaluate" else ()
     words = tiny.command(
-        dataset(folder, image.getvalue()), folder / "output", 1, "MODEL.WEIGHTS", folder / name, flags=flags
+        plain_dataset(folder), folder / "output", 1, "MODEL.WEIGHTS", folder / name, flags=flags
     )
     return Case(["train_net.py", *words[1:]], refused=_NAMED)
 
