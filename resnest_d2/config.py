@@ -26,8 +26,16 @@ _RESNETS = {
     "RES4_DILATION": 1,
     # Split-Attention by Triton kernels where they are supported (CUDA); else by plain PyTorch.
     "FUSED_KERNELS": True,
-    # Stages (res2 to res5) that keep only their blocks' inputs in training: less memory for more time.
+    # Stages (res2 to res5) that keep little in training and compute the rest again: less memory, more time.
     "CHECKPOINT_STAGES": [],
+    # What these keep: the "inputs" of their blocks, or also the outputs of "convolutions".
+    "CHECKPOINT_KEEPS": "inputs",
+}
+
+_MODEL = {
+    # Memory format of weights and feature maps: contiguous, channels_last, or auto, which is channels_last
+    # on the CPU.
+    "MEMORY_FORMAT": "auto",
 }
 
 _SOLVER = {
@@ -45,7 +53,7 @@ _TEST = {
 }
 
 #: What is added where.
-ADDED = {"MODEL.RESNETS": _RESNETS, "SOLVER": _SOLVER, "TEST": _TEST}
+ADDED = {"MODEL.RESNETS": _RESNETS, "MODEL": _MODEL, "SOLVER": _SOLVER, "TEST": _TEST}
 
 
 def add_resnest_config(cfg: CfgNode) -> None:

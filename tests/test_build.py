@@ -61,7 +61,7 @@ def test_add_resnest_config_changes_no_existing_value():
     assert set(after) - set(before) == {
         *(f"MODEL.RESNETS.{k}" for k in ("DEEP_STEM", "AVD", "AVD_FIRST", "AVG_DOWN")),
         *(f"MODEL.RESNETS.{k}" for k in ("RADIX", "BOTTLENECK_WIDTH", "RES4_DILATION", "FUSED_KERNELS")),
-        "MODEL.RESNETS.CHECKPOINT_STAGES",
+        *("MODEL.RESNETS.CHECKPOINT_STAGES", "MODEL.RESNETS.CHECKPOINT_KEEPS", "MODEL.MEMORY_FORMAT"),
         *(f"SOLVER.{k}" for k in ("OPTIMIZER", "SKIP_NOT_FINITE", "CHECKPOINTS_TO_KEEP")),
         "TEST.AVERAGE_RECALL",
     }

@@ -8,19 +8,26 @@ from resnest_d2 import OptionError, ResNeSt
 STAGES = ["res2", "res3", "res4", "res5"]
 
 
-def networks(**options):
+def networks(keeps="inputs", **options):
     torch.manual_seed(0)
     plain = ResNeSt(26, out_features=["res2", "res5"], **options)
-    kept = ResNeSt(26, out_features=["res2", "res5"], checkpoint_stages=STAGES, **options)
+    checkpointed = {"checkpoint_stages": STAGES, "checkpoint_keeps": keeps}
+    kept = ResNeSt(26, out_features=["res2", "res5"], **checkpointed, **options)
     kept.load_state_dict(plain.state_dict())
     return plain.train(), kept.train()
 
 
+@pytest.mark.parametrize("keeps", ["inputs", "convolutions"])
 @pytest.mark.parametrize(
-    "options", [{}, {"radix": 1}, {"radix": 4}, {"radix": 0}, {"norm": "GN"}, {"freeze_at": 2}], ids=str
+    "options",
+    [
+        *({}, {"radix": 1}, {"radix": 4}, {"radix": 0}, {"norm": "GN"}, {"freeze_at": 2}),
+        {"deform_on_per_stage": [True] * 4, "deform_modulated": True},
+    ],
+    ids=str,
 )
-def test_losses_gradients_and_running_statistics_are_the_same(options):
-    sides = networks(**options)
+def test_losses_gradients_and_running_statistics_are_the_same(options, keeps):
+    sides = networks(keeps, **options)
     x = torch.rand(2, 3, 64, 96)
     for _ in range(2):
         for model in sides:
@@ -52,6 +59,28 @@ def test_much_less_is_kept():
     plain, kept = networks()
     x = torch.rand(1, 3, 128, 128).repeat(2, 1, 1, 1)
     assert kept_bytes(kept, x) < 0.35 * kept_bytes(plain, x)
+
+
+def test_convolutions_run_once_where_their_outputs_are_kept():
+    plain, kept = networks("convolutions")
+    x = torch.rand(2, 3, 64, 64)
+    assert count_convolutions(kept, x) == count_convolutions(plain, x)
+
+
+def count_convolutions(model, x):
+    """Convolutions that a training iteration runs forward."""
+    with torch.profiler.profile() as profile:
+        sum(feature.mean() for feature in model(x).values()).backward()
+    return sum(event.count for event in profile.key_averages() if event.key == "aten::_convolution")
+
+
+def test_what_cannot_be_kept_is_named():
+    with pytest.raises(
+        OptionError, match="checkpoint_keeps must be one of inputs, convolutions, got 'norms'"
+    ):
+        ResNeSt(14, checkpoint_keeps="norms")
+    with pytest.raises(OptionError, match="checkpoint_keeps needs a norm"):
+        ResNeSt(14, norm="", checkpoint_stages=["res2"], checkpoint_keeps="convolutions")
 
 
 def test_a_stage_that_is_none_is_named():

@@ -163,6 +163,17 @@ class Trainer(DefaultTrainer):
             self.checkpointer.save(name, iteration=iteration)
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """detectron2's, in MODEL.MEMORY_FORMAT."""
+        channels_last = cfg.MODEL.MEMORY_FORMAT == "channels_last"
+        if cfg.MODEL.MEMORY_FORMAT == "auto":
+            # docs/BENCHMARKS.md: faster on a CPU in training as in inference; on a GPU nobody has measured.
+            channels_last = cfg.MODEL.DEVICE == "cpu"
+        model = super().build_model(cfg)
+        # Feature maps follow the weights that they are convolved with.
+        return model.to(memory_format=torch.channels_last) if channels_last else model
+
+    @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
         return build_train_loader(cfg)
 

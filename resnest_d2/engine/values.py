@@ -47,6 +47,7 @@ _CHOICES = {
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),
+    "MODEL.MEMORY_FORMAT": ("auto", "contiguous", "channels_last"),
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIPool", "ROIAlign", "ROIAlignV2", "ROIAlignRotated"),
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIPool", "ROIAlign", "ROIAlignV2", "ROIAlignRotated"),
 }
@@ -91,7 +92,7 @@ def _check_names(cfg: CfgNode) -> None:
     known.update(_CHOICES)
     known.update({key: NORMS for key in values if key.endswith(".NORM")})
     for key, names in known.items():
-        if values[key] != defaults[key] and values[key] not in names:
+        if values[key] != defaults.get(key) and values[key] not in names:
             raise UserError(f"{key}: there is no {values[key]!r}; {_nearest(values[key], names)}")
 
 

@@ -65,7 +65,8 @@ class ResNeStBottleneck(CNNBlockBase):
         pool_stride: stride of a 3x3 average pool beside ``conv2`` (AVD); None for no pool.
         pool_first: the pool stands before ``conv2`` instead of after it (AVD_FIRST).
         avg_down: the shortcut downsamples by an average pool, not by a strided convolution.
-        checkpoint: training keeps the block's input only, and computes the rest again for its gradient.
+        checkpoint: what training keeps of the block until its gradient, see :func:`recompute_later`; None
+            for all.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class ResNeStBottleneck(CNNBlockBase):
         pool_stride: Optional[int] = None,
         pool_first: bool = False,
         avg_down: bool = True,
-        checkpoint: bool = False,
+        checkpoint: Optional[str] = None,
         norm: Norm = "BN",
     ) -> None:
         super().__init__(in_channels, out_channels, stride)
@@ -103,7 +104,7 @@ class ResNeStBottleneck(CNNBlockBase):
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, in_channels, H, W). Returns (N, out_channels, ceil(H/stride), ceil(W/stride))."""
         if self.checkpoint and self.training and torch.is_grad_enabled():
-            return recompute_later(self, self._forward, x)
+            return recompute_later(self, self._forward, x, self.checkpoint)
         return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ _KEYS = {
     "deform_num_groups": "RESNETS.DEFORM_NUM_GROUPS",
     "fused_kernels": "RESNETS.FUSED_KERNELS",
     "checkpoint_stages": "RESNETS.CHECKPOINT_STAGES",
+    "checkpoint_keeps": "RESNETS.CHECKPOINT_KEEPS",
     "norm": "RESNETS.NORM",
     "freeze_at": "BACKBONE.FREEZE_AT",
     "out_features": "RESNETS.OUT_FEATURES",

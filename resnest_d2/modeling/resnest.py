@@ -9,6 +9,7 @@ from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 
 from ..errors import OptionError
 from .blocks import DeepStem, ResNeStBottleneck, bottleneck_conv2
+from .checkpointing import KEEPS
 from .norms import Norm
 
 #: Residual blocks per stage, by depth. Table 2 of arXiv 1512.03385 and the authors' model definitions
@@ -64,8 +65,10 @@ class ResNeSt(ResNet):
         deform_modulated: deformable convolution v2 instead of v1.
         deform_num_groups: channel groups that share one set of offsets.
         fused_kernels: see :class:`SplitAttentionConv2d`.
-        checkpoint_stages: which of ``res2`` to ``res5`` keep only the inputs of their blocks in training,
-            and compute the rest again for the gradients: less memory for more time.
+        checkpoint_stages: which of ``res2`` to ``res5`` keep little in training, and compute the rest again
+            for the gradients: less memory for more time.
+        checkpoint_keeps: what these keep: ``inputs`` of their blocks, or also the outputs of
+            ``convolutions``, which takes more memory and hardly any time.
         norm: see :func:`detectron2.layers.get_norm`.
         freeze_at: 0 freezes nothing, 1 the stem, 2 also res2, ... 5 everything.
         out_features: names of the outputs; None for the last layer only. Stages behind the last of
@@ -100,6 +103,7 @@ class ResNeSt(ResNet):
         deform_num_groups: int = 1,
         fused_kernels: bool = True,
         checkpoint_stages: Sequence[str] = (),
+        checkpoint_keeps: str = "inputs",
         norm: Norm = "BN",
         freeze_at: int = 0,
         out_features: Optional[Sequence[str]] = None,
@@ -134,6 +138,11 @@ class ResNeSt(ResNet):
             )
         if not set(checkpoint_stages) <= set(STAGES):
             raise OptionError("checkpoint_stages", checkpoint_stages, f"must be some of {', '.join(STAGES)}")
+        if checkpoint_keeps not in KEEPS:
+            raise OptionError("checkpoint_keeps", checkpoint_keeps, f"must be one of {', '.join(KEEPS)}")
+        if checkpoint_stages and checkpoint_keeps == "convolutions" and norm == "":
+            # Their outputs would be activated in place, and nothing saved.
+            raise OptionError("checkpoint_keeps", checkpoint_keeps, "needs a norm; use inputs")
         if freeze_at not in range(6):
             raise OptionError("freeze_at", freeze_at, "must be 0 (nothing) to 5 (all stages)")
         num_stages = _num_stages(out_features, num_classes)
@@ -163,7 +172,7 @@ class ResNeSt(ResNet):
                     deform_groups=deform_num_groups if deform_on_per_stage[i] else 0,
                     deform_modulated=deform_modulated,
                     fused_kernels=fused_kernels,
-                    checkpoint=STAGES[i] in checkpoint_stages,
+                    checkpoint=checkpoint_keeps if STAGES[i] in checkpoint_stages else None,
                     norm=norm,
                 )
             )
@@ -233,7 +242,7 @@ def make_stage(
     deform_groups: int,
     deform_modulated: bool,
     fused_kernels: bool,
-    checkpoint: bool,
+    checkpoint: Optional[str],
     norm: Norm,
 ) -> List[ResNeStBottleneck]:
     """The blocks of one stage. The first changes channels and resolution, the others neither.

@@ -40,7 +40,8 @@ last norms of residual branches, as trained networks have them.
 FOOT = """
 Notes
 
-- Where one number stands for several (radix, cardinality, sizes), it is the worst.
+- Where one number stands for several (radix, cardinality, sizes), it is the worst. Against timm and
+  `resnest.torch` that includes ours channels-last, and after `optimize_for_inference`.
 - Whole detectors run in float64, because in float32 rounding decides which proposals survive the sampling.
 - Deformable convolution in the released plugin needs detectron2's compiled extension, which nothing here has; it
   was given torchvision's kernel instead. So the row compares all around the kernel: the offsets, their channel
@@ -78,14 +79,17 @@ def rows() -> Iterator[Row]:
     coco = SHARED / "datasets"
     batches: List[list] = coco_batches(coco, 20, 2) if coco.exists() else []
 
-    def train_step(name: str) -> float:
-        errors = measure.plugin_train_step(name, batches[0])
+    def train_step(name: str, fast: bool = False) -> float:
+        errors = measure.plugin_train_step(name, batches[0], fast)
         assert errors["frozen"][0] == errors["frozen"][1]
         return max(errors["losses"], errors["gradients"])
 
     for name in measure.PLUGIN:
         what = f"Mask R-CNN, ResNeSt-{name}-FPN: losses and all gradients, train mode; same frozen stages"
         yield "resnest.d2", what, "train step", lambda n=name: train_step(n) if batches else None
+    for name in measure.FAST:
+        what = f"the same with ResNeSt-{name}, ours channels-last and with checkpointed stages"
+        yield "resnest.d2", what, "train step", lambda n=name: train_step(n, True) if batches else None
     yield (
         "resnest.d2",
         "Mask R-CNN, ResNeSt-50-FPN: loss at each of 20 iterations of SGD on real COCO images",

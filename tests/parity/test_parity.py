@@ -43,9 +43,11 @@ def test_state_dict_and_features_equal_those_of_the_released_plugin(name):
     assert measure.plugin_features(name) < measure.TOLERANCE["features"]
 
 
-@pytest.mark.parametrize("name", measure.PLUGIN)
-def test_losses_gradients_and_frozen_stages_equal_those_of_the_released_plugin(name, batches):
-    errors = measure.plugin_train_step(name, batches[0])
+@pytest.mark.parametrize(
+    "name, fast", [*((name, False) for name in measure.PLUGIN), *((name, True) for name in measure.FAST)]
+)
+def test_losses_gradients_and_frozen_stages_equal_those_of_the_released_plugin(name, fast, batches):
+    errors = measure.plugin_train_step(name, batches[0], fast)
     assert errors["losses"] < measure.TOLERANCE["train step"]
     assert errors["gradients"] < measure.TOLERANCE["train step"]
     ours, theirs = errors["frozen"]

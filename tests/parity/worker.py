@@ -108,12 +108,18 @@ def main(package, spec_file, out_file):
     cfg = get_cfg()
     plugin.add_resnest_config(cfg)
     cfg.merge_from_list(spec["cfg"])
+    fast = package == "resnest_d2" and spec.get("fast")
+    if fast:
+        cfg.MODEL.RESNETS.CHECKPOINT_STAGES = ["res2", "res3", "res4", "res5"]
+        cfg.MODEL.RESNETS.CHECKPOINT_KEEPS = "convolutions"
     torch.manual_seed(0)
     model = build_backbone(cfg) if spec["task"] == "features" else build_model(cfg)
     if spec["state"] is None:
         randomise(model)
     else:
         model.load_state_dict(spec["state"])
+    if fast:
+        model.to(memory_format=torch.channels_last)
     if spec["task"] in ("train_step", "sgd"):
         in_float64(model)
     state = {key: value.clone() for key, value in model.state_dict().items()}

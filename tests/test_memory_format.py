@@ -1,0 +1,46 @@
+"""MODEL.MEMORY_FORMAT: how weights and maps lie in memory, and nothing else."""
+
+import pytest
+import torch
+
+from resnest_d2 import model_zoo
+from resnest_d2.engine import Trainer
+
+
+def build(memory_format):
+    cfg = model_zoo.get_config("cascade_mask_resnest50")
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.MODEL.RESNETS.DEPTH = "cpu", "", 14
+    cfg.MODEL.RESNETS.NORM = cfg.MODEL.FPN.NORM = "BN"
+    cfg.MODEL.ROI_BOX_HEAD.NORM = cfg.MODEL.ROI_MASK_HEAD.NORM = "BN"
+    cfg.MODEL.MEMORY_FORMAT = memory_format
+    torch.manual_seed(0)
+    return Trainer.build_model(cfg)
+
+
+def is_channels_last(tensor):
+    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    "memory_format, expected", [("auto", True), ("channels_last", True), ("contiguous", False)]
+)
+def test_weights_and_features_have_the_format(memory_format, expected):
+    model = build(memory_format)
+    features = model.backbone(torch.rand(2, 3, 64, 96))
+    weights = [
+        m.weight for m in model.modules() if getattr(m, "kernel_size", None) == (3, 3) and m.groups == 1
+    ]
+    assert len(weights) > 20
+    for tensor in (*weights, *(features[f"p{i}"] for i in range(2, 6))):
+        assert is_channels_last(tensor) == expected
+
+
+def test_the_state_is_the_same_in_both_and_goes_from_one_to_the_other():
+    first, last = build("contiguous"), build("channels_last")
+    with torch.no_grad():
+        for parameter in last.parameters():
+            parameter.add_(1)
+    first.load_state_dict(last.state_dict())
+    for (name, a), b in zip(first.state_dict().items(), last.state_dict().values()):
+        assert torch.equal(a, b), name
+    assert not is_channels_last(first.backbone.bottom_up.stem.conv1_2.weight)
