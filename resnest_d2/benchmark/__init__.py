@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
-from tabulate import tabulate
 from tqdm import tqdm
 
 from .. import model_zoo
@@ -26,11 +24,12 @@ class Comparison(NamedTuple):
 
     Attributes:
         title: what is measured.
-        task: ``backbone inference``, ``backbone training``, ``detector inference`` or ``detector training``.
+        task: ``Split-Attention``, ``backbone`` or ``detector``, and ``inference`` or ``training``.
         config: configuration that both sides build.
-        size, batch: height and width of the images in pixels, and their number.
+        size, batch: height and width of the images, or of the maps, in pixels, and their number.
         ours, theirs: implementations, with options after plus signs.
         precision: ``fp32``, ``fp16`` or ``bf16``.
+        profile: measure each operator, too.
     """
 
     title: str
@@ -41,16 +40,19 @@ class Comparison(NamedTuple):
     ours: str
     theirs: str
     precision: str = "fp32"
+    profile: bool = False
 
 
 class Result(NamedTuple):
-    """Seconds and MB of both sides, of each round."""
+    """Seconds and MB of both sides, of each round, and seconds of each operator in one."""
 
     comparison: Comparison
     ours: List[float]
     theirs: List[float]
     our_memory: float
     their_memory: float
+    our_profile: Dict[str, float]
+    their_profile: Dict[str, float]
 
     @classmethod
     def of(cls, values: Dict[str, Any]) -> Result:
@@ -67,31 +69,96 @@ class Result(NamedTuple):
 def comparisons(device: str) -> List[Comparison]:
     """What the benchmarks page shows."""
     cpu = device == "cpu"
-    large, whole = ((800, 1088), (320, 480)) if cpu else ((800, 1216), (800, 1216))
+    sizes = {
+        "Split-Attention": (200, 272),
+        "backbone": (800, 1088) if cpu else (800, 1216),
+        "detector": (320, 480) if cpu else (800, 1216),
+    }
     precision = "fp32" if cpu else "fp16"
-    fast = "ours+fold"
+    # As MODEL.MEMORY_FORMAT auto has them.
+    trained, other = ("ours+channels_last", "ours") if cpu else ("ours", "ours+channels_last")
+    other_format = "NCHW" if cpu else "channels last"
+    folded = "ours+fold"
 
     def row(
-        title: str, task: str, ours: str, theirs: str = "released", config: str = "mask_resnest50"
+        title: str,
+        task: str,
+        ours: str,
+        theirs: str = "released",
+        config: str = "mask_resnest50",
+        **values: Any,
     ) -> Comparison:
-        size = large if task.startswith("backbone") else whole
-        images = 1 if "inference" in task else 2  # the released code fails with 1
-        return Comparison(title, task, config, size, images, ours, theirs, precision)
+        subject, mode = task.split()
+        batch = 1 if mode == "inference" else 2  # the released code cannot train with 1
+        if subject == "Split-Attention":
+            batch = 2 if cpu else 64  # a GPU's cache must not hold it
+        values = {"size": sizes[subject], "batch": batch, "precision": precision, **values}
+        return Comparison(title, task, config, ours=ours, theirs=theirs, **values)
 
     cascade = "cascade_resnest101"
-    return [
-        row("backbone inference", "backbone inference", fast),
-        row("backbone inference, half precision", "backbone inference", fast + "+half"),
-        row("backbone inference, compiled", "backbone inference", fast + "+compile"),
+    rows = [
+        row("Split-Attention alone, forward", "Split-Attention inference", "ours"),
+        row(
+            "Split-Attention alone, forward: share of the copy bandwidth",
+            "Split-Attention inference",
+            "ours",
+            "copy",
+        ),
+        row("Split-Attention alone, forward and backward", "Split-Attention training", "ours"),
+        row(
+            "Split-Attention alone, forward and backward: share of the copy bandwidth",
+            "Split-Attention training",
+            "ours",
+            "copy",
+        ),
+        row("backbone inference", "backbone inference", folded, profile=True),
+        row("backbone inference, half precision", "backbone inference", folded + "+half"),
+        row("backbone inference, compiled", "backbone inference", folded + "+compile"),
         row("backbone inference, not optimised", "backbone inference", "ours"),
-        row("backbone inference beside timm's", "backbone inference", fast, "timm"),
-        row("backbone inference beside ResNet-50", "backbone inference", fast, "resnet"),
-        row("backbone forward and backward", "backbone training", "ours"),
-        row("backbone forward and backward, channels last", "backbone training", "ours+channels_last"),
-        row(f"{cascade} training", "detector training", "ours", config=cascade),
-        row(f"{cascade} training, checkpointed", "detector training", "ours+checkpoint", config=cascade),
-        row("mask_resnest50 inference", "detector inference", fast),
+        row("backbone inference beside timm's", "backbone inference", folded, "timm"),
+        row("backbone inference beside ResNet-50", "backbone inference", folded, "resnet"),
+        row("backbone forward and backward", "backbone training", trained, profile=True),
+        row(f"backbone forward and backward, {other_format}", "backbone training", other),
+        row(
+            "backbone forward and backward beside its own reference compiled",
+            "backbone training",
+            trained,
+            trained + "+compile",
+        ),
+        row("mask_resnest50 training", "detector training", trained),
+        row(f"{cascade} training", "detector training", trained, config=cascade, profile=True),
+        row(
+            f"{cascade} training, convolutions' outputs kept",
+            "detector training",
+            trained + "+recompute",
+            config=cascade,
+        ),
+        row(
+            f"{cascade} training, blocks' inputs kept",
+            "detector training",
+            trained + "+checkpoint",
+            config=cascade,
+        ),
+        row("mask_resnest50 inference", "detector inference", folded),
+        row(f"{cascade} inference", "detector inference", folded, config=cascade),
     ]
+    if cpu:
+        rows += [
+            row(
+                "backbone forward and backward, both in bfloat16",
+                "backbone training",
+                trained,
+                precision="bf16",
+            ),
+            row(
+                f"{cascade} training, larger images",
+                "detector training",
+                trained,
+                config=cascade,
+                size=(512, 768),
+            ),
+        ]
+    return rows
 
 
 def settings_of(comparison: Comparison) -> Dict[str, Any]:
@@ -122,16 +189,18 @@ def compare(comparison: Comparison, device: str, rounds: int) -> Result:
         }
         sides = [_Side(name) for name in (comparison.ours, comparison.theirs)]
         try:
-            answers: List[List[Dict[str, float]]] = [[], []]
-            for _ in tqdm(range(rounds), desc=comparison.title):
+            answers: List[List[Dict[str, Any]]] = [[], []]
+            for i in tqdm(range(rounds), desc=comparison.title):
+                last = {"profile": comparison.profile and i == rounds - 1}
                 for side, of_side in zip(sides, answers):
-                    of_side.append(side.run(request))
+                    of_side.append(side.run({**request, **last}))
         finally:
             for side in sides:
                 side.close()
     seconds = [[answer["seconds"] for answer in of_side] for of_side in answers]
     memory = [of_side[-1]["memory"] for of_side in answers]
-    return Result(comparison, *seconds, *memory)
+    profiles = [of_side[-1].get("profile", {}) for of_side in answers]
+    return Result(comparison, *seconds, *memory, *profiles)
 
 
 class _Side:
@@ -148,7 +217,7 @@ class _Side:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
 
-    def run(self, request: Dict[str, Any]) -> Dict[str, float]:
+    def run(self, request: Dict[str, Any]) -> Dict[str, Any]:
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
@@ -160,31 +229,3 @@ class _Side:
     def close(self) -> None:
         self._process.stdin.close()
         self._process.wait(60)
-
-
-def markdown(results: Sequence[Result]) -> str:
-    """A table: median times, the median of the ratios and their spread, memory."""
-    rows = []
-    for result in results:
-        c = result.comparison
-        ratios = result.ratios
-        rows.append(
-            [
-                c.title,
-                f"{c.batch} x {c.size[0]}x{c.size[1]}, {c.precision}",
-                f"{c.ours} / {c.theirs}",
-                *(f"{statistics.median(times):.3f}" for times in (result.ours, result.theirs)),
-                f"**{statistics.median(ratios):.2f}** ({min(ratios):.2f} to {max(ratios):.2f})",
-                f"{result.our_memory:.0f} / {result.their_memory:.0f}",
-            ]
-        )
-    titles = (
-        "what",
-        "images",
-        "ours / theirs",
-        "ours (s)",
-        "theirs (s)",
-        "times as fast",
-        "peak memory (MB)",
-    )
-    return tabulate(rows, titles, "github", disable_numparse=True)

@@ -5,7 +5,7 @@
 A run by path, so that the released one never meets ours. Each line on stdin is a JSON object: ``task``,
 ``size``, ``batch``, ``device``, ``precision``, and for the first run of a task ``config`` (settings by key)
 and ``weights`` (a file, or null). Each is answered by a line with the seconds of one repetition and the
-peak of memory in MB.
+peak of memory in MB; with ``profile`` also by the seconds of each operator.
 """
 
 import json
@@ -15,8 +15,11 @@ import sys
 import time
 
 import torch
+from torch import nn
 
-OPTIONS = {"channels_last": False, "fold": False, "half": False, "compile": False, "checkpoint": False}
+OPTIONS = ("channels_last", "fold", "half", "compile", "checkpoint", "recompute")
+#: Channels of the Split-Attention that is measured alone, as in res2.
+CHANNELS, RADIX = 64, 2
 
 
 def configured(package, settings):
@@ -35,44 +38,97 @@ def configured(package, settings):
     return cfg
 
 
-def build(implementation, request):
-    """The model of a task, with the weights that all implementations share where their names allow it."""
+def import_package(name):
+    if name == "released":
+        import resnest.d2 as package
+    else:
+        import resnest_d2 as package
+    return package
+
+
+def build_network(name, options, request):
+    """A backbone or a detector, with the weights that all implementations share where names allow it."""
     settings, task = dict(request["config"]), request["task"]
-    name, *options = implementation.split("+")
-    options = {**OPTIONS, **{option: True for option in options}}
     if name == "timm":
         import timm
 
-        model = timm.create_model("resnest50d", features_only=True, out_indices=(1, 2, 3, 4))
-    else:
-        from detectron2.modeling import build_backbone, build_model
+        return timm.create_model("resnest50d", features_only=True, out_indices=(1, 2, 3, 4))
+    from detectron2.modeling import build_backbone, build_model
 
-        if name == "released":
-            import resnest.d2 as package
+    package = import_package(name)
+    if name == "resnet":
+        settings["MODEL.BACKBONE.NAME"] = "build_resnet_backbone"
+        settings["MODEL.RESNETS.DEPTH"] = 50
+    if "checkpoint" in options or "recompute" in options:
+        settings["MODEL.RESNETS.CHECKPOINT_STAGES"] = ["res2", "res3", "res4", "res5"]
+        settings["MODEL.RESNETS.CHECKPOINT_KEEPS"] = "convolutions" if "recompute" in options else "inputs"
+    cfg = configured(package, settings)
+    cfg.MODEL.DEVICE = request["device"]
+    model = build_backbone(cfg) if task.startswith("backbone") else build_model(cfg)
+    if request["weights"] and name != "resnet":
+        if os.path.exists(request["weights"]):
+            model.load_state_dict(torch.load(request["weights"], weights_only=True))
         else:
-            import resnest_d2 as package
-        if name == "resnet":
-            settings["MODEL.BACKBONE.NAME"] = "build_resnet_backbone"
-            settings["MODEL.RESNETS.DEPTH"] = 50
-        if options["checkpoint"]:
-            settings["MODEL.RESNETS.CHECKPOINT_STAGES"] = ["res2", "res3", "res4", "res5"]
-        cfg = configured(package, settings)
-        cfg.MODEL.DEVICE = request["device"]
-        model = build_backbone(cfg) if task.startswith("backbone") else build_model(cfg)
-        if request["weights"] and name != "resnet":
-            if os.path.exists(request["weights"]):
-                model.load_state_dict(torch.load(request["weights"], weights_only=True))
-            else:
-                torch.save(model.state_dict(), request["weights"])
+            torch.save(model.state_dict(), request["weights"])
+    return model
+
+
+class Copy(nn.Module):
+    """Copies its input: the yardstick for what only moves bytes."""
+
+    def forward(self, x):
+        if not hasattr(self, "target"):
+            self.target = torch.empty_like(x)
+        return self.target.copy_(x)
+
+
+def minimal_traffic(task):
+    """What Split-Attention must move between norm and sum, in copies of its map.
+
+    Inference reads the map twice, for the pooling and for the sum, and writes the sum. Training reads the
+    map and the sum's gradient twice more, for the gradients of the attention and of the map, and writes
+    the latter. A copy reads and writes the map.
+    """
+    splits = 2 * RADIX + 1
+    if "training" in task:
+        splits += 3 * RADIX + 2
+    return splits / (2 * RADIX)
+
+
+def build_split_attention(name, request):
+    """All of the layer between the norm and the sum."""
+    if name == "copy":
+        return Copy()
+    if name == "released":
+        from resnest.d2.splat import SplAtConv2d as layer
+    else:
+        from resnest_d2 import SplitAttentionConv2d as layer
+    model = layer(CHANNELS, CHANNELS, 3, radix=RADIX, norm="BN")
+    model.conv = model.bn0 = nn.Identity()
+    return model
+
+
+def build(implementation, request):
+    name, *options = implementation.split("+")
+    unknown = set(options) - set(OPTIONS)
+    if unknown:
+        raise ValueError(f"{implementation}: there is no {unknown}")
+    if request["task"].startswith("Split-Attention"):
+        model = build_split_attention(name, request)
+    else:
+        model = build_network(name, options, request)
     model.to(request["device"])
-    model.train("inference" not in task)
-    if options["fold"]:
+    model.train("training" in request["task"])
+    if "fold" in options:
         dtype = torch.bfloat16 if request["device"] == "cpu" else torch.float16
-        package.optimize_for_inference(
-            model, dtype=dtype if options["half"] else None, compile=options["compile"]
+        import_package(name).optimize_for_inference(
+            model, dtype=dtype if "half" in options else None, compile="compile" in options
         )
-    elif options["channels_last"]:
+        return model
+    if "channels_last" in options:
         model.to(memory_format=torch.channels_last)
+    if "compile" in options:
+        model.compile(dynamic=True)
     return model
 
 
@@ -80,6 +136,10 @@ def inputs(request):
     """Random images, and for detectors boxes and masks of 20 objects."""
     generator = torch.Generator().manual_seed(0)
     height, width = request["size"]
+    if request["task"].startswith("Split-Attention"):
+        maps = torch.randn(request["batch"], CHANNELS * RADIX, height, width, generator=generator)
+        dtype = torch.float16 if request["precision"] == "fp16" else torch.float32
+        return maps.to(request["device"], dtype).requires_grad_("training" in request["task"])
     images = torch.rand(request["batch"], 3, height, width, generator=generator) * 255
     if request["task"].startswith("backbone"):
         return images.to(request["device"])
@@ -100,31 +160,75 @@ def inputs(request):
     return records
 
 
+class Clock:
+    """Seconds between its making and :meth:`stop`, on a GPU by its own clock; asked for at the end."""
+
+    def __init__(self, device):
+        self._cuda = device == "cuda"
+        self._start = self._now()
+
+    def _now(self):
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def stop(self):
+        self._end = self._now()
+
+    @property
+    def seconds(self):
+        if not self._cuda:
+            return self._end - self._start
+        self._end.synchronize()
+        return self._start.elapsed_time(self._end) / 1000
+
+
 def repeat(model, data, request):
-    """One repetition. Returns its seconds."""
+    """One repetition. Returns the clock that measured it."""
     from detectron2.utils.events import EventStorage
 
-    device = request["device"]
+    device, task = request["device"], request["task"]
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(request["precision"])
     torch.manual_seed(1)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
+    if task.startswith("Split-Attention"):
+        data = data.clone()  # which both activate in place
+    clock = Clock(device)
     with torch.autocast(device, dtype, enabled=dtype is not None), EventStorage():
-        if "inference" in request["task"]:
+        if "inference" in task or isinstance(model, Copy):
             with torch.no_grad():
                 model(data)
         else:
             outputs = model(data)
-            values = list(outputs.values()) if isinstance(outputs, dict) else outputs
-            loss = sum(value.float().mean() for value in values)
-    if "inference" not in request["task"]:
-        loss.backward()
-        for parameter in model.parameters():
-            parameter.grad = None
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+            if task.startswith("Split-Attention"):
+                outputs.backward(outputs.detach())
+            else:
+                values = outputs.values() if isinstance(outputs, dict) else outputs
+                sum(value.float().mean() for value in values).backward()
+    clock.stop()
+    for parameter in model.parameters():
+        parameter.grad = None
+    return clock
+
+
+def mean_seconds(model, data, request):
+    """Of many repetitions where one is short, and of as many as keep a GPU busy."""
+    repetitions = 5 if request["device"] == "cuda" else 1
+    if request["task"].startswith("Split-Attention"):
+        repetitions = 20
+    clocks = [repeat(model, data, request) for _ in range(repetitions)]
+    seconds = sum(clock.seconds for clock in clocks) / repetitions
+    return seconds * minimal_traffic(request["task"]) if isinstance(model, Copy) else seconds
+
+
+def profiled(model, data, request):
+    """Seconds of each operator in one repetition, without those of the operators that it calls."""
+    with torch.profiler.profile() as profile:
+        repeat(model, data, request)
+    on = "self_device_time_total" if request["device"] == "cuda" else "self_cpu_time_total"
+    seconds = {event.key: getattr(event, on) / 1e6 for event in profile.key_averages()}
+    return {name: value for name, value in seconds.items() if value > 0}
 
 
 def main(implementation):
@@ -136,12 +240,14 @@ def main(implementation):
         if model is None:
             model, data = build(implementation, request), inputs(request)
             repeat(model, data, request)  # warm up
-        seconds = repeat(model, data, request)
+        answer = {"seconds": mean_seconds(model, data, request)}
         if request["device"] == "cuda":
-            memory = torch.cuda.max_memory_allocated() / 2**20
+            answer["memory"] = torch.cuda.max_memory_allocated() / 2**20
         else:
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"seconds": seconds, "memory": memory}), file=out, flush=True)
+            answer["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        if request.get("profile"):
+            answer["profile"] = profiled(model, data, request)
+        print(json.dumps(answer), file=out, flush=True)
 
 
 if __name__ == "__main__":

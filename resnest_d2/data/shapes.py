@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -68,13 +68,19 @@ def _load(name: str, folder: Path, split: str) -> List[dict]:
     return load_coco_json(metadata.json_file, metadata.image_root, name)
 
 
-def generate_shapes(folder: Path, seed: int = SEED, num_images: Optional[Dict[str, int]] = None) -> None:
+def generate_shapes(
+    folder: Path,
+    seed: int = SEED,
+    num_images: Optional[Dict[str, int]] = None,
+    sizes: Sequence[Tuple[int, int]] = SIZES,
+) -> None:
     """Write the dataset: ``annotations/instances_<split>.json`` and ``<split>/*.jpg``.
 
     The folder appears complete or not at all; where several processes write it at once, one wins.
 
     Args:
         num_images: images per split, by default :data:`NUM_IMAGES`.
+        sizes: (width, height) in pixels, of which each image has one.
 
     Raises:
         UserError: the folder cannot be written.
@@ -90,7 +96,7 @@ def generate_shapes(folder: Path, seed: int = SEED, num_images: Optional[Dict[st
         ) from None
     try:
         for index, (split, count) in enumerate((num_images or NUM_IMAGES).items()):
-            _write_split(temporary, split, count, np.random.default_rng([seed, index]))
+            _write_split(temporary, split, count, sizes, np.random.default_rng([seed, index]))
         temporary.chmod(0o755)  # mkdtemp makes it private
         os.rename(temporary, folder)
     except OSError:
@@ -100,12 +106,14 @@ def generate_shapes(folder: Path, seed: int = SEED, num_images: Optional[Dict[st
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_split(folder: Path, split: str, count: int, rng: np.random.Generator) -> None:
+def _write_split(
+    folder: Path, split: str, count: int, sizes: Sequence[Tuple[int, int]], rng: np.random.Generator
+) -> None:
     (folder / split).mkdir()
     (folder / "annotations").mkdir(exist_ok=True)
     images, annotations = [], []
     for image_id in tqdm(range(1, count + 1), desc=f"drawing shapes_{split}", disable=count < 100):
-        width, height = SIZES[rng.integers(len(SIZES))]
+        width, height = sizes[rng.integers(len(sizes))]
         # Some of every 20 images are special: one holds nothing, two hold a crowd.
         kind = {0: "empty", 7: "crowd", 14: "crowd"}.get(image_id % 20, "objects")
         pixels, objects = _draw_image(rng, width, height, kind)

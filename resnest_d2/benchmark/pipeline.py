@@ -1,0 +1,86 @@
+"""Whether training waits for images: those that the loader gives, and those that the model takes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.events import EventStorage
+from tqdm import tqdm
+
+from .. import model_zoo
+from ..data import generate_shapes, register_pairs
+from ..data.loader import build_train_loader
+from ..engine.fit import fit_to_machine
+from ..engine.trainer import Trainer
+
+#: Numbers of worker processes; with 0 the training process loads.
+WORKERS = (0, 1, 2)
+#: Configuration to the (width, height) in pixels of the images that it is measured on, and their number.
+PIPELINES = {"quickstart": (((192, 128), (128, 192)), 64), "mask_resnest50": (((640, 480), (480, 640)), 32)}
+
+
+class Pipeline(NamedTuple):
+    """Images a second, of one configuration.
+
+    Attributes:
+        config: its name.
+        images: their sizes in files.
+        batch: images of an iteration.
+        loaded: of the training loader alone, by number of workers.
+        trained: of training alone, on one batch.
+    """
+
+    config: str
+    images: str
+    batch: int
+    loaded: Dict[str, float]
+    trained: float
+
+
+def measure_pipeline(name: str, folder: Path, device: str, seconds: float = 10) -> Pipeline:
+    """Load for ``seconds`` with each number of workers, then train two iterations.
+
+    Args:
+        folder: generated images are written there.
+    """
+    sizes, count = PIPELINES[name]
+    generate_shapes(folder, num_images={"train": count}, sizes=sizes)
+    pair = (str(folder / "annotations/instances_train.json"), str(folder / "train"))
+    cfg = model_zoo.get_config(name)
+    cfg.DATASETS.TRAIN = register_pairs("train", [pair], {})
+    cfg.SEED, cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = 0, "", device
+    cfg.SOLVER.IMS_PER_BATCH = batch = min(cfg.SOLVER.IMS_PER_BATCH, 16 if device == "cuda" else 2)
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
+    fit_to_machine(cfg, processes=1)
+    loaded = {}
+    for workers in tqdm(WORKERS, desc=f"loading as {name} does"):
+        cfg.DATALOADER.NUM_WORKERS = workers
+        batches = iter(build_train_loader(cfg))
+        some = next(batches)
+        start, images = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            images += len(next(batches))
+        loaded[str(workers)] = images / (time.perf_counter() - start)
+        del batches
+    return Pipeline(name, " or ".join(f"{w}x{h}" for w, h in sizes), batch, loaded, _trained(cfg, some))
+
+
+def _trained(cfg: CfgNode, batch: List[Dict[str, Any]]) -> float:
+    model = Trainer.build_model(cfg).train()
+    optimizer = Trainer.build_optimizer(cfg, model)
+    seconds = []
+    with EventStorage():
+        for _ in tqdm(range(3), desc="training on one batch"):
+            start = time.perf_counter()
+            losses = model(batch)
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+            if cfg.MODEL.DEVICE == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+    return len(batch) / min(seconds[1:])  # the first warms up
