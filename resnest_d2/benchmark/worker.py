@@ -17,7 +17,7 @@ import time
 import torch
 from torch import nn
 
-OPTIONS = ("channels_last", "fold", "half", "compile", "checkpoint", "recompute")
+OPTIONS = ("channels_last", "fold", "half", "compile", "checkpoint", "recompute", "keep_memory")
 #: Channels of the Split-Attention that is measured alone, as in res2.
 CHANNELS, RADIX = 64, 2
 
@@ -113,6 +113,10 @@ def build(implementation, request):
     unknown = set(options) - set(OPTIONS)
     if unknown:
         raise ValueError(f"{implementation}: there is no {unknown}")
+    if "keep_memory" in options:
+        from resnest_d2.engine.memory import keep_freed_memory
+
+        keep_freed_memory()
     if request["task"].startswith("Split-Attention"):
         model = build_split_attention(name, request)
     else:

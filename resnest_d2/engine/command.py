@@ -23,6 +23,7 @@ from ..checkpoint.files import atomic_write_text
 from ..errors import UserError
 from .expectations import keep_comparable
 from .failures import named_failures
+from .memory import keep_freed_memory
 from .setup import check_run, fit_to_own_data, load_config, register_own_data
 from .signals import Interrupted
 
@@ -169,8 +170,10 @@ def _main(
         _fix_seed(cfg, args.resume)
         default_setup(cfg, args)
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="resnest_d2")
-        if cfg.MODEL.DEVICE == "cpu" and not torch.cuda.is_available():
-            logger.warning("No CUDA device is visible: running on the CPU")
+        if cfg.MODEL.DEVICE == "cpu":
+            keep_freed_memory()
+            if not torch.cuda.is_available():
+                logger.warning("No CUDA device is visible: running on the CPU")
         for note in notes:
             logger.warning(note)
         register_own_data(args)
