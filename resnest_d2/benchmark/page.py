@@ -29,8 +29,8 @@ included. After the plus signs:
 - `fold`: `resnest_d2.optimize_for_inference`, norms folded, maps channels-last; `half` and `compile` are its
   options, elsewhere `compile` is `torch.compile(dynamic=True)` of the plain PyTorch reference
 - `channels_last`: `MODEL.MEMORY_FORMAT`, by default so on the CPU
-- `keep_memory`: memory that tensors free stays with the process, as `tools/train_net.py` has it on the CPU ("as
-  run"): malloc otherwise gives each large tensor back to the kernel
+- `keep_memory`: memory that tensors free stays with the process, as `tools/train_net.py` has it on the CPU
+  (the rows "as run"); malloc otherwise gives each large tensor back to the kernel
 - `checkpoint`, `recompute`: `MODEL.RESNETS.CHECKPOINT_STAGES` with all stages, where `CHECKPOINT_KEEPS` is
   `inputs` or `convolutions`
 

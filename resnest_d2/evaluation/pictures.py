@@ -16,6 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from tqdm import tqdm
 
+from ..data.loader import CheckedMapper
+
 #: Width in pixels of each half of a picture.
 _WIDTH = 640
 _CAPTION_HEIGHT = 28
@@ -39,24 +41,28 @@ def draw_predictions(
 
     Returns:
         The paths written.
+
+    Raises:
+        UserError: an image cannot be used.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     metadata = MetadataCatalog.get(dataset)
-    mapper = DatasetMapper(cfg, is_train=False)
+    mapper = CheckedMapper(DatasetMapper(cfg, is_train=False))
     records = [r for r in DatasetCatalog.get(dataset) if r.get("annotations")][:num_images]
     model.eval()
     paths = []
     # Colours by class need the metadata to say which; others are random.
     mode = ColorMode.SEGMENTATION if metadata.get("thing_colors") else ColorMode.IMAGE
     for record in tqdm(records, desc="drawing predictions"):
+        mapped = mapper(record)
         # Everything is drawn at the size of the picture, else labels on small images are tiny.
         image = read_image(record["file_name"], "RGB")
         height, width = round(_WIDTH * image.shape[0] / image.shape[1]), _WIDTH
         resize = TransformList([ResizeTransform(*image.shape[:2], height, width)])
         image = resize.apply_image(image)
         with torch.no_grad():
-            inputs = {**mapper(record), "height": height, "width": width}
+            inputs = {**mapped, "height": height, "width": width}
             instances = model([inputs])[0]["instances"].to("cpu")
         predicted = Visualizer(image, metadata, instance_mode=mode).draw_instance_predictions(
             instances[instances.scores >= score_threshold]
