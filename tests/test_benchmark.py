@@ -59,6 +59,7 @@ def test_least_traffic_of_split_attention():
         ("Split-Attention inference", "ours", "copy", (8, 9)),
         ("backbone training", "ours+channels_last+recompute", "released", (64, 64)),
         ("backbone inference", "ours+fold+half", "timm", (64, 64)),
+        ("backbone inference", "ours", "matmul", (64, 64)),
     ],
 )
 def test_both_sides_are_measured(task, ours, theirs, size):

@@ -147,7 +147,19 @@ def comparisons(device: str) -> List[Comparison]:
         larger = {"config": cascade, "size": (512, 768)}
         rows += [
             row("backbone inference, as run", "backbone inference", folded + kept),
+            row(
+                "backbone inference, as run: share of the matmul rate",
+                "backbone inference",
+                folded + kept,
+                "matmul",
+            ),
             row("backbone forward and backward, as run", "backbone training", trained + kept, profile=True),
+            row(
+                "backbone forward and backward, as run: share of the matmul rate",
+                "backbone training",
+                trained + kept,
+                "matmul",
+            ),
             row(
                 "backbone forward and backward, both in bfloat16, as run",
                 "backbone training",

@@ -35,7 +35,8 @@ included. After the plus signs:
   `inputs` or `convolutions`
 
 Split-Attention alone is all between the norm and the sum, of 64 channels and 2 splits. Beside it, `copy`
-copies as many bytes as it must move at least, so that this ratio is the share of the copy bandwidth.
+copies as many bytes as it must move at least, so that this ratio is the share of the copy bandwidth. Likewise
+`matmul` multiplies large matrices with as many operations as the network has.
 
 """
 _PROFILE = """

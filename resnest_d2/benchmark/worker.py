@@ -16,6 +16,7 @@ import time
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 OPTIONS = ("channels_last", "fold", "half", "compile", "checkpoint", "recompute", "keep_memory")
 #: Channels of the Split-Attention that is measured alone, as in res2.
@@ -82,6 +83,27 @@ class Copy(nn.Module):
         return self.target.copy_(x)
 
 
+class Matmul(nn.Module):
+    """A product of two matrices: the yardstick for what only multiplies and adds."""
+
+    SIZE = 2048
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("factor", torch.randn(self.SIZE, self.SIZE))
+        self.times = 1.0  # as many products have the operations of what it is compared with
+
+    def forward(self, _):
+        return self.factor @ self.factor
+
+
+def count_operations(model, data, request):
+    """Multiplications and additions of convolutions and products in one repetition."""
+    with FlopCounterMode(display=False) as counter:
+        repeat(model, data, request)
+    return counter.get_total_flops()
+
+
 def minimal_traffic(task):
     """What Split-Attention must move between norm and sum, in copies of its map.
 
@@ -123,6 +145,10 @@ def build(implementation, request):
         model = build_network(name, options, request)
     model.to(request["device"])
     model.train("training" in request["task"])
+    if name == "matmul":
+        yardstick = Matmul().to(request["device"])
+        yardstick.times = count_operations(model, inputs(request), request) / (2 * Matmul.SIZE**3)
+        return yardstick
     if "fold" in options:
         dtype = torch.bfloat16 if request["device"] == "cpu" else torch.float16
         import_package(name).optimize_for_inference(
@@ -200,7 +226,7 @@ def repeat(model, data, request):
         data = data.clone()  # which both activate in place
     clock = Clock(device)
     with torch.autocast(device, dtype, enabled=dtype is not None), EventStorage():
-        if "inference" in task or isinstance(model, Copy):
+        if "inference" in task or isinstance(model, (Copy, Matmul)):
             with torch.no_grad():
                 model(data)
         else:
@@ -223,7 +249,9 @@ def mean_seconds(model, data, request):
         repetitions = 20
     clocks = [repeat(model, data, request) for _ in range(repetitions)]
     seconds = sum(clock.seconds for clock in clocks) / repetitions
-    return seconds * minimal_traffic(request["task"]) if isinstance(model, Copy) else seconds
+    if isinstance(model, Copy):
+        return seconds * minimal_traffic(request["task"])
+    return seconds * model.times if isinstance(model, Matmul) else seconds
 
 
 def profiled(model, data, request):
