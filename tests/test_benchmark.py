@@ -2,6 +2,7 @@
 
 import pytest
 
+from resnest_d2 import UserError
 from resnest_d2.benchmark import Comparison, Result, compare, comparisons
 from resnest_d2.benchmark.page import comparison_table, page, profile_table
 from resnest_d2.benchmark.pipeline import measure_pipeline
@@ -69,6 +70,14 @@ def test_both_sides_are_measured(task, ours, theirs, size):
     assert min(result.our_memory, result.their_memory) > 100  # MB, of a process that has imported PyTorch
     assert result.our_profile and result.their_profile
     assert Result.of(result._asdict()) == result
+
+
+def test_a_side_that_fails_is_named_with_its_reason():
+    comparison = Comparison(
+        "a row", "backbone inference", "mask_resnest50", (64, 64), 1, "ours+wings", "timm"
+    )
+    with pytest.raises(UserError, match=r"ours\+wings: .*there is no \{'wings'\}"):
+        compare(comparison, "cpu", rounds=1)
 
 
 def test_loader_and_training_are_measured(tmp_path):

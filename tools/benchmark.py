@@ -5,7 +5,7 @@
 %(prog)s --only backbone          what holds the word
 %(prog)s --page docs/BENCHMARKS.md
 
-The others are what requirements/peers.txt and timm install; without them, their rows fail.
+The others are what requirements/peers.txt and timm install; a row whose peer is missing ends it.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from resnest_d2 import UserError
 from resnest_d2.benchmark import Result, compare, comparisons
 from resnest_d2.benchmark.page import comparison_table, page, pipeline_table, profile_table
 from resnest_d2.benchmark.pipeline import PIPELINES, Pipeline, measure_pipeline
@@ -42,8 +43,10 @@ def main(args):
                 images = Path(folder, "shapes")
                 pipelines.append(loaded.get(name) or measure_pipeline(name, images, args.device))
             keep()
+    if not results and not pipelines:
+        raise UserError(f"--only: no row holds {args.only!r}; docs/BENCHMARKS.md lists them")
     print(comparison_table(results), *(profile_table(r) for r in results if r.our_profile))
-    print(pipeline_table(pipelines))
+    print(pipeline_table(pipelines) if pipelines else "")
     if args.page:
         args.page.write_text(page(results, pipelines, args.device))
 

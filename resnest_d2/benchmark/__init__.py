@@ -15,6 +15,7 @@ from tqdm import tqdm
 from .. import model_zoo
 from ..engine.expectations import flatten
 from ..engine.fit import fit_to_machine
+from ..errors import UserError
 
 _WORKER = Path(__file__).with_name("worker.py")
 
@@ -186,7 +187,11 @@ def settings_of(comparison: Comparison) -> Dict[str, Any]:
 
 
 def compare(comparison: Comparison, device: str, rounds: int) -> Result:
-    """Run both sides in turn."""
+    """Run both sides in turn.
+
+    Raises:
+        UserError: one of them failed; it is not installed, say.
+    """
     with tempfile.TemporaryDirectory() as folder:
         shared = "timm" not in (comparison.theirs, comparison.ours)
         request = {
@@ -218,7 +223,7 @@ class _Side:
     """One implementation in its process."""
 
     def __init__(self, implementation: str) -> None:
-        self._log = tempfile.TemporaryFile()
+        self._name, self._log = implementation, tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", str(_WORKER), implementation],
             stdin=subprocess.PIPE,
@@ -234,7 +239,8 @@ class _Side:
         answer = self._process.stdout.readline()
         if not answer:
             self._log.seek(0)
-            raise RuntimeError(self._log.read().decode(errors="replace")[-3000:])
+            lines = self._log.read().decode(errors="replace").strip().splitlines()
+            raise UserError(f"{self._name}: {lines[-1] if lines else 'it ended without a word'}")
         return json.loads(answer)
 
     def close(self) -> None:
