@@ -55,10 +55,11 @@ def test_norms_that_depend_on_the_input_stay():
     assert relative(before["res5"], after["res5"]) < 1e-4
 
 
-def test_no_norm_is_left_in_a_whole_detector_and_it_detects_the_same():
-    cfg = model_zoo.get_config("cascade_mask_resnest50")
+@pytest.mark.parametrize("name", ["cascade_mask_resnest50", "keypoint_resnest50", "retinanet_resnest50"])
+def test_no_norm_is_left_in_a_whole_detector_and_it_detects_the_same(name):
+    cfg = model_zoo.get_config(name)
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.MODEL.RESNETS.DEPTH = "cpu", "", 14
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = cfg.TEST.DETECTIONS_PER_IMAGE = 20
     torch.manual_seed(0)
     model = with_statistics(build_model(cfg))

@@ -27,6 +27,7 @@ from ..data.loader import build_test_loader, build_train_loader
 from ..errors import OptionError, UserError
 from ..evaluation import build_evaluator, build_instance_evaluator
 from ..modeling import optimize_for_inference
+from ..modeling.memory_format import to_channels_last
 from .failures import blames_configuration
 from .hooks import InterruptibleEval, PeriodicCheckpointer, PreciseBN, StopOnSignal
 from .record import RecordRun, write_results
@@ -170,8 +171,7 @@ class Trainer(DefaultTrainer):
             # docs/BENCHMARKS.md: faster on a CPU in training as in inference; on a GPU nobody has measured.
             channels_last = cfg.MODEL.DEVICE == "cpu"
         model = super().build_model(cfg)
-        # Feature maps follow the weights that they are convolved with.
-        return model.to(memory_format=torch.channels_last) if channels_last else model
+        return to_channels_last(model) if channels_last else model
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .deform_conv import DeformConv2d
+from .memory_format import to_channels_last
 from .split_attention import SplitAttentionConv2d
 
 
@@ -40,7 +41,7 @@ def optimize_for_inference(
                 module.bn0 = nn.Identity()
             if _fold(module.fc1, module.bn1):
                 module.bn1 = nn.Identity()
-    model.to(memory_format=torch.channels_last)
+    to_channels_last(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     backbone = getattr(model, "backbone", model)
