@@ -7,8 +7,8 @@ from resnest_d2 import model_zoo
 from resnest_d2.engine import Trainer
 
 
-def build(memory_format):
-    cfg = model_zoo.get_config("cascade_mask_resnest50")
+def build(memory_format, name="cascade_mask_resnest50"):
+    cfg = model_zoo.get_config(name)
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.MODEL.RESNETS.DEPTH = "cpu", "", 14
     cfg.MODEL.RESNETS.NORM = cfg.MODEL.FPN.NORM = "BN"
     cfg.MODEL.ROI_BOX_HEAD.NORM = cfg.MODEL.ROI_MASK_HEAD.NORM = "BN"
@@ -44,3 +44,8 @@ def test_the_state_is_the_same_in_both_and_goes_from_one_to_the_other():
     for (name, a), b in zip(first.state_dict().items(), last.state_dict().values()):
         assert torch.equal(a, b), name
     assert not is_channels_last(first.backbone.bottom_up.stem.conv1_2.weight)
+
+
+def test_keypoint_heads_give_contiguous_maps_of_which_detectron2_takes_views():
+    head = build("channels_last", "keypoint_resnest50").roi_heads.keypoint_head
+    assert head.layers(torch.rand(2, 256, 14, 14)).is_contiguous()
