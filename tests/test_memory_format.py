@@ -5,14 +5,14 @@ import torch
 
 from resnest_d2 import model_zoo
 from resnest_d2.engine import Trainer
+from resnest_d2.engine.fit import fit_to_machine
 
 
 def build(memory_format, name="cascade_mask_resnest50"):
     cfg = model_zoo.get_config(name)
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.MODEL.RESNETS.DEPTH = "cpu", "", 14
-    cfg.MODEL.RESNETS.NORM = cfg.MODEL.FPN.NORM = "BN"
-    cfg.MODEL.ROI_BOX_HEAD.NORM = cfg.MODEL.ROI_MASK_HEAD.NORM = "BN"
     cfg.MODEL.MEMORY_FORMAT = memory_format
+    fit_to_machine(cfg, processes=1)
     torch.manual_seed(0)
     return Trainer.build_model(cfg)
 

@@ -74,8 +74,16 @@ def build_network(name, options, request):
     return model
 
 
-class Copy(nn.Module):
-    """Copies its input: the yardstick for what only moves bytes."""
+class Yardstick(nn.Module):
+    """What an implementation is compared with: something simple, so many times."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.times = times
+
+
+class Copy(Yardstick):
+    """Copies its input: for what only moves bytes."""
 
     def forward(self, x):
         if not hasattr(self, "target"):
@@ -83,15 +91,14 @@ class Copy(nn.Module):
         return self.target.copy_(x)
 
 
-class Matmul(nn.Module):
-    """A product of two matrices: the yardstick for what only multiplies and adds."""
+class Matmul(Yardstick):
+    """Multiplies two matrices: for what only multiplies and adds."""
 
     SIZE = 2048
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, operations):
+        super().__init__(operations / (2 * self.SIZE**3))
         self.register_buffer("factor", torch.randn(self.SIZE, self.SIZE))
-        self.times = 1.0  # as many products have the operations of what it is compared with
 
     def forward(self, _):
         return self.factor @ self.factor
@@ -120,7 +127,7 @@ def minimal_traffic(task):
 def build_split_attention(name, request):
     """All of the layer between the norm and the sum."""
     if name == "copy":
-        return Copy()
+        return Copy(minimal_traffic(request["task"]))
     if name == "released":
         from resnest.d2.splat import SplAtConv2d as layer
     else:
@@ -146,9 +153,7 @@ def build(implementation, request):
     model.to(request["device"])
     model.train("training" in request["task"])
     if name == "matmul":
-        yardstick = Matmul().to(request["device"])
-        yardstick.times = count_operations(model, inputs(request), request) / (2 * Matmul.SIZE**3)
-        return yardstick
+        return Matmul(count_operations(model, inputs(request), request)).to(request["device"])
     if "fold" in options:
         dtype = torch.bfloat16 if request["device"] == "cpu" else torch.float16
         import_package(name).optimize_for_inference(
@@ -156,7 +161,7 @@ def build(implementation, request):
         )
         return model
     if "channels_last" in options:
-        model.to(memory_format=torch.channels_last)
+        import_package(name).modeling.to_channels_last(model)
     if "compile" in options:
         model.compile(dynamic=True)
     return model
@@ -226,7 +231,7 @@ def repeat(model, data, request):
         data = data.clone()  # which both activate in place
     clock = Clock(device)
     with torch.autocast(device, dtype, enabled=dtype is not None), EventStorage():
-        if "inference" in task or isinstance(model, (Copy, Matmul)):
+        if "inference" in task or isinstance(model, Yardstick):
             with torch.no_grad():
                 model(data)
         else:
@@ -249,9 +254,7 @@ def mean_seconds(model, data, request):
         repetitions = 20
     clocks = [repeat(model, data, request) for _ in range(repetitions)]
     seconds = sum(clock.seconds for clock in clocks) / repetitions
-    if isinstance(model, Copy):
-        return seconds * minimal_traffic(request["task"])
-    return seconds * model.times if isinstance(model, Matmul) else seconds
+    return seconds * model.times if isinstance(model, Yardstick) else seconds
 
 
 def profiled(model, data, request):

@@ -26,8 +26,7 @@ from ..checkpoint import Checkpointer
 from ..data.loader import build_test_loader, build_train_loader
 from ..errors import OptionError, UserError
 from ..evaluation import build_evaluator, build_instance_evaluator
-from ..modeling import optimize_for_inference
-from ..modeling.memory_format import to_channels_last
+from ..modeling import optimize_for_inference, to_channels_last
 from .failures import blames_configuration
 from .hooks import InterruptibleEval, PeriodicCheckpointer, PreciseBN, StopOnSignal
 from .record import RecordRun, write_results
@@ -166,12 +165,11 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """detectron2's, in MODEL.MEMORY_FORMAT."""
-        channels_last = cfg.MODEL.MEMORY_FORMAT == "channels_last"
-        if cfg.MODEL.MEMORY_FORMAT == "auto":
-            # docs/BENCHMARKS.md: faster on a CPU in training as in inference; on a GPU nobody has measured.
-            channels_last = cfg.MODEL.DEVICE == "cpu"
-        model = super().build_model(cfg)
-        return to_channels_last(model) if channels_last else model
+        model, wanted = super().build_model(cfg), cfg.MODEL.MEMORY_FORMAT
+        # docs/BENCHMARKS.md: faster on a CPU in training as in inference; on a GPU nobody has measured.
+        if wanted == "channels_last" or (wanted == "auto" and cfg.MODEL.DEVICE == "cpu"):
+            to_channels_last(model)
+        return model
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:

@@ -4,6 +4,7 @@ from .build import (
     build_retinanet_resnest_fpn_backbone,
 )
 from .inference import optimize_for_inference
+from .memory_format import to_channels_last
 from .resnest import ResNeSt
 from .split_attention import SplitAttentionConv2d
 
@@ -14,4 +15,5 @@ __all__ = [
     "build_resnest_fpn_backbone",
     "build_retinanet_resnest_fpn_backbone",
     "optimize_for_inference",
+    "to_channels_last",
 ]

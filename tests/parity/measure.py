@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from resnest_d2 import ResNeSt, SplitAttentionConv2d, optimize_for_inference
 from resnest_d2.checkpoint import convert
+from resnest_d2.modeling import to_channels_last
 from resnest_d2.modeling.deform_conv import DeformConv2d
 
 from . import equations
@@ -130,11 +131,7 @@ def classifier(theirs: nn.Module, variant: str, size=(75, 101)) -> Error:
     with torch.no_grad():
         features["linear"] = theirs(x)
         worst = 0.0
-        for faster in (
-            lambda m: m,
-            lambda m: m.to(memory_format=torch.channels_last),
-            optimize_for_inference,
-        ):
+        for faster in (lambda model: model, to_channels_last, optimize_for_inference):
             faster(ours)
             worst = max(worst, *(relative(y, features[name]) for name, y in ours(x).items()))
     return worst

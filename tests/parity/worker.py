@@ -119,7 +119,7 @@ def main(package, spec_file, out_file):
     else:
         model.load_state_dict(spec["state"])
     if fast:
-        model.to(memory_format=torch.channels_last)
+        plugin.modeling.to_channels_last(model)
     if spec["task"] in ("train_step", "sgd"):
         in_float64(model)
     state = {key: value.clone() for key, value in model.state_dict().items()}
