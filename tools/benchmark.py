@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measure speed and memory beside the released implementation, timm and ResNet-50, in turn and in one run.
 
-%(prog)s                          everything, 5 rounds each: half an hour on two cores
+%(prog)s                          everything, 5 rounds each: an hour on two cores
 %(prog)s --only backbone          what holds the word
 %(prog)s --page docs/BENCHMARKS.md
 
@@ -19,6 +19,7 @@ from resnest_d2 import UserError
 from resnest_d2.benchmark import Result, compare, comparisons
 from resnest_d2.benchmark.page import comparison_table, page, pipeline_table, profile_table
 from resnest_d2.benchmark.pipeline import PIPELINES, Pipeline, measure_pipeline
+from resnest_d2.checkpoint.files import atomic_write_text
 from resnest_d2.engine import one_line_errors
 
 
@@ -26,25 +27,27 @@ def main(args):
     known = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
     measured = {result.comparison: result for result in map(Result.of, known.get("results", []))}
     loaded = {values["config"]: Pipeline(**values) for values in known.get("pipelines", [])}
-    results, pipelines = [], []
+    rows = [c for c in comparisons(args.device) if args.only in c.title]
+    loaders = [name for name in PIPELINES if args.only in f"loader of {name}"]
+    if not rows and not loaders:
+        raise UserError(f"--only: no row holds {args.only!r}; docs/BENCHMARKS.md lists them")
 
     def keep():
         if args.json:
-            content = {"results": results, "pipelines": pipelines}
-            args.json.write_text(json.dumps({k: [r._asdict() for r in v] for k, v in content.items()}))
+            content = {"results": measured, "pipelines": loaded}
+            values = {key: [r._asdict() for r in of.values()] for key, of in content.items()}
+            atomic_write_text(args.json, json.dumps(values))
 
-    for comparison in comparisons(args.device):
-        if args.only in comparison.title:
-            results.append(measured.get(comparison) or compare(comparison, args.device, args.rounds))
+    for row in rows:
+        if row not in measured:
+            measured[row] = compare(row, args.device, args.rounds)
             keep()
-    for name in PIPELINES:
-        if args.only in f"loader of {name}":
+    for name in loaders:
+        if name not in loaded:
             with tempfile.TemporaryDirectory() as folder:
-                images = Path(folder, "shapes")
-                pipelines.append(loaded.get(name) or measure_pipeline(name, images, args.device))
+                loaded[name] = measure_pipeline(name, Path(folder, "shapes"), args.device)
             keep()
-    if not results and not pipelines:
-        raise UserError(f"--only: no row holds {args.only!r}; docs/BENCHMARKS.md lists them")
+    results, pipelines = [measured[row] for row in rows], [loaded[name] for name in loaders]
     print(comparison_table(results), *(profile_table(r) for r in results if r.our_profile))
     print(pipeline_table(pipelines) if pipelines else "")
     if args.page:
