@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
-from typing import Callable, ContextManager, Iterator, Optional, Tuple
+from contextlib import ExitStack, nullcontext
+from typing import Any, Callable, ContextManager, Optional, Sequence, Tuple
 
 import torch
 import torchvision  # noqa: F401  registers its operators
@@ -29,25 +29,42 @@ def recompute_later(
 
     def contexts() -> Tuple[ContextManager, ContextManager]:
         if keeps == "inputs":
-            return nullcontext(), _still_statistics(block)
+            return nullcontext(), _StillStatistics(block)
         first, again = create_selective_checkpoint_contexts(_CONVOLUTIONS)
-        return first, _still_statistics(block, again)
+        return first, _StillStatistics(block, again)
 
     # Nothing random happens inside, so no generator's state needs keeping.
     return checkpoint(forward, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
-@contextmanager
-def _still_statistics(block: nn.Module, inner: Optional[ContextManager] = None) -> Iterator[None]:
-    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        with inner or nullcontext():
-            yield
-    finally:
-        with torch.no_grad():
-            for norm, (momentum, count) in zip(norms, before):
-                norm.momentum = momentum
-                norm.num_batches_tracked.copy_(count)
+class _StillStatistics:
+    """Around each run but the first: running statistics stay.
+
+    Args:
+        once: a context for the first of these runs alone. What a forward pass has kept of its convolutions
+            is given away once; over a graph that is retained, they run again.
+    """
+
+    def __init__(self, block: nn.Module, once: Optional[ContextManager] = None) -> None:
+        self._norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self._once = once
+
+    def __enter__(self) -> None:
+        self._stack = ExitStack()
+        before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in self._norms]
+        self._stack.callback(self._restore, before)
+        for norm in self._norms:
+            norm.momentum = 0.0
+        if self._once is not None:
+            self._stack.enter_context(self._once)
+            self._once = None
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.__exit__(*exception)
+
+    @staticmethod
+    @torch.no_grad()
+    def _restore(before: Sequence[Tuple[nn.Module, float, Tensor]]) -> None:
+        for norm, momentum, count in before:
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
