@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
-from typing import Callable
+from typing import Callable, ContextManager
 
 import fvcore.nn.weight_init as weight_init
+import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
@@ -92,9 +94,19 @@ class SplitAttentionConv2d(nn.Module):
         Returns:
             (N, channels, H', W')
         """
-        x = self.bn0(self.conv(x, *conv_inputs))
-        pooled, activated = relu_pool(x, self.radix, self.fused_kernels)
-        squeezed = F.relu_(self.bn1(self.fc1(pooled)))
-        attention = radix_softmax(self.fc2(squeezed), self.radix, self.cardinality)
-        # Softmax yields float32 under autocast; the sum stays in the dtype of the maps.
-        return relu_weighted_sum(activated, attention.to(x.dtype))
+        splits = self.conv(x, *conv_inputs)
+        # Autocast computes some norms in float32, which the passes over the map need not pay for.
+        splits = self.bn0(splits).to(splits.dtype)
+        # Between the passes all is small, and sums over a map leave float16's range: these vectors and their
+        # gradients are of the weights' type, float32 under autocast.
+        with _without_autocast(x.device.type):
+            pooled, activated = relu_pool(splits, self.radix, self.fused_kernels, self.fc1.weight.dtype)
+            squeezed = F.relu_(self.bn1(self.fc1(pooled)))
+            attention = radix_softmax(self.fc2(squeezed), self.radix, self.cardinality)
+            return relu_weighted_sum(activated, attention)
+
+
+def _without_autocast(device_type: str) -> ContextManager:
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()  # nothing for an exporter to find

@@ -6,10 +6,13 @@ Equations 1 to 3 of arXiv 2004.08955.
 
 from __future__ import annotations
 
+from typing import Optional
+
+import torch
 from torch import Tensor
 
 
-def split_pool(x: Tensor, radix: int) -> Tensor:
+def split_pool(x: Tensor, radix: int, dtype: Optional[torch.dtype] = None) -> Tensor:
     """Sum over the splits, averaged over the map (equation 1).
 
     Pooling is linear, so each split is pooled and the pooled vectors are added: the summed map, which
@@ -17,11 +20,12 @@ def split_pool(x: Tensor, radix: int) -> Tensor:
 
     Args:
         x: (N, R*C, H, W), radix-major.
+        dtype: of the result, by default x's.
 
     Returns:
         (N, C, 1, 1)
     """
-    pooled = x.mean((2, 3), keepdim=True)
+    pooled = x.mean((2, 3), keepdim=True, dtype=dtype)
     return pooled if radix == 1 else pooled.unflatten(1, (radix, -1)).sum(1)
 
 

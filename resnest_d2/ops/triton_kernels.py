@@ -1,89 +1,415 @@
-"""The Triton kernels of :mod:`.fused`. Importing this needs Triton, and takes a while.
+"""Split-Attention's passes over the feature maps as Triton kernels, and the host side that launches them.
 
-In all of them: C channels of a split, P positions of the map; xc, xp and oc, op are the strides of channels
-and positions in maps of R*C and of C channels.
+Between the norm and the weighted sum, the reference (:mod:`.split_attention`, after a ReLU) reads and
+writes maps of R*C channels several times. Here the ReLU is recomputed from the norm's output wherever it
+is needed, so that the forward pass reads it twice and writes the result, and the backward pass reads it
+twice and writes its gradient. The activated map is never written.
+
+In all kernels: x is the map, (N, R*C, H, W), radix-major, in either memory format, in float32, float16 or
+bfloat16; maps of one split have C channels; HW is the number of positions, CHW = C*HW the elements of one
+split. Arithmetic is in float32. NaN and infinity go through as they do through the reference. Sums are in a
+fixed order: results do not change from run to run. Traffic is in units of one split's map.
 """
 
-import triton
-import triton.language as tl
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # plain PyTorch computes then
+    triton = None
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_RADIXES = (1, 2, 4)
+#: Elements of a program that has one tile: 128 threads load 16 bytes of half precision each.
+_BLOCK = 1024
+#: Channels and positions of a tile of the sums. Channels-last: 64 channels fill a line of 128 bytes in half
+#: precision, and 32 positions give each thread two loads a split that do not wait for each other. Otherwise
+#: one channel, whose positions lie side by side.
+_CHANNELS_LAST_TILE, _CHANNELS_FIRST_TILE = (64, 32), (1, 1024)
+#: Programs of a sum for each multiprocessor: several have to wait for memory so that one computes.
+_PROGRAMS = 8
+#: Parts into which a sum over the map is divided at most, so that few channels still occupy a GPU.
+_MAX_PARTS = 64
+#: What the grid is sized for in Triton's interpreter, which runs programs one after the other.
+_INTERPRETED_MULTIPROCESSORS = 1
 
 
-@triton.jit
-def _tile(C, P, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Image, channels and positions of a program that has one tile, and which of them there are."""
-    n = tl.program_id(2).to(tl.int64)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    return n, c, p, (c[:, None] < C) & (p[None, :] < P)
+def _jit(function: Any) -> Any:
+    """Triton's, without a variant of the code for each number of parts."""
+    return triton.jit(do_not_specialize=["parts"])(function) if triton else function
 
 
-@triton.jit
+@_jit
+def _relu(value):
+    return tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@_jit
+def _tile(
+    first, block, C, HW, stride_p,
+    CHANNELS_LAST: tl.constexpr, PEEL: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """Offsets in a split of BLOCK_C channels and of BLOCK_P positions from ``first`` on, which of them may be
+    loaded, and which belong to the tile.
+
+    Rows of a map begin anywhere if HW is odd, and a GPU loads 16 bytes only where these are aligned. With
+    PEEL a row's tile begins at the aligned place before it, and may read as far as the aligned place behind
+    it: values of its neighbours, which do not belong to it.
+    """
+    p = first + tl.arange(0, BLOCK_P)[None, :]
+    if CHANNELS_LAST:
+        c = block * BLOCK_C + tl.arange(0, BLOCK_C)[:, None]
+        at, inside = p * stride_p + c, (c < C) & (p < HW)
+        readable = inside
+    elif PEEL:
+        skipped = block * HW % 16
+        at = tl.multiple_of(block * HW - skipped, 16) + p
+        inside = (p >= skipped) & (p < skipped + HW)
+        readable = p < tl.multiple_of((skipped + HW + 15) // 16 * 16, 16)
+    else:
+        at, inside = block * HW + p, p < HW
+        readable = inside
+    return at, readable, inside
+
+
+@_jit
+def _finish(
+    sums, index, stored, size, scale, out_ptr, partial_ptr, counter_ptr, parts,
+    SPLIT: tl.constexpr, LENGTH: tl.constexpr,
+):  # fmt: skip
+    """Write a program's sums, (LENGTH,); where the map is divided into parts, the last program to arrive adds
+    up those of all, always in the same order."""
+    if SPLIT:
+        tl.store(partial_ptr + tl.program_id(0) * size + index, sums, mask=stored)
+        tl.debug_barrier()  # all threads have stored before one of them counts
+        counter = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+        if tl.atomic_add(counter_ptr + counter, 1, sem="acq_rel") == parts - 1:
+            total = tl.zeros((LENGTH,), dtype=tl.float32)
+            for first in range(0, parts, 16):
+                part = first + tl.arange(0, 16)[:, None]
+                # Past the first-level cache, which other multiprocessors do not write to.
+                some = tl.load(
+                    partial_ptr + part * size + index[None, :], mask=(part < parts) & stored[None, :],
+                    other=0.0, cache_modifier=".cg",
+                )  # fmt: skip
+                total += tl.sum(some, 0)
+            tl.store(out_ptr + index, (total * scale).to(out_ptr.dtype.element_ty), mask=stored)
+    else:
+        tl.store(out_ptr + index, (sums * scale).to(out_ptr.dtype.element_ty), mask=stored)
+
+
+@_jit
 def pool(
-    x, sums, C, P, xc, xp, oc, op, parts,
-    RADIX: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    x_ptr, out_ptr, partial_ptr, counter_ptr, C, HW, CHW, size, parts, scale,
+    RADIX: tl.constexpr, CHANNELS_LAST: tl.constexpr, PEEL: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    part, n = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    """Sum over positions and splits of relu(x), times ``scale``.
+
+    Reads R. Grid: parts of the map, blocks of channels, images; a program goes through every ``parts``-th
+    tile of its channels.
+
+    Args:
+        out_ptr: (N, C), of any floating type.
+        partial_ptr, counter_ptr: (parts, N, C), float32, and (N, blocks), int32, zero; unused without SPLIT.
+        size: N*C.
+    """
+    part, block, n = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    x_ptr += n * RADIX * CHW
+    stride_p, stride_r = RADIX * C, C if CHANNELS_LAST else CHW
     total = tl.zeros((BLOCK_C, BLOCK_P), dtype=tl.float32)
-    for start in range(part * BLOCK_P, P, parts * BLOCK_P):
-        p = start + tl.arange(0, BLOCK_P)
-        inside = (c[:, None] < C) & (p[None, :] < P)
-        here = x + n * RADIX * C * P + c[:, None] * xc + p[None, :] * xp
+    for first in range(part * BLOCK_P, HW + (15 if PEEL else 0), parts * BLOCK_P):
+        at, readable, inside = _tile(first, block, C, HW, stride_p, CHANNELS_LAST, PEEL, BLOCK_C, BLOCK_P)
         for r in tl.static_range(RADIX):
-            value = tl.load(here + r * C * xc, mask=inside, other=0.0).to(tl.float32)
-            total += tl.maximum(value, 0.0)
-    tl.store(sums + (n * parts + part) * C + c, tl.sum(total, 1), mask=c < C)
+            value = tl.load(x_ptr + r * stride_r + at, mask=readable, other=0.0).to(tl.float32)
+            total += tl.where(inside, _relu(value), 0.0)
+    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    _finish(
+        tl.sum(total, 1), n * C + c, c < C, size, scale, out_ptr, partial_ptr, counter_ptr, parts,
+        SPLIT, BLOCK_C,
+    )  # fmt: skip
 
 
-@triton.jit
-def weighted_sum(
-    x, attention, out, C, P, xc, xp, oc, op,
-    RADIX: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
-    n, c, p, inside = _tile(C, P, BLOCK_C, BLOCK_P)
-    here = x + n * RADIX * C * P + c[:, None] * xc + p[None, :] * xp
-    total = tl.zeros((BLOCK_C, BLOCK_P), dtype=tl.float32)
-    for r in tl.static_range(RADIX):
-        value = tl.load(here + r * C * xc, mask=inside, other=0.0).to(tl.float32)
-        weight = tl.load(attention + (n * RADIX + r) * C + c, mask=c < C, other=0.0).to(tl.float32)
-        total += tl.maximum(value, 0.0) * weight[:, None]
-    there = out + n * C * P + c[:, None] * oc + p[None, :] * op
-    tl.store(there, total.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
+@_jit
 def attention_gradient(
-    x, gradient, sums, C, P, xc, xp, oc, op, parts,
-    RADIX: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    x_ptr, grad_out_ptr, out_ptr, partial_ptr, counter_ptr, C, HW, CHW, size, parts, scale,
+    RADIX: tl.constexpr, CHANNELS_LAST: tl.constexpr, PEEL: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    part, n = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    # All splits at once, so that the gradient is read once.
-    rc = tl.arange(0, RADIX)[:, None] * C + c[None, :]
+    """Sum over positions of relu(x) * grad_out for each split, times ``scale``.
+
+    Reads R + 1: all splits at once, so that the gradient is read once. Grid and arguments as of :func:`pool`,
+    but that the sums are (N, R*C).
+    """
+    part, block, n = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    x_ptr += n * RADIX * CHW
+    grad_out_ptr += n * CHW
+    stride_p, stride_r = RADIX * C, C if CHANNELS_LAST else CHW
+    r = tl.arange(0, RADIX)
     total = tl.zeros((RADIX, BLOCK_C, BLOCK_P), dtype=tl.float32)
-    for start in range(part * BLOCK_P, P, parts * BLOCK_P):
-        p = start + tl.arange(0, BLOCK_P)
-        inside = (c[:, None] < C) & (p[None, :] < P)
-        there = gradient + n * C * P + c[:, None] * oc + p[None, :] * op
-        of_sum = tl.load(there, mask=inside, other=0.0).to(tl.float32)
-        here = x + n * RADIX * C * P + rc[:, :, None] * xc + p[None, None, :] * xp
-        value = tl.load(here, mask=inside[None, :, :], other=0.0).to(tl.float32)
-        total += tl.maximum(value, 0.0) * of_sum[None, :, :]
-    tl.store(sums + (n * parts + part) * RADIX * C + rc, tl.sum(total, 2), mask=c[None, :] < C)
+    for first in range(part * BLOCK_P, HW + (15 if PEEL else 0), parts * BLOCK_P):
+        at, readable, inside = _tile(first, block, C, HW, C, CHANNELS_LAST, PEEL, BLOCK_C, BLOCK_P)
+        gradient = tl.load(grad_out_ptr + at, mask=readable, other=0.0).to(tl.float32)
+        at, readable, inside = _tile(first, block, C, HW, stride_p, CHANNELS_LAST, PEEL, BLOCK_C, BLOCK_P)
+        splits = r[:, None, None] * stride_r + at[None, :, :]
+        value = tl.load(x_ptr + splits, mask=readable[None, :, :], other=0.0).to(tl.float32)
+        total += tl.where(inside[None, :, :], _relu(value) * gradient[None, :, :], 0.0)
+    c = block * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    index = n * RADIX * C + r[:, None] * C + c
+    stored = (c < C) & (r[:, None] < RADIX)
+    LENGTH: tl.constexpr = RADIX * BLOCK_C
+    _finish(
+        tl.reshape(tl.sum(total, 2), (LENGTH,)), tl.reshape(index, (LENGTH,)), tl.reshape(stored, (LENGTH,)),
+        size, scale, out_ptr, partial_ptr, counter_ptr, parts, SPLIT, LENGTH,
+    )  # fmt: skip
 
 
-@triton.jit
-def input_gradient(
-    x, gradient, attention, pooled_gradient, out, C, P, xc, xp, oc, op,
-    RADIX: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+@_jit
+def _elements(C, HW, CHW, RADIX: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr):
+    """Of a program's elements of one split, side by side in memory: places in a map of C channels, which of
+    them there are, their channels, and places in the first split of x."""
+    q = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    if CHANNELS_LAST:
+        c, at = q % C, q + q // C * ((RADIX - 1) * C)
+    else:
+        c, at = q // HW, q
+    return q, q < CHW, c, at
+
+
+@_jit
+def weighted_sum(
+    x_ptr, attention_ptr, out_ptr, C, HW, CHW,
+    RADIX: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    n, c, p, inside = _tile(C, P, BLOCK_C, BLOCK_P)
-    there = gradient + n * C * P + c[:, None] * oc + p[None, :] * op
-    of_sum = tl.load(there, mask=inside, other=0.0).to(tl.float32)
-    of_pool = tl.load(pooled_gradient + n * C + c, mask=c < C, other=0.0).to(tl.float32)
-    offset = n * RADIX * C * P + c[:, None] * xc + p[None, :] * xp
+    """Sum over the splits of relu(x) times their attention.
+
+    Reads R, writes 1. Grid: blocks of elements, images. Tiles are stretches of memory, whatever the rows'
+    lengths, so that loads and stores are aligned.
+
+    Args:
+        attention_ptr: (N, R*C), of any floating type.
+        out_ptr: (N, C, H, W), in x's format and type.
+    """
+    n = tl.program_id(1).to(tl.int64)
+    x_ptr += n * RADIX * CHW
+    attention_ptr += n * RADIX * C
+    q, inside, c, at = _elements(C, HW, CHW, RADIX, CHANNELS_LAST, BLOCK)
+    stride_r = C if CHANNELS_LAST else CHW
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
     for r in tl.static_range(RADIX):
-        value = tl.load(x + offset + r * C * xc, mask=inside, other=0.0).to(tl.float32)
-        weight = tl.load(attention + (n * RADIX + r) * C + c, mask=c < C, other=0.0).to(tl.float32)
-        result = tl.where(value > 0, of_sum * weight[:, None] + of_pool[:, None], 0.0)
-        tl.store(out + offset + r * C * xc, result.to(out.dtype.element_ty), mask=inside)
+        value = tl.load(x_ptr + r * stride_r + at, mask=inside, other=0.0).to(tl.float32)
+        weight = tl.load(attention_ptr + r * C + c, mask=inside, other=0.0).to(tl.float32)
+        total += _relu(value) * weight
+    tl.store(out_ptr + n * CHW + q, total.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@_jit
+def input_gradient(
+    x_ptr, grad_out_ptr, attention_ptr, grad_pooled_ptr, out_ptr, C, HW, CHW, scale,
+    RADIX: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Gradient of x: (grad_out * attention + grad_pooled * scale) where x is not <= 0, else 0.
+
+    Reads R + 1, writes R. Grid as of :func:`weighted_sum`.
+
+    Args:
+        grad_out_ptr: (N, C, H, W), in x's format.
+        attention_ptr, grad_pooled_ptr: (N, R*C) and (N, C), of any floating type.
+        out_ptr: like x.
+    """
+    n = tl.program_id(1).to(tl.int64)
+    x_ptr += n * RADIX * CHW
+    out_ptr += n * RADIX * CHW
+    attention_ptr += n * RADIX * C
+    q, inside, c, at = _elements(C, HW, CHW, RADIX, CHANNELS_LAST, BLOCK)
+    stride_r = C if CHANNELS_LAST else CHW
+    of_sum = tl.load(grad_out_ptr + n * CHW + q, mask=inside, other=0.0).to(tl.float32)
+    of_pool = tl.load(grad_pooled_ptr + n * C + c, mask=inside, other=0.0).to(tl.float32) * scale
+    for r in tl.static_range(RADIX):
+        value = tl.load(x_ptr + r * stride_r + at, mask=inside, other=0.0).to(tl.float32)
+        weight = tl.load(attention_ptr + r * C + c, mask=inside, other=0.0).to(tl.float32)
+        # NaN is not <= 0: its gradient goes on, as through PyTorch's ReLU.
+        result = tl.where(value <= 0.0, 0.0, of_sum * weight + of_pool)
+        tl.store(out_ptr + r * stride_r + at, result.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+class Kernels:
+    """The passes by these kernels. The map stays as the norm left it: its ReLU is computed on reading."""
+
+    @staticmethod
+    def activate(x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def pool(x: Tensor, radix: int, dtype: Optional[torch.dtype] = None) -> Tensor:
+        """``split_pool(relu(x), radix)``, (N, C, 1, 1), in ``dtype``, by default x's."""
+        out = x.new_empty((x.shape[0], x.shape[1] // radix, 1, 1), dtype=dtype)
+        _sum_over_map(pool, x, (x,), out, radix, 1.0 / (x.shape[2] * x.shape[3]))
+        return out
+
+    @staticmethod
+    def weighted_sum(x: Tensor, attention: Tensor, radix: int) -> Tensor:
+        """``radix_weighted_sum(relu(x), attention, radix)``, (N, C, H, W), in x's format and type."""
+        shape = (x.shape[0], x.shape[1] // radix, *x.shape[2:])
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_format(x))
+        _for_each_element(weighted_sum, x, (x, attention.contiguous(), out), radix)
+        return out
+
+    @staticmethod
+    def attention_gradient(x: Tensor, grad_out: Tensor, radix: int) -> Tensor:
+        """Gradient of the attention, (N, R*C, 1, 1), float32: sums over a map leave float16's range."""
+        out = x.new_empty((*x.shape[:2], 1, 1), dtype=torch.float32)
+        maps = (x, grad_out.contiguous(memory_format=_format(x)))
+        _sum_over_map(attention_gradient, x, maps, out, radix, 1.0)
+        return out
+
+    @staticmethod
+    def map_gradient(
+        x: Tensor, grad_out: Tensor, attention: Tensor, grad_pooled: Tensor, radix: int
+    ) -> Tensor:
+        """Gradient of x, like x, from those of the sum and of the pooled vector."""
+        out = torch.empty_like(x)
+        tensors = (x, grad_out.contiguous(memory_format=_format(x)), attention.contiguous())
+        scale = 1.0 / (x.shape[2] * x.shape[3])
+        _for_each_element(input_gradient, x, (*tensors, grad_pooled.contiguous(), out), radix, scale)
+        return out
+
+
+def is_supported(x: Tensor, radix: int) -> bool:
+    """Whether the kernels compute on this (N, R*C, H, W) map: on CUDA, or in Triton's interpreter.
+
+    Not on subclasses of Tensor, such as those that only pretend to have data; nor on images of 2^31 elements,
+    whose places 32 bits do not hold.
+    """
+    if not (x.is_cuda or _is_interpreted()) or type(x) not in (Tensor, torch.nn.Parameter):
+        return False
+    if x.dtype not in _DTYPES or radix not in _RADIXES or not x.numel() or x[0].numel() >= 2**31:
+        return False
+    if is_recorded():
+        return False
+    if not x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last):
+        return False
+    return unavailable(x.device) is None
+
+
+def is_recorded() -> bool:
+    """Whether a compiler or a tracer is looking, which fuse, or record, the operators that they know."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+@functools.cache
+def unavailable(device: torch.device) -> Optional[str]:
+    """Why the kernels do not run on a device, in some words; None where they do.
+
+    Found out once a device, by running one: Triton needs a C compiler and Python's headers to launch. Where
+    it fails on a GPU, that is logged, and plain PyTorch computes.
+    """
+    if triton is None:
+        reason = "Triton is not installed"
+    elif device.type == "cpu":
+        return None if _is_interpreted() else "the kernels are for CUDA devices"
+    else:
+        try:
+            mean = Kernels.pool(torch.ones((1, 16, 4, 4), device=device), 1)
+            reason = None if mean.eq(1).all() else "a trial gave wrong results"
+        except Exception as e:  # Triton raises anything: what it lacks is in the message
+            lines = str(e).strip().splitlines() or [""]
+            reason = f"{type(e).__name__}: {lines[0][:200]}"
+    if reason and device.type == "cuda":
+        logger.warning("Split-Attention computes in plain PyTorch on %s, without kernels: %s", device, reason)
+    return reason
+
+
+def _is_interpreted() -> bool:
+    return os.getenv("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _find_room_for_compiled_kernels() -> None:
+    """Give Triton a folder of this process where its own cannot be written to: a home that is read-only."""
+    home = os.getenv("TRITON_HOME") or Path.home()
+    folder = Path(os.getenv("TRITON_CACHE_DIR") or Path(home, ".triton", "cache"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as e:
+        os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="triton-")
+        logger.warning(
+            "Triton cannot write to %s (%s), and compiles anew in each process; set TRITON_CACHE_DIR",
+            *(folder, e.strerror),
+        )
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    return torch.contiguous_format if x.is_contiguous() else torch.channels_last
+
+
+def _sizes(x: Tensor, radix: int) -> Tuple[int, int, int]:
+    """C, HW and CHW."""
+    channels, positions = x.shape[1] // radix, x.shape[2] * x.shape[3]
+    return channels, positions, channels * positions
+
+
+def _launch(kernel: Any, grid: Tuple[int, ...], x: Tensor, *arguments: Any, **constants: Any) -> None:
+    """Launch on x's device: Triton launches on the current one, whatever its arguments are on."""
+    _find_room_for_compiled_kernels()
+    with torch.cuda.device_of(x):
+        kernel[grid](*arguments, **constants)
+
+
+def _for_each_element(
+    kernel: Any, x: Tensor, tensors: Tuple[Tensor, ...], radix: int, *numbers: float
+) -> None:
+    sizes = _sizes(x, radix)
+    grid = (-(-sizes[2] // _BLOCK), x.shape[0])
+    constants = {"RADIX": radix, "CHANNELS_LAST": not x.is_contiguous(), "BLOCK": _BLOCK}
+    _launch(kernel, grid, x, *tensors, *sizes, *numbers, **constants)
+
+
+def _sum_over_map(
+    kernel: Any, x: Tensor, maps: Tuple[Tensor, ...], out: Tensor, radix: int, scale: float
+) -> None:
+    """Fill ``out``, (N, ...), with the kernel's sums."""
+    channels, positions, elements = _sizes(x, radix)
+    channels_last = not x.is_contiguous()
+    block_c, block_p = _CHANNELS_LAST_TILE if channels_last else _CHANNELS_FIRST_TILE
+    block_c = min(block_c, 1 << (channels - 1).bit_length())
+    blocks, images = -(-channels // block_c), x.shape[0]
+    wanted = -(-_PROGRAMS * _multiprocessors(x.device) // (blocks * images))
+    parts = min(wanted, -(-positions // block_p), _MAX_PARTS)
+    scratch = (out, out)  # nothing is written there
+    if parts > 1:
+        scratch = (
+            x.new_empty((parts, out.numel()), dtype=torch.float32),
+            x.new_zeros(images * blocks, dtype=torch.int32),
+        )
+    _launch(
+        *(kernel, (parts, blocks, images), x, *maps, out, *scratch),
+        *(channels, positions, elements, out.numel(), parts, scale),
+        RADIX=radix,
+        CHANNELS_LAST=channels_last,
+        PEEL=not channels_last and elements % 16 == 0,
+        SPLIT=parts > 1,
+        BLOCK_C=block_c,
+        BLOCK_P=block_p,
+    )
+
+
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _INTERPRETED_MULTIPROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count

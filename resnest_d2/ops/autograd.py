@@ -1,0 +1,207 @@
+"""ReLU, pooling and weighted sum of Split-Attention, with a backward pass of their own.
+
+Autograd would run the backward of each step over whole maps: that of the sum, that of the pooling, the sum
+of both, and that of the ReLU. Here the gradient of the map is written once, whatever computes it: plain
+PyTorch, on any device, or the kernels of :mod:`.triton_kernels`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_map_only
+
+from .split_attention import radix_weighted_sum, split_pool
+from .triton_kernels import Kernels, is_recorded, is_supported
+
+
+class Plain:
+    """The passes in plain PyTorch. The map is activated in place."""
+
+    @staticmethod
+    def activate(x: Tensor) -> Tensor:
+        return F.relu_(x)
+
+    pool = staticmethod(split_pool)
+
+    @staticmethod
+    def weighted_sum(y: Tensor, attention: Tensor, radix: int, finite: bool = False) -> Tensor:
+        """
+        Args:
+            finite: whether y is known to be. The short cut below is not defined for infinities.
+        """
+        attention = attention.to(y.dtype)
+        if radix == 2 and finite:  # a0 = 1 - a1: one pass instead of two
+            (first, second), weight = y.chunk(2, 1), attention.chunk(2, 1)[1]
+            return torch.lerp(first, second, weight)
+        return radix_weighted_sum(y, attention, radix)
+
+    @staticmethod
+    def attention_gradient(y: Tensor, grad_out: Tensor, radix: int) -> Tensor:
+        dtype = _wide(y.dtype)
+        sums = [(split * grad_out).sum((2, 3), keepdim=True, dtype=dtype) for split in y.chunk(radix, 1)]
+        return torch.cat(sums, 1)
+
+    @staticmethod
+    def map_gradient(
+        y: Tensor, grad_out: Tensor, attention: Tensor, grad_pooled: Tensor, radix: int
+    ) -> Tensor:
+        out, attention = torch.empty_like(y), attention.to(y.dtype)
+        of_pool = (grad_pooled / (y.shape[2] * y.shape[3])).to(y.dtype)
+        for part, weight in zip(out.chunk(radix, 1), attention.chunk(radix, 1)):
+            torch.addcmul(of_pool.expand_as(part), grad_out, weight, out=part)
+        return torch.ops.aten.threshold_backward.grad_input(out, y, 0, grad_input=out)
+
+
+class Activated(NamedTuple):
+    """A map between :func:`relu_pool` and :func:`relu_weighted_sum`.
+
+    Attributes:
+        map: (N, R*C, H, W), activated, or to be activated on reading, as the backend has it.
+        finite: whether all of its values are known to be.
+    """
+
+    map: Tensor
+    radix: int
+    backend: Type
+    finite: bool
+
+
+def relu_pool(
+    x: Tensor, radix: int, kernels: bool = True, dtype: Optional[torch.dtype] = None
+) -> Tuple[Tensor, Activated]:
+    """``split_pool(relu(x), radix)``, and what :func:`relu_weighted_sum` takes.
+
+    Args:
+        x: (N, R*C, H, W), radix-major. It may be changed in place.
+        kernels: use the Triton kernels where they are supported.
+        dtype: of the pooled vector, by default x's.
+
+    Returns:
+        (N, C, 1, 1), and the map to be summed.
+    """
+    backend = Kernels if kernels and is_supported(x, radix) else Plain
+    if _records_gradients(x):
+        pooled, y = _ReluPool.apply(x, radix, backend, dtype)
+    else:
+        y = backend.activate(x)
+        pooled = backend.pool(y, radix, dtype)
+    # A sum of values that are not negative is finite only if they are. On other devices, looking would wait.
+    finite = x.device.type == "cpu" and type(x) is Tensor and not is_recorded()
+    return pooled, Activated(y, radix, backend, finite and bool(pooled.isfinite().all()))
+
+
+def relu_weighted_sum(activated: Activated, attention: Tensor) -> Tensor:
+    """``radix_weighted_sum(relu(x), attention, radix)`` of the x that was pooled.
+
+    Args:
+        attention: (N, R*C, 1, 1), radix-major, of any floating type; of :func:`radix_softmax`, whose values
+            add up to one over the splits. Its gradient is computed in float32 at least.
+
+    Returns:
+        (N, C, H, W), in the memory format and type of x.
+    """
+    if _records_gradients(activated.map) or _records_gradients(attention):
+        if attention.is_leaf and attention.requires_grad and hasattr(attention, "grad_dtype"):
+            attention.grad_dtype = _wide(attention.dtype)  # or autograd casts it to a leaf's own type
+        return _ReluWeightedSum.apply(activated.map, attention, activated)
+    return _weighted_sum(activated.map, attention, activated)
+
+
+def _weighted_sum(y: Tensor, attention: Tensor, activated: Activated) -> Tensor:
+    options = {"finite": activated.finite} if activated.backend is Plain else {}
+    return activated.backend.weighted_sum(y, attention, activated.radix, **options)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Type of sums over a map, which leave float16's range."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _records_gradients(x: Tensor) -> bool:
+    """Whether the backward passes below are wanted."""
+    return x.requires_grad and torch.is_grad_enabled() and not is_recorded()
+
+
+class _Product(Tensor):
+    """grad_out * attention, (N, R*C, H, W), not multiplied out.
+
+    The gradient that :class:`_ReluWeightedSum` gives for its map. :class:`_ReluPool`, to which it goes, takes
+    the factors, and so saves writing and reading a map. To whatever else looks at it, it is a tensor.
+    """
+
+    @staticmethod
+    def __new__(cls, grad_out: Tensor, attention: Tensor, radix: int) -> _Product:
+        n, channels, height, width = grad_out.shape
+        shape = (n, radix * channels, height, width)
+        return Tensor._make_wrapper_subclass(cls, shape, dtype=grad_out.dtype, device=grad_out.device)
+
+    def __init__(self, grad_out: Tensor, attention: Tensor, radix: int) -> None:
+        self.grad_out, self.attention, self.radix = grad_out, attention, radix
+
+    def multiplied_out(self) -> Tensor:
+        weights = self.attention.to(self.grad_out.dtype).chunk(self.radix, 1)
+        return torch.cat([self.grad_out * weight for weight in weights], 1)
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Sequence, args: Sequence = (), kwargs: Optional[Mapping] = None
+    ) -> Any:
+        args, kwargs = tree_map_only(cls, cls.multiplied_out, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+class _ReluPool(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, radix: int, backend: Type, dtype: Optional[torch.dtype]
+    ) -> Tuple[Tensor, Tensor]:
+        y = backend.activate(x)
+        if y is x:
+            ctx.mark_dirty(x)
+        ctx.save_for_backward(y)
+        ctx.radix, ctx.backend = radix, backend
+        ctx.set_materialize_grads(False)
+        return backend.pool(y, radix, dtype), y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_pooled: Optional[Tensor], grad_map: Optional[Tensor]) -> Tuple:
+        (y,) = ctx.saved_tensors
+        if isinstance(grad_map, _Product):
+            if grad_pooled is None:
+                grad_pooled = grad_map.attention.new_zeros((y.shape[0], y.shape[1] // ctx.radix, 1, 1))
+            factors = (grad_map.grad_out, grad_map.attention)
+            return ctx.backend.map_gradient(y, *factors, grad_pooled, ctx.radix), None, None, None
+        gradient = grad_map  # None without a sum
+        if grad_pooled is not None:
+            of_pool = (grad_pooled / (y.shape[2] * y.shape[3])).to(y.dtype).repeat(1, ctx.radix, 1, 1)
+            gradient = of_pool.expand_as(y) if gradient is None else gradient + of_pool
+        if gradient is not None:
+            gradient = torch.ops.aten.threshold_backward(gradient, y, 0)
+        return gradient, None, None, None
+
+
+class _ReluWeightedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, attention: Tensor, activated: Activated) -> Tensor:
+        ctx.save_for_backward(y, attention)
+        # The map itself belongs to the graph alone, or activation checkpointing would free nothing.
+        ctx.radix, ctx.backend = activated.radix, activated.backend
+        return _weighted_sum(y, attention, activated)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> Tuple[Optional[Tensor], Optional[Tensor], None]:
+        y, attention = ctx.saved_tensors
+        of_map = _Product(grad_out, attention, ctx.radix) if ctx.needs_input_grad[0] else None
+        of_attention = None
+        if ctx.needs_input_grad[1]:
+            of_attention = ctx.backend.attention_gradient(y, grad_out, ctx.radix)
+        return of_map, of_attention, None

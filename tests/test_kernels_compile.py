@@ -1,0 +1,99 @@
+"""The Triton kernels compiled ahead of time, by the host code that launches them, for GPUs that are not here."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from split_attention_graphs import FORMATS
+
+from resnest_d2.ops import triton_kernels
+from resnest_d2.ops.triton_kernels import Kernels
+
+triton = pytest.importorskip("triton")
+HALF = torch.float16
+#: Compute capability: Turing, Ampere, Ada, Hopper, and two of Blackwell.
+CAPABILITIES = (75, 80, 89, 90, 100, 120)
+#: Registers of a thread, of 255; with 128 four programs of 128 threads share a multiprocessor.
+MOST_REGISTERS = 128
+
+
+class Target:
+    """What Triton asks its driver for when it compiles."""
+
+    def __init__(self, capability):
+        self.capability = capability
+
+    def get_current_target(self):
+        return triton.backends.compiler.GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self):
+        return self.capability  # variants are kept by device
+
+    def get_current_stream(self, device):
+        return 0
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """compiled(capability, dtype, radix, layout, size): the four kernels, by name."""
+
+    def compile_all(capability, dtype, radix, layout, size=(50, 76)):
+        kernels = {}
+
+        def warm_up(kernel, grid, x, *arguments, **constants):
+            kernels[kernel.__name__] = kernel.warmup(*arguments, grid=grid, **constants)
+
+        monkeypatch.setattr(triton_kernels, "_launch", warm_up)
+        n, channels = 2, 64
+        x = torch.empty((n, radix * channels, *size), dtype=dtype).contiguous(memory_format=layout)
+        grad_out = torch.empty((n, channels, *size), dtype=dtype).contiguous(memory_format=layout)
+        attention, grad_pooled = torch.empty(n, radix * channels, 1, 1), torch.empty(n, channels, 1, 1)
+        monkeypatch.setattr(triton.runtime.driver, "_active", Target(capability))
+        Kernels.pool(x, radix, torch.float32)
+        Kernels.weighted_sum(x, attention, radix)
+        Kernels.attention_gradient(x, grad_out, radix)
+        Kernels.map_gradient(x, grad_out, attention, grad_pooled, radix)
+        assert set(kernels) == {"pool", "weighted_sum", "attention_gradient", "input_gradient"}
+        return kernels
+
+    return compile_all
+
+
+def resources(kernel, tmp_path):
+    """Registers of a thread, and bytes that it spills."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    file = tmp_path / "kernel.cubin"
+    file.write_bytes(kernel.asm["cubin"])
+    usage = subprocess.run([tool, "-res-usage", file], capture_output=True, text=True, check=True).stdout
+    return int(re.search(r"REG:(\d+)", usage)[1]), int(re.search(r"LOCAL:(\d+)", usage)[1])
+
+
+def widest_access(kernel):
+    """Bytes."""
+    widths = {"b16": 2, "b32": 4, "b64": 8}
+    found = re.findall(r"(?:ld|st)\.global\S*?(?:\.v(\d))?\.(b16|b32|b64)\b", kernel.asm["ptx"])
+    return max(int(count or 1) * widths[kind] for count, kind in found)
+
+
+CASES = [
+    *((90, dtype, 2, layout) for dtype in triton_kernels._DTYPES for layout in FORMATS),
+    *((90, HALF, radix, layout) for radix in (1, 4) for layout in FORMATS),
+    *((capability, HALF, 2, layout) for capability in CAPABILITIES if capability != 90 for layout in FORMATS),
+]
+
+
+@pytest.mark.parametrize("capability, dtype, radix, layout", CASES, ids=str)
+def test_kernels_compile_with_wide_accesses_and_without_spills(
+    compiled, tmp_path, capability, dtype, radix, layout
+):
+    for name, kernel in compiled(capability, dtype, radix, layout).items():
+        ptx = kernel.asm["ptx"]
+        registers, spilled = resources(kernel, tmp_path)
+        assert registers <= MOST_REGISTERS and (spilled == 0 or radix > 2), name
+        assert widest_access(kernel) == 16, name
+        if dtype != torch.float32:  # of the type of the maps, and of nothing else
+            assert not re.search(r"(ld|st)\.global\S*\.b16\b", ptx), name
+        if capability >= 80 and name != "input_gradient":  # which compares
+            assert re.search(r"\bmax\.NaN\.", ptx) and not re.search(r"\bmax\.b?f", ptx), name
