@@ -15,6 +15,8 @@ _RESNETS = {
     "AVD": True,
     # Put that pool before the 3x3 convolution: the "fast" variants.
     "AVD_FIRST": False,
+    # Dilated stages keep that pool, at stride 1. mmsegmentation's have none.
+    "AVD_DILATED": True,
     # Downsample the shortcut by a 2x2 average pool and an unstrided 1x1 convolution (ResNet-D).
     "AVG_DOWN": True,
     # Splits per cardinal group. 0: plain convolution, 1: squeeze-and-attend, >= 2: Split-Attention.
@@ -24,6 +26,8 @@ _RESNETS = {
     "BOTTLENECK_WIDTH": 64,
     # Dilation of res4; 2 goes with RES5_DILATION 4 and keeps the output stride at 8.
     "RES4_DILATION": 1,
+    # The first block of a dilated stage has half its dilation (mmsegmentation's contract_dilation).
+    "CONTRACT_DILATION": False,
     # Split-Attention by Triton kernels where they are supported (CUDA); else by plain PyTorch.
     "FUSED_KERNELS": True,
     # Stages (res2 to res5) that keep little in training and compute the rest again: less memory, more time.

@@ -59,7 +59,8 @@ def test_add_resnest_config_changes_no_existing_value():
     after = dict(flat(cfg))
     assert {key: after[key] for key in before} == before
     assert set(after) - set(before) == {
-        *(f"MODEL.RESNETS.{k}" for k in ("DEEP_STEM", "AVD", "AVD_FIRST", "AVG_DOWN")),
+        *(f"MODEL.RESNETS.{k}" for k in ("DEEP_STEM", "AVD", "AVD_FIRST", "AVD_DILATED", "AVG_DOWN")),
+        "MODEL.RESNETS.CONTRACT_DILATION",
         *(f"MODEL.RESNETS.{k}" for k in ("RADIX", "BOTTLENECK_WIDTH", "RES4_DILATION", "FUSED_KERNELS")),
         *("MODEL.RESNETS.CHECKPOINT_STAGES", "MODEL.RESNETS.CHECKPOINT_KEEPS", "MODEL.MEMORY_FORMAT"),
         *(f"SOLVER.{k}" for k in ("OPTIMIZER", "SKIP_NOT_FINITE", "CHECKPOINTS_TO_KEEP")),
@@ -176,6 +177,20 @@ def test_deform_key_reaches_the_backbone(key, value, arrived):
     deform = ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, False, False, True])
     assert not arrived(build_backbone(small_cfg("build_resnest_backbone", *deform)))
     cfg = small_cfg("build_resnest_backbone", *deform, f"MODEL.RESNETS.{key}", value)
+    assert arrived(build_backbone(cfg))
+
+
+@pytest.mark.parametrize(
+    "key, value, arrived",
+    [
+        ("CONTRACT_DILATION", True, lambda net: net.res5[0].conv2.conv.dilation == (1, 1)),
+        ("AVD_DILATED", False, lambda net: net.res5[0].avd_layer is None),
+    ],
+)
+def test_key_of_dilated_stages_reaches_the_backbone(key, value, arrived):
+    dilated = ("MODEL.RESNETS.RES5_DILATION", 2)
+    assert not arrived(build_backbone(small_cfg("build_resnest_backbone", *dilated)))
+    cfg = small_cfg("build_resnest_backbone", *dilated, f"MODEL.RESNETS.{key}", value)
     assert arrived(build_backbone(cfg))
 
 

@@ -45,6 +45,7 @@ OPTIONS = [
     {"avg_down": False},
     {"res5_dilation": 2},
     {"res4_dilation": 2, "res5_dilation": 4},
+    {"res4_dilation": 2, "res5_dilation": 4, "contract_dilation": True, "avd_dilated": False},
     {"deform_on_per_stage": (True, True, True, True)},
     {"deform_on_per_stage": (False, True, True, True), "deform_modulated": True, "deform_num_groups": 2},
     {"in_channels": 1},
@@ -145,6 +146,26 @@ def test_dilated_stages_keep_resolution_and_their_average_pool(dilations, stride
         assert all(block.conv2.conv.dilation == (dilation, dilation) for block in stage)
     assert net.res5[0].avd_layer.stride == 1 and net.res5[0].avd_layer.kernel_size == 3
     assert net.res5[1].avd_layer is None
+
+
+@pytest.mark.parametrize("dilations", [(1, 1), (1, 2), (2, 4)])
+def test_contracted_dilation_halves_that_of_the_first_block_of_dilated_stages(dilations):
+    net = ResNeSt(
+        26, **dict(zip(("res4_dilation", "res5_dilation"), dilations)), contract_dilation=True,
+        deform_on_per_stage=(False, True, True, True),
+    )  # fmt: skip
+    for stage, dilation in zip((net.res3, net.res4, net.res5), (1, *dilations)):
+        for block, expected in zip(stage, (max(1, dilation // 2), dilation)):
+            assert (block.conv2.conv.dilation, block.conv2.conv.padding) == (expected, expected)
+            assert block.conv2_offset.dilation == block.conv2_offset.padding == (expected, expected)
+
+
+@pytest.mark.parametrize("avd_first", (False, True))
+def test_avd_dilated_off_drops_the_pool_of_dilated_stages_alone(avd_first):
+    net = small(res5_dilation=2, avd_dilated=False, avd_first=avd_first)
+    assert [net.res3[0].avd_layer.stride, net.res4[0].avd_layer.stride] == [2, 2]
+    assert net.res5[0].avd_layer is None
+    assert net.output_shape()["res5"].stride == 16
 
 
 def test_radix_0_is_a_plain_convolution_and_radix_1_has_attention():

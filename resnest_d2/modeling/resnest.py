@@ -55,12 +55,16 @@ class ResNeSt(ResNet):
         bottleneck_width: width of one cardinal group where the stage's planes are 64.
         width_per_group: planes of res2, doubled at each further stage.
         res2_out_channels: output channels of res2, doubled at each further stage.
-        avd: downsample by a 3x3 average pool in the first block of res3 to res5. Dilated stages keep
-            that pool, at stride 1, as the classification networks have it.
+        avd: downsample by a 3x3 average pool in the first block of res3 to res5.
+        avd_dilated: dilated stages keep that pool, at stride 1, as the authors' classification and
+            segmentation networks have it. mmsegmentation's and the released plugin's have none there.
         avd_first: that pool stands before the 3x3 convolution (the fast variants).
         avg_down: downsample the shortcut by an average pool.
         stride_in_1x1: without ``avd``, stride in the first 1x1 convolution, not in the 3x3.
         res4_dilation, res5_dilation: dilations; a pair of :data:`DILATIONS`.
+        contract_dilation: the first block of a dilated stage has half its dilation, as in the authors'
+            classification and segmentation networks and in mmsegmentation's. detectron2 and the released
+            plugin dilate all blocks of a stage alike.
         deform_on_per_stage: which of res2 to res5 have deformable 3x3 convolutions.
         deform_modulated: deformable convolution v2 instead of v1.
         deform_num_groups: channel groups that share one set of offsets.
@@ -93,11 +97,13 @@ class ResNeSt(ResNet):
         width_per_group: int = 64,
         res2_out_channels: int = 256,
         avd: bool = True,
+        avd_dilated: bool = True,
         avd_first: bool = False,
         avg_down: bool = True,
         stride_in_1x1: bool = False,
         res4_dilation: int = 1,
         res5_dilation: int = 1,
+        contract_dilation: bool = False,
         deform_on_per_stage: Sequence[bool] = (False, False, False, False),
         deform_modulated: bool = False,
         deform_num_groups: int = 1,
@@ -162,10 +168,11 @@ class ResNeSt(ResNet):
                     planes=width_per_group * 2**i,
                     stride=1 if i == 0 or dilation > 1 else 2,
                     dilation=dilation,
+                    first_dilation=max(1, dilation // 2) if contract_dilation else dilation,
                     radix=radix,
                     cardinality=cardinality,
                     bottleneck_width=bottleneck_width,
-                    avd=avd and i > 0,
+                    avd=avd and i > 0 and (avd_dilated or dilation == 1),
                     avd_first=avd_first,
                     avg_down=avg_down,
                     stride_in_1x1=stride_in_1x1,
@@ -232,6 +239,7 @@ def make_stage(
     planes: int,
     stride: int,
     dilation: int,
+    first_dilation: int,
     radix: int,
     cardinality: int,
     bottleneck_width: int,
@@ -250,6 +258,7 @@ def make_stage(
     Args:
         planes: channels that ``bottleneck_width`` scales: 64 in res2, 512 in res5.
         stride: of the stage; with ``avd`` it lives in the first block's average pool.
+        first_dilation: of the first block; ``dilation`` is that of the others.
         avd: the first block has that pool, at stride 1 too.
         deform_groups: 0 for undeformed convolutions.
         checkpoint: see :class:`ResNeStBottleneck`.
@@ -269,7 +278,7 @@ def make_stage(
         conv2, conv2_offset = bottleneck_conv2(
             width,
             stride=1 if stride_in_1x1 else conv_stride,
-            dilation=dilation,
+            dilation=first_dilation if i == 0 else dilation,
             cardinality=cardinality,
             radix=radix,
             deform_groups=deform_groups,

@@ -30,6 +30,7 @@ Error = float
 TOLERANCE = {
     "equations": 1e-10,
     "features": 1e-5,
+    "features, float64": 1e-10,
     "train step": 1e-4,
     "curve": 1e-3,
 }
@@ -110,24 +111,29 @@ def deform_conv_reference(modulated: bool, deform_groups: int) -> Error:
 # --------------------------------------------------------------------------- classification networks
 
 
-def classifier(theirs: nn.Module, variant: str, size=(75, 101)) -> Error:
+def classifier(
+    theirs: nn.Module, variant: str, size=(75, 101), dtype: torch.dtype = torch.float32, **options: Any
+) -> Error:
     """Worst of logits and the features of all stages, weights converted, norms randomised.
 
     Ours is compared as it is built, in the format that training on a CPU has, and made fast for inference.
+
+    Args:
+        options: of ours, beside those that the variant's name says.
     """
     torch.manual_seed(0)
-    theirs.eval()
+    theirs.eval().to(dtype)
     randomise(theirs)
     features = {}
     for i in range(1, 5):
         hook = lambda _, __, out, name=f"res{i + 1}": features.__setitem__(name, out)  # noqa: E731
         getattr(theirs, f"layer{i}").register_forward_hook(hook)
     names = ("res2", "res3", "res4", "res5", "linear")
-    ours = ResNeSt.from_variant(variant, num_classes=1000, out_features=names).eval()
+    ours = ResNeSt.from_variant(variant, num_classes=1000, out_features=names, **options).eval().to(dtype)
     conversion = convert(theirs.state_dict())
     conversion.check_complete(variant)
     ours.load_state_dict(conversion.state)
-    x = torch.randn(2, 3, *size)
+    x = torch.randn(2, 3, *size, dtype=dtype)
     with torch.no_grad():
         features["linear"] = theirs(x)
         worst = 0.0
@@ -158,6 +164,11 @@ AUTHORS = (
     "resnest50_fast_4s2x40d",
     "resnest50_fast_1s4x24d",
 )
+#: Arguments of the authors' network, as they write them, and of ours beside ``contract_dilation``.
+DILATED = {
+    "dilated=True": ({"dilated": True}, {"res4_dilation": 2, "res5_dilation": 4}),
+    "dilation=2": ({"dilation": 2}, {"res5_dilation": 2}),
+}
 
 
 def timm_classifier(name: str) -> Error:
@@ -170,22 +181,34 @@ def authors_classifier(name: str) -> Error:
     return classifier(getattr(resnest.torch, name)(), name)
 
 
+def dilated_classifier(name: str) -> Error:
+    import resnest.torch
+
+    theirs, ours = DILATED[name]
+    net = resnest.torch.resnest50(**theirs)
+    return classifier(net, "resnest50", dtype=torch.float64, contract_dilation=True, **ours)
+
+
 # --------------------------------------------------------------------------- the released plugin
 
 #: Configurations that are compared: a depth, or one with deformable convolution v2.
 PLUGIN = ("50", "101", "200", "269", "50 DCNv2")
 #: Those whose training is also compared with the fast paths on.
 FAST = ("50", "50 DCNv2")
+#: With res5 dilated, which no FPN takes: its features alone are compared.
+DILATED_PLUGIN = "50 dilated"
 
 
 def plugin_cfg(name: str) -> list:
-    depth, *dcn = name.split()
+    depth, *options = name.split()
     cfg = [
         *("MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", int(depth), "MODEL.RESNETS.STRIDE_IN_1X1", False),
         *("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"], "MODEL.RESNETS.NORM", "BN"),
         *("MODEL.BACKBONE.NAME", "build_resnest_backbone"),
     ]
-    if dcn:
+    if "dilated" in options:
+        cfg += ["MODEL.RESNETS.RES5_DILATION", 2]
+    if "DCNv2" in options:
         cfg += [
             *("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, True, True, True]),
             *("MODEL.RESNETS.DEFORM_MODULATED", True, "MODEL.RESNETS.DEFORM_NUM_GROUPS", 2),
@@ -243,7 +266,8 @@ def plugin_features(name: str) -> Error:
     """Worst of res2 to res5 in eval mode, at an even and an odd size; state dicts must be identical."""
     torch.manual_seed(3)
     images = [torch.randn(2, 3, *size) for size in ((64, 96), (75, 101))]
-    outputs = run_both("features", plugin_cfg(name), images=images)
+    ours = ["MODEL.RESNETS.AVD_DILATED", False] if name == DILATED_PLUGIN else []
+    outputs = run_both("features", plugin_cfg(name), images=images, ours=ours)
     pairs = zip(outputs["resnest_d2"]["result"], outputs["resnest.d2"]["result"])
     return max(relative(ours[f], theirs[f]) for ours, theirs in pairs for f in theirs)
 

@@ -73,9 +73,19 @@ def rows() -> Iterator[Row]:
     for name in measure.AUTHORS:
         what = f"{name}: logits and features of all stages"
         yield "resnest.torch", what, "features", lambda n=name: measure.authors_classifier(n)
+    for name in measure.DILATED:
+        what = f"resnest50({name}), ours with CONTRACT_DILATION: logits and features of all stages"
+        yield (
+            "resnest.torch, float64",
+            what,
+            "features, float64",
+            lambda n=name: measure.dilated_classifier(n),
+        )
     for name in measure.PLUGIN:
         what = f"ResNeSt-{name}: state dict identical; features at an even and an odd size, eval mode"
         yield "resnest.d2", what, "features", lambda n=name: measure.plugin_features(n)
+    what = "ResNeSt-50 with RES5_DILATION 2, ours with AVD_DILATED off: the same"
+    yield "resnest.d2", what, "features", lambda: measure.plugin_features(measure.DILATED_PLUGIN)
     coco = SHARED / "datasets"
     batches: List[list] = coco_batches(coco, 20, 2) if coco.exists() else []
 

@@ -38,7 +38,12 @@ def test_logits_and_features_equal_those_of_the_authors_classification_code(name
     assert measure.authors_classifier(name) < measure.TOLERANCE["features"]
 
 
-@pytest.mark.parametrize("name", measure.PLUGIN)
+@pytest.mark.parametrize("name", measure.DILATED)
+def test_contracted_dilation_equals_that_of_the_authors_classification_code(name):
+    assert measure.dilated_classifier(name) < measure.TOLERANCE["features, float64"]
+
+
+@pytest.mark.parametrize("name", [*measure.PLUGIN, measure.DILATED_PLUGIN])
 def test_state_dict_and_features_equal_those_of_the_released_plugin(name):
     assert measure.plugin_features(name) < measure.TOLERANCE["features"]
 

@@ -3,7 +3,8 @@
     python worker.py resnest.d2|resnest_d2 SPEC OUT
 
 The same code drives both: SPEC and OUT are files of torch.save. With ``state`` in SPEC those weights are
-loaded, and must fit exactly; without, the model is initialised at random, norms included. The task
+loaded, and must fit exactly; without, the model is initialised at random, norms included. ``ours`` are
+KEY VALUE pairs that only this package has. The task
 ``state`` only builds the model.
 """
 
@@ -108,6 +109,8 @@ def main(package, spec_file, out_file):
     cfg = get_cfg()
     plugin.add_resnest_config(cfg)
     cfg.merge_from_list(spec["cfg"])
+    if package == "resnest_d2":
+        cfg.merge_from_list(spec.get("ours", []))
     fast = package == "resnest_d2" and spec.get("fast")
     if fast:
         cfg.MODEL.RESNETS.CHECKPOINT_STAGES = ["res2", "res3", "res4", "res5"]
