@@ -18,9 +18,11 @@ import torch
 from conftest import assert_one_line_error
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
 
 from resnest_d2 import UserError, model_zoo
-from resnest_d2.checkpoint import ResNeStHandler, convert, resolve
+from resnest_d2.checkpoint import LinkHandler, ResNeStHandler, convert, resolve
+from resnest_d2.model_zoo.records import DETECTORS
 from resnest_d2.model_zoo.weights import BACKBONES, Backbone
 
 
@@ -185,6 +187,70 @@ def test_unknown_name_lists_the_known(handler):
         handler.resolve("resnest51")
 
 
+# --------------------------------------------------------------------------- the released links
+
+HOST = "https://s3.us-west-1.wasabisys.com/resnest/detectron/"
+LINK = HOST + "resnest50_detectron-255b5649.pth"
+
+
+@pytest.fixture
+def links(handler):
+    return LinkHandler(handler)
+
+
+def test_every_released_file_is_known_by_its_link(facts):
+    weights = facts("weights")
+    released = [*weights["detectron2_legacy"]["files"], *(row.released for row in DETECTORS.values())]
+    for file in released:
+        assert PathManager.isfile(HOST + file) and PathManager.exists(HOST.replace("https", "http") + file)
+    for backbone in weights["official"]["files"].values():
+        assert PathManager.isfile(HOST.replace("detectron", "torch") + backbone["file"])
+    assert not PathManager.isfile(HOST + "resnest51.pth")
+
+
+def test_link_takes_the_file_of_its_name_first(links, file, state, tmp_path, monkeypatch):
+    buffer = io.BytesIO()
+    other = {k: v + 1 if v.is_floating_point() else v for k, v in state.items()}
+    torch.save(other, buffer)
+    linked = f"resnest_test_detectron-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}.pth"
+    record = BACKBONES["resnest_test"]
+    monkeypatch.setitem(BACKBONES, "resnest_test", record._replace(others=(linked,)))
+    monkeypatch.setenv("RESNEST_D2_WEIGHTS", str(tmp_path))
+    (tmp_path / record.official).write_bytes(file)
+    check(links.weights.resolve("resnest_test"), state)
+    check(links._get_local_path(HOST + linked), state)  # no such file yet: the same weights
+    (tmp_path / linked).write_bytes(buffer.getvalue())
+    check(links._get_local_path(HOST + linked + "?matching_heuristics=True"), other)
+    check(links.weights.resolve("resnest_test"), state)
+
+
+def test_link_is_fetched_from_where_the_weights_are_now(links, server, state):
+    check(links._get_local_path(HOST + "resnest_test.pth"), state)
+    assert server.requests == [BACKBONES["resnest_test"].official]
+
+
+def test_link_to_a_trained_detector_is_its_file_or_one_line(links, tmp_path, monkeypatch):
+    monkeypatch.setenv("RESNEST_D2_WEIGHTS", str(tmp_path))
+    released = DETECTORS["faster_resnest50_dcn"].released  # has no hash, which a file made here had not
+    with pytest.raises(UserError) as e:
+        links._get_local_path(HOST + released)
+    text = f"MODEL.WEIGHTS: {HOST + released}: its host is gone, and resnest://faster_resnest50_dcn is not on"
+    assert str(e.value).startswith(text) and "\n" not in str(e.value)
+    assert f"Put {released} which is served nowhere any more, into {links.weights.cache}" in str(e.value)
+    (tmp_path / released).write_bytes(b"x")
+    assert links._get_local_path(HOST + released) == str(tmp_path / released)
+
+
+def test_link_to_an_unknown_file_is_refused_in_one_line_with_the_known(links):
+    with pytest.raises(UserError) as e:
+        links._get_local_path(HOST + "resnest51-01234567.pth")
+    assert "\n" not in str(e.value)
+    for text in ("the name resnest51-01234567.pth", "name a file, or resnest://NAME", *BACKBONES, *DETECTORS):
+        assert text in str(e.value)
+
+
+# --------------------------------------------------------------------------- several processes, full disks
+
 FETCH = """
 import sys
 from pathlib import Path
@@ -247,15 +313,17 @@ def test_downloads_show_progress(server, tmp_path):
 # --------------------------------------------------------------------------- in use
 
 
-def test_stock_checkpointer_in_a_strangers_project_loads_it_by_name(state, tmp_path):
+def test_stock_checkpointer_in_a_strangers_project_loads_it_by_name_and_by_released_link(state, tmp_path):
     torch.save(state, tmp_path / "resnest14.pth")
-    code = """
+    torch.save({k: 2 * v for k, v in state.items()}, tmp_path / "resnest50.pth")
+    code = f"""
 import torch, resnest_d2
 from detectron2.checkpoint import DetectionCheckpointer
 net = torch.nn.Module()
 net.encoder = resnest_d2.ResNeSt(14)
-DetectionCheckpointer(net).load("resnest://resnest14")
-print(net.encoder.res5[0].conv3.weight.sum().item())
+for weights in ("resnest://resnest14", "{LINK}", "{LINK}"):
+    DetectionCheckpointer(net).load(weights)
+    print(net.encoder.res5[0].conv3.weight.sum().item())
 """
     env = {**os.environ, "RESNEST_D2_WEIGHTS": str(tmp_path), "FVCORE_CACHE": str(tmp_path / "cache")}
     result = subprocess.run(
@@ -263,7 +331,10 @@ print(net.encoder.res5[0].conv3.weight.sum().item())
     )
     assert result.returncode == 0, result.stderr
     expected = state["layer4.0.conv3.weight"].sum().item()
-    assert float(result.stdout.strip().splitlines()[-1]) == pytest.approx(expected, rel=1e-5)
+    sums = [float(line) for line in result.stdout.splitlines()[-3:]]
+    assert sums == pytest.approx([expected, 2 * expected, 2 * expected], rel=1e-5)
+    said = [line for line in result.stderr.splitlines() if LINK in line]
+    assert said == [f"{LINK}: its host is gone; resnest://resnest50 stands for it, {tmp_path}/resnest50.pth"]
 
 
 def quickstart_on(tmp_path, *overrides):

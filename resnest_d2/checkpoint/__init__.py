@@ -3,8 +3,17 @@
 from .checkpointer import Checkpointer
 from .convert import Conversion, convert, write_weights
 from .files import read_weights
-from .resolve import ResNeStHandler, register_handler
+from .links import LinkHandler, register_handlers
+from .resolve import ResNeStHandler
 
-register_handler()
+register_handlers()
 
-__all__ = ["Checkpointer", "Conversion", "ResNeStHandler", "convert", "read_weights", "write_weights"]
+__all__ = [
+    "Checkpointer",
+    "Conversion",
+    "LinkHandler",
+    "ResNeStHandler",
+    "convert",
+    "read_weights",
+    "write_weights",
+]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, List, Optional
 
 import torch
-from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 from tqdm import tqdm
 
@@ -72,30 +71,41 @@ class ResNeStHandler(PathHandler):
         return str(self.resolve(path[len(self.PREFIX) :]))
 
     def _isfile(self, path: str, **kwargs: Any) -> bool:
-        return path[len(self.PREFIX) :] in (BACKBONES.keys() | DETECTORS.keys())
+        return path[len(self.PREFIX) :] in self.names()
 
     _exists = _isfile
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
         return open(self._get_local_path(path), mode, buffering)
 
-    def find(self, name: str) -> Optional[Path]:
+    def names(self) -> List[str]:
+        """What may stand behind the prefix."""
+        return [*BACKBONES, *DETECTORS]
+
+    def name_of(self, file: str) -> Optional[str]:
+        """The name whose weights may lie in a file of that name, or None."""
+        return next((name for name in self.names() if file in self._files(name)), None)
+
+    def find(self, name: str, file: Optional[str] = None) -> Optional[Path]:
         """The file of that weight on this machine, or None. Nothing is fetched.
+
+        Args:
+            file: name of the file that comes first in each folder.
 
         Raises:
             UserError: there is no such name.
         """
-        files = self._files(name)
+        files = [*([file] if file else []), *self._files(name)]
         folder = os.getenv(FOLDER_VARIABLE)
         for place in ([Path(folder).expanduser()] if folder else []) + [self.cache]:
-            for file in files:
-                if (place / file).is_file():
-                    return place / file
+            for candidate in files:
+                if (place / candidate).is_file():
+                    return place / candidate
         return None
 
-    def resolve(self, name: str) -> Path:
-        """The converted file of that weight, fetched if it must be."""
-        source = self.find(name) or self._fetch(name)
+    def resolve(self, name: str, file: Optional[str] = None) -> Path:
+        """The converted file of that weight, fetched if it must be. Arguments of :meth:`find`."""
+        source = self.find(name, file) or self._fetch(name)
         _verify(source)
         if name in DETECTORS:
             return source
@@ -143,11 +153,6 @@ class ResNeStHandler(PathHandler):
             atomic_write(target, lambda file: torch.save(checkpoint, file))
             logger.info("Converted %s to %s", source, target)
         return target
-
-
-def register_handler() -> None:
-    """Make ``resnest://`` known to detectron2."""
-    PathManager.register_handler(ResNeStHandler(), allow_override=True)
 
 
 def download(url: str, target: Path) -> Path:
