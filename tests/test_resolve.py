@@ -229,6 +229,17 @@ def test_link_is_fetched_from_where_the_weights_are_now(links, server, state):
     assert server.requests == [BACKBONES["resnest_test"].official]
 
 
+def test_link_whose_file_detectron2_has_kept_since_is_read_from_there(
+    links, server, state, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    kept = tmp_path / "resnest" / "detectron" / "resnest_test.pth"
+    kept.parent.mkdir(parents=True)
+    torch.save(state, kept)
+    check(links._get_local_path(HOST + kept.name), state)
+    assert server.requests == []
+
+
 def test_link_to_a_trained_detector_is_its_file_or_one_line(links, tmp_path, monkeypatch):
     monkeypatch.setenv("RESNEST_D2_WEIGHTS", str(tmp_path))
     released = DETECTORS["faster_resnest50_dcn"].released  # has no hash, which a file made here had not

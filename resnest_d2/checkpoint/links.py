@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import Any, List
 from urllib.parse import urlsplit
 
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
-from iopath.common.file_io import PathHandler
+from iopath.common.file_io import PathHandler, get_cache_dir
 
 from ..errors import UserError
 from .resolve import ResNeStHandler
@@ -19,7 +19,8 @@ class LinkHandler(PathHandler):
     """Path handler of links to the host that served the authors' weights until 2021.
 
     A link stands for the weights of ``resnest://`` whose records hold its file name; a file of that very
-    name is taken first. PathManager prefers the longer prefix, so links elsewhere stay what they were.
+    name is taken first, be it the one that detectron2 kept when it was still served. PathManager prefers the
+    longer prefix, so links elsewhere stay what they were.
 
     Args:
         weights: finds them by name.
@@ -40,29 +41,29 @@ class LinkHandler(PathHandler):
         Raises:
             UserError: no record holds the file name, the weights are nowhere, or what was found is damaged.
         """
-        file = _file_name(path)
-        name = self.weights.name_of(file)
+        kept = _kept(path)
+        name = self.weights.name_of(kept.name)
         if name is None:
             raise UserError(
-                f"MODEL.WEIGHTS: {path}: its host is gone, and no weights of the name {file} are known; name "
-                f"a file, or {ResNeStHandler.PREFIX}NAME with one of {', '.join(self.weights.names())}"
+                f"MODEL.WEIGHTS: {path}: its host is gone, and no weights of the name {kept.name} are known; "
+                f"name a file, or {ResNeStHandler.PREFIX}NAME with one of {', '.join(self.weights.names())}"
             )
         try:
-            local = self.weights.resolve(name, file)
+            local = self.weights.resolve(name, kept)
         except UserError as e:
             reason = str(e).removeprefix("MODEL.WEIGHTS: ")
             raise UserError(f"MODEL.WEIGHTS: {path}: its host is gone, and {reason}") from None
         log_first_n(
             logging.WARNING,
             f"{path}: its host is gone; {ResNeStHandler.PREFIX}{name} stands for it, "
-            f"{self.weights.find(name, file)}",
+            f"{self.weights.find(name, kept)}",
             name=__name__,
             key="message",
         )
         return str(local)
 
     def _isfile(self, path: str, **kwargs: Any) -> bool:
-        return self.weights.name_of(_file_name(path)) is not None
+        return self.weights.name_of(_kept(path).name) is not None
 
     _exists = _isfile
 
@@ -77,5 +78,6 @@ def register_handlers() -> None:
         PathManager.register_handler(handler, allow_override=True)
 
 
-def _file_name(link: str) -> str:
-    return PurePosixPath(urlsplit(link).path).name
+def _kept(link: str) -> Path:
+    """Where iopath's handler of links keeps the file of this one."""
+    return Path(get_cache_dir(), urlsplit(link).path.lstrip("/"))

@@ -86,26 +86,31 @@ class ResNeStHandler(PathHandler):
         """The name whose weights may lie in a file of that name, or None."""
         return next((name for name in self.names() if file in self._files(name)), None)
 
-    def find(self, name: str, file: Optional[str] = None) -> Optional[Path]:
+    def find(self, name: str, kept: Optional[Path] = None) -> Optional[Path]:
         """The file of that weight on this machine, or None. Nothing is fetched.
 
         Args:
-            file: name of the file that comes first in each folder.
+            kept: where it may also lie. A file of that file's name comes first in every folder.
 
         Raises:
             UserError: there is no such name.
         """
-        files = [*([file] if file else []), *self._files(name)]
+        files, places = self._files(name), [self.cache]
         folder = os.getenv(FOLDER_VARIABLE)
-        for place in ([Path(folder).expanduser()] if folder else []) + [self.cache]:
-            for candidate in files:
-                if (place / candidate).is_file():
-                    return place / candidate
+        if folder:
+            places.insert(0, Path(folder).expanduser())
+        if kept:
+            files.insert(0, kept.name)
+            places.append(kept.parent)
+        for place in places:
+            for file in files:
+                if (place / file).is_file():
+                    return place / file
         return None
 
-    def resolve(self, name: str, file: Optional[str] = None) -> Path:
+    def resolve(self, name: str, kept: Optional[Path] = None) -> Path:
         """The converted file of that weight, fetched if it must be. Arguments of :meth:`find`."""
-        source = self.find(name, file) or self._fetch(name)
+        source = self.find(name, kept) or self._fetch(name)
         _verify(source)
         if name in DETECTORS:
             return source
