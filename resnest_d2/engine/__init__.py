@@ -1,6 +1,7 @@
 """From a command line to training, evaluation and pictures."""
 
-from .command import argument_parser, model_options, one_line_errors, run
+from .command import argument_parser, model_options, run
+from .failures import one_line_errors
 from .setup import load_config
 from .trainer import Trainer, evaluate, load_model, train
 

@@ -1,31 +1,26 @@
-"""What every command line shares: detectron2's arguments, one process per GPU, one-line errors."""
+"""What every command line shares: detectron2's arguments, checks before anything starts, a seed."""
 
 from __future__ import annotations
 
 import logging
 import os
 import secrets
-import sys
 from argparse import ArgumentParser, Namespace
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Callable, Dict, List
 
 import torch
-import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from torch.multiprocessing import ProcessExitedException
 
 from ..checkpoint.files import atomic_write_text
-from ..errors import UserError
 from .expectations import keep_comparable
-from .failures import named_failures
+from .failures import named_failures, one_line_errors
+from .launch import launch
 from .memory import keep_freed_memory
 from .setup import check_run, fit_to_own_data, load_config, register_own_data
-from .signals import Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +38,7 @@ def argument_parser(description: str) -> ArgumentParser:
     """
     parser = default_argument_parser(epilog=_EPILOG)
     parser.description = description
+    parser.set_defaults(dist_url="auto")  # detectron2's is one port for all runs of a user
     parser.add_argument(
         "--allow-random-weights",
         action="store_true",
@@ -92,75 +88,7 @@ def run(main: Callable[[CfgNode, Namespace], object], args: Namespace) -> None:
         notes += check_run(cfg, args)
         reasons = keep_comparable(cfg, load_config(args.config_file), args)
         notes += [f"Not compared with the published AP: {reason}" for reason in reasons]
-        if dist.is_torchelastic_launched():
-            with _process_group():
-                _main(main, cfg, args, notes)
-            return
-        try:
-            launch(
-                _main,
-                args.num_gpus,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(main, cfg, args, notes),
-            )
-        except ProcessExitedException as e:  # it has said why
-            sys.exit(e.exit_code)
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Print a :class:`UserError` as one line and end the process with status 2.
-
-    Stopped by a signal, the process ends with 128 and the signal's number.
-    """
-    try:
-        yield
-    except UserError as e:
-        # Of the processes of torchrun, which all check the same before they meet, one is enough.
-        if dist.is_initialized() or os.getenv("RANK", "0") == "0":
-            # From a loader's worker, it comes with the worker's traceback.
-            print(f"error: {str(e).strip().splitlines()[-1].split('UserError: ')[-1]}", file=sys.stderr)
-        sys.exit(2)
-    except Interrupted as e:
-        print(f"stopped by {e}; --resume goes on from the newest checkpoint", file=sys.stderr)
-        sys.exit(e.status)
-    except KeyboardInterrupt:
-        print("stopped by SIGINT", file=sys.stderr)
-        sys.exit(130)
-
-
-@contextmanager
-def _process_group() -> Iterator[None]:
-    """What detectron2's launch() prepares in each process, from torchrun's environment."""
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if cuda else "gloo", **_own_store())
-    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
-    comm.synchronize()
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-def _own_store() -> Dict[str, Any]:
-    """Where the processes meet after a restart.
-
-    torchrun's agent lends them its store, in which a restarted process finds the addresses of its
-    predecessors (pytorch issue 135712). On one machine, each restart gets a part of it to itself. On
-    several, whose agents count restarts apart, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 must do.
-    """
-    world, local = os.environ["WORLD_SIZE"], os.environ["LOCAL_WORLD_SIZE"]
-    if os.getenv("TORCHELASTIC_USE_AGENT_STORE") != "True" or world != local:
-        return {}
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    part = f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}"
-    return {
-        "store": dist.PrefixStore(part, store), "rank": int(os.environ["RANK"]), "world_size": int(world)
-    }  # fmt: skip
+        launch(_main, (main, cfg, args, notes), args, cfg.MODEL.DEVICE)
 
 
 def _main(

@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
 import traceback
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Iterator
 
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 
 from ..errors import UserError
+from .signals import Interrupted
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Print a :class:`UserError` as one line and end the process with status 2.
+
+    Stopped by a signal, the process ends with 128 and the signal's number.
+    """
+    try:
+        yield
+    except UserError as e:
+        # Of the processes of torchrun, which all check the same before they meet, one is enough.
+        if dist.is_initialized() or os.getenv("RANK", "0") == "0":
+            # From a loader's worker, it comes with the worker's traceback.
+            print(f"error: {str(e).strip().splitlines()[-1].split('UserError: ')[-1]}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as e:
+        if comm.is_main_process():
+            print(f"stopped by {e}; {e.remedy}", file=sys.stderr)
+        sys.exit(e.status)
+    except KeyboardInterrupt:
+        print("stopped by SIGINT", file=sys.stderr)
+        sys.exit(130)
 
 
 @contextmanager

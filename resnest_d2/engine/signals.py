@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import threading
+import time
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 from detectron2.utils import comm
 
-#: Seconds after which the process ends whatever it is doing, such as waiting for one that has died.
-_DEADLINE = 90
+#: Seconds after a signal when the process ends whatever it is doing, such as waiting for one that has died.
+DEADLINE = 90
+# Seconds. A terminal signals a launcher and its processes, and the launcher hands the signal on.
+_COPIES = 2
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class Interrupted(BaseException):
     """A signal asks the process to end. Not an Exception, so that nobody takes it for a failure.
 
+    Args:
+        number: of the signal.
+        remedy: how to go on.
+
     Attributes:
         signal: its number.
+        remedy: how to go on.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, remedy: str = "--resume goes on from the newest checkpoint") -> None:
         super().__init__(signal.Signals(number).name)
-        self.signal = number
+        self.signal, self.remedy = number, remedy
 
     @property
     def status(self) -> int:
@@ -33,10 +44,12 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """Notes the first SIGTERM or SIGINT while it is entered; a second one ends the process at once.
+    """Notes the first SIGTERM or SIGINT while it is entered.
 
     It is raised as :class:`Interrupted` where nothing is half done: by :meth:`check`, and immediately
-    inside :meth:`interruptible`.
+    inside :meth:`interruptible`. A second Ctrl-C ends the process at once. A second SIGTERM does not:
+    schedulers signal every process, and a launcher hands on what it gets. Once a signal has come, the
+    handlers stay, so that a copy does not meet the end of the process.
 
     Attributes:
         received: its number, or None.
@@ -44,27 +57,28 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: Optional[int] = None
+        self._since = 0.0
         self._interruptible = False
         self._process = os.getpid()
         self._previous: Dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():  # others may not
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._receive)
+        self._previous = _handle(self._receive)
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        if self.received is None:
+            _restore(self._previous)
 
     def _receive(self, number: int, frame: Optional[FrameType]) -> None:
         if os.getpid() != self._process:  # a loader's worker, which inherits the handler and ends with us
             return
         if self.received is not None:
-            os._exit(128 + number)
-        self.received = number
-        end = threading.Timer(_DEADLINE, os._exit, (128 + number,))
+            if number == signal.SIGINT and time.monotonic() > self._since + _COPIES:
+                os._exit(128 + number)
+            return
+        self.received, self._since = number, time.monotonic()
+        end = threading.Timer(DEADLINE, os._exit, (128 + number,))
         end.daemon = True
         end.start()
         if self._interruptible:
@@ -86,3 +100,37 @@ class Signals:
             yield
         finally:
             self._interruptible = False
+
+
+@contextmanager
+def noted_signals() -> Iterator[List[int]]:
+    """The numbers of SIGTERM and SIGINT as they come, for one who only waits for others, to hand on."""
+    noted: List[int] = []
+    previous = _handle(lambda number, frame: noted.append(number))
+    try:
+        yield noted
+    finally:
+        _restore(previous)
+
+
+def end_with_parent(parent: Optional[int] = None) -> None:
+    """Have the kernel send this process SIGTERM when its parent ends in whatever way, on Linux.
+
+    Args:
+        parent: its process id, where this is not called before it may have ended.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if parent is not None and os.getppid() != parent:
+        sys.exit(128 + signal.SIGTERM)
+
+
+def _handle(handler: Any) -> Dict[int, Any]:
+    """Returns the handlers that were there. In a thread that may not set any, nothing is done."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+
+
+def _restore(handlers: Dict[int, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

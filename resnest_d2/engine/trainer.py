@@ -144,10 +144,10 @@ class Trainer(DefaultTrainer):
                     if isinstance(hook, hooks.PeriodicWriter):
                         with suppress(OSError):
                             hook.after_train()
-                if isinstance(e, Interrupted):
+                # RuntimeError: this process needs another one that has ended, such as a loader's worker.
+                if isinstance(e, (Interrupted, RuntimeError)):
                     self._save_completed()
-                elif self._signals.received and isinstance(e, RuntimeError):
-                    # The signal reached a loader's worker first, or another process that this one needs.
+                if self._signals.received and isinstance(e, RuntimeError):
                     raise Interrupted(self._signals.received) from None
                 raise
         if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():

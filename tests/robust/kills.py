@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Callable, List, NamedTuple
+from typing import Callable, List, NamedTuple, Sequence, Tuple
 
 from . import tiny
 
@@ -127,3 +128,111 @@ def stop_and_go_on(folder: Path, numbers: List[int], seed: int) -> List[Stop]:
         assert _finish(words, log) == 0, log.read_text()[-2000:]
         stops.append(Stop(number, status, seconds, tiny.equal(expected, tiny.weights(output))))
     return stops
+
+
+#: Ways to end two processes: how they are started, the signal, and whether it goes to all of them.
+WAYS = {
+    "SIGTERM to the launcher": ("launch", signal.SIGTERM, False),
+    "SIGTERM to the group": ("launch", signal.SIGTERM, True),
+    "SIGINT to the group": ("launch", signal.SIGINT, True),
+    "SIGKILL to the launcher": ("launch", signal.SIGKILL, False),
+    "SIGTERM to torchrun": ("torchrun", signal.SIGTERM, False),
+    "SIGTERM to torchrun and all under it": ("torchrun", signal.SIGTERM, True),
+}
+_STARTS = {
+    "launch": ((), ("--num-gpus", "2")),
+    "torchrun": (("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"), ()),
+}
+
+
+class GroupStop(NamedTuple):
+    """One stop of two processes.
+
+    Attributes:
+        way: of :data:`WAYS`.
+        status: exit status of the process that started the others.
+        lost: iterations that were complete and are in no checkpoint.
+        left: processes that outlived it.
+        seconds: until all were gone.
+    """
+
+    way: str
+    status: int
+    lost: int
+    left: int
+    seconds: float
+
+
+def stop_processes(folder: Path, ways: Sequence[str], seed: int) -> Tuple[List[GroupStop], bool]:
+    """Stop one run of two processes in each of these ways, going on with ``--resume`` in between.
+
+    Returns:
+        The stops, and whether the final weights are those of a run that was not stopped, bit for bit.
+    """
+    rng = random.Random(seed)
+    iterations = 16 * len(ways)
+    data = tiny.make_data(folder)
+    # So few checkpoints that the one at the signal counts.
+    settings = (
+        *("SOLVER.CHECKPOINT_PERIOD", 10000, "DATALOADER.NUM_WORKERS", 1, "SOLVER.IMS_PER_BATCH", 4),
+        *("MODEL.DEVICE", "cpu"),
+    )
+
+    def start(output: Path, how: str) -> subprocess.Popen:
+        python, flags = _STARTS[how]
+        words = tiny.command(data, output, iterations, *settings, flags=("--resume", *flags))
+        words[0] = str(Path(__file__).with_name("losses.py"))
+        return tiny.start(words, output.with_suffix(".log"), *python)
+
+    reference, output = folder / "reference", folder / "stopped"
+    log = output.with_suffix(".log")
+    assert start(reference, "launch").wait(_LIMIT) == 0, reference.with_suffix(".log").read_text()[-2000:]
+    stops, done = [], 0
+    for way in ways:
+        how, number, everyone = WAYS[way]
+        process = start(output, how)
+        while _last(output) < done:
+            assert process.poll() is None, log.read_text()[-2000:]
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        family = _descendants(process.pid)
+        begin = time.time()
+        for pid in [process.pid, *family] if everyone else [process.pid]:
+            os.kill(pid, number)
+        status = process.wait(_LIMIT)
+        while (left := [pid for pid in family if alive(pid)]) and time.time() < begin + 60:
+            time.sleep(0.05)
+        newest = max((int(file.stem[6:]) for file in output.glob("model_0*.pth")), default=-1)
+        stops.append(GroupStop(way, status, max(0, _last(output) - newest), len(left), time.time() - begin))
+        done = newest + 1
+    assert start(output, "launch").wait(_LIMIT) == 0, log.read_text()[-2000:]
+    return stops, tiny.equal(tiny.weights(reference), tiny.weights(output))
+
+
+def _last(output: Path) -> int:
+    """The last iteration whose loss was noted; -1 before the first."""
+    try:
+        return max(map(int, json.loads((output / "losses.json").read_text())))
+    except (OSError, ValueError):  # not there yet, or half written
+        return -1
+
+
+def _descendants(pid: int) -> List[int]:
+    """Children of a process, theirs, and so on."""
+    children = [
+        int(entry) for entry in os.listdir("/proc") if entry.isdigit() and _stat(entry)[1] == str(pid)
+    ]
+    return children + [below for child in children for below in _descendants(child)]
+
+
+def alive(pid: int) -> bool:
+    """Whether it runs; one that has ended and is not waited for does not."""
+    return _stat(str(pid))[0] not in ("Z", "")
+
+
+def _stat(pid: str) -> List[str]:
+    """State and parent of a process, and what follows in its ``stat``; empty where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return ["", ""]

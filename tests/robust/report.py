@@ -52,6 +52,15 @@ def main(args: argparse.Namespace) -> int:
         )
         bad += [s for s in stops if s.status != 128 + s.signal or not s.equal]
 
+        print("\n# Signals to two processes", flush=True)
+        groups, equal = kills.stop_processes(_new(folder, "groups"), [*kills.WAYS] * 2, args.seed)
+        columns = ("way", "status", "iterations lost", "processes left", "seconds to the end")
+        print(tabulate(groups, columns, "github", floatfmt=".1f"))
+        print(
+            f"weights in the end {'equal' if equal else 'NOT equal'} to those of a run that was not stopped"
+        )
+        bad += [s for s in groups if s.lost or s.left] + [groups] * (not equal)
+
         print("\n# Full disk", flush=True)
         disk = soak.full_disk(_new(folder, "disk"))
         print(

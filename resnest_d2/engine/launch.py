@@ -1,0 +1,181 @@
+"""The processes of a run: where they come from, how they meet, and how they end together."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from argparse import Namespace
+from contextlib import contextmanager
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from typing import Any, Callable, Dict, Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import DEFAULT_TIMEOUT
+from detectron2.utils import comm
+
+from ..errors import UserError
+from .failures import one_line_errors
+from .signals import DEADLINE, end_with_parent, noted_signals
+
+
+def launch(function: Callable[..., object], arguments: Sequence[Any], args: Namespace, device: str) -> None:
+    """Call ``function(*arguments)`` in every process of the run.
+
+    These are the ones that torchrun started, or else ``--num-gpus`` that are started here. detectron2's
+    ``launch`` takes NCCL wherever there is a CUDA device, and dies of a signal before its processes.
+
+    A signal is handed on to the processes that were started here. They end when this one does, even by
+    SIGKILL, and where one of them fails, the others are told to end.
+
+    Args:
+        args: of :func:`argument_parser`.
+        device: MODEL.DEVICE; processes on the CPU meet over Gloo, on GPUs over NCCL.
+
+    Raises:
+        SystemExit: a process that was started here failed, with its status.
+        UserError: the processes have no place to meet.
+    """
+    if dist.is_torchelastic_launched():
+        end_with_parent()
+        local_rank, local_size = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+        with _process_group(device, local_rank, local_size, **_own_store()):
+            function(*arguments)
+    elif args.num_gpus * args.num_machines > 1:
+        status = _start_and_wait(function, arguments, args, device)
+        if status:
+            sys.exit(status)
+    else:
+        function(*arguments)
+
+
+def _start_and_wait(
+    function: Callable[..., object], arguments: Sequence[Any], args: Namespace, device: str
+) -> int:
+    """Returns 128 and the signal that came, or else the status of the first process that failed, or 0."""
+    url = args.dist_url
+    if url == "auto":
+        if args.num_machines > 1:
+            raise UserError(
+                f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT, a free port of the "
+                "machine of --machine-rank 0"
+            )
+        url = f"tcp://127.0.0.1:{_free_port()}"
+    # CUDA does not survive a fork; loader workers start as they would from this process.
+    method, spawn = multiprocessing.get_start_method(), multiprocessing.get_context("spawn")
+    processes = [
+        spawn.Process(
+            target=_started, args=(rank, os.getpid(), method, function, arguments, args, device, url)
+        )
+        for rank in range(args.num_gpus)
+    ]
+    with noted_signals() as signals:
+        for process in processes:
+            process.start()
+        status = _wait(processes, signals)
+    return 128 + signals[0] if status and signals else status
+
+
+def _wait(processes: Sequence[BaseProcess], signals: Sequence[int]) -> int:
+    """Until all have ended. Hands on signals as they come.
+
+    Returns:
+        The status of the first process that failed; that of one that a signal killed as a shell reports it.
+    """
+    status, handed_on, end = 0, 0, float("inf")
+    while True:
+        failed = [process.exitcode for process in processes if process.exitcode]
+        alive = [process for process in processes if process.exitcode is None]
+        if failed and not status:
+            status = failed[0] if failed[0] > 0 else 128 - failed[0]
+            for process in alive:  # they would wait for it
+                process.terminate()
+        if not alive:
+            return status
+        for number in signals[handed_on:]:
+            handed_on += 1
+            for process in alive:
+                os.kill(process.pid, number)
+        if (status or signals) and end == float("inf"):
+            end = time.monotonic() + DEADLINE + 10  # by then they have ended by themselves
+        if time.monotonic() > end:
+            for process in alive:
+                process.kill()
+        connection.wait([process.sentinel for process in alive], timeout=0.1)
+
+
+def _started(
+    local_rank: int,
+    parent: int,
+    method: str,
+    function: Callable[..., object],
+    arguments: Sequence[Any],
+    args: Namespace,
+    device: str,
+    url: str,
+) -> None:
+    """What a process that was started here does."""
+    end_with_parent(parent)
+    multiprocessing.set_start_method(method, force=True)
+    meeting: Dict[str, Any] = {
+        "init_method": url,
+        "rank": args.machine_rank * args.num_gpus + local_rank,
+        "world_size": args.num_machines * args.num_gpus,
+    }
+    with one_line_errors(), _process_group(device, local_rank, args.num_gpus, **meeting):
+        function(*arguments)
+
+
+@contextmanager
+def _process_group(device: str, local_rank: int, local_size: int, **meeting: Any) -> Iterator[None]:
+    """PyTorch's process group, and detectron2's of this machine.
+
+    Args:
+        meeting: of ``init_process_group``: how the processes find each other.
+    """
+    cuda = device != "cpu"
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    try:
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=DEFAULT_TIMEOUT, **meeting)
+    except (dist.DistError, ValueError) as e:
+        if "init_method" not in meeting:
+            raise
+        reason = " ".join(str(e).split())[:200]
+        raise UserError(
+            f"--dist-url {meeting['init_method']}: the processes cannot meet there ({reason}); name a free "
+            "port of the machine of --machine-rank 0"
+        ) from None
+    comm.create_local_process_group(local_size)
+    comm.synchronize()
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _own_store() -> Dict[str, Any]:
+    """Where torchrun's processes meet after a restart.
+
+    torchrun's agent lends them its store, in which a restarted process finds the addresses of its
+    predecessors (pytorch issue 135712). On one machine, each restart gets a part of it to itself. On
+    several, whose agents count restarts apart, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 must do.
+    """
+    world, local = os.environ["WORLD_SIZE"], os.environ["LOCAL_WORLD_SIZE"]
+    if os.getenv("TORCHELASTIC_USE_AGENT_STORE") != "True" or world != local:
+        return {}
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    part = f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+    return {
+        "store": dist.PrefixStore(part, store), "rank": int(os.environ["RANK"]), "world_size": int(world)
+    }  # fmt: skip
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
