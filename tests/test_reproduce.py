@@ -10,6 +10,7 @@ import time
 
 import pytest
 from conftest import ROOT, assert_one_line_error
+from robust import kills
 
 from resnest_d2 import UserError, model_zoo
 from resnest_d2.engine.reproduce import Reproduction, markdown, select
@@ -109,6 +110,57 @@ def test_command_names_a_wrong_row(run_python):
     assert_one_line_error(
         run_python("tools/reproduce.py", "--rows", "x"), "no row 'x'; rows are faster_resnet50"
     )
+
+
+# Stands in for train_net.py: what it writes when asked to stop takes it a while.
+TRAINING = """
+import os, pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[sys.argv.index("OUTPUT_DIR") + 1])
+def stop(number, frame):
+    time.sleep(0.5)
+    (folder / "checkpoint").write_text(str(number))
+    sys.exit(128 + number)
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, stop)
+(folder / "pid").write_text(str(os.getpid()))
+time.sleep(60)
+"""
+REPRODUCE = """
+import sys
+from resnest_d2.engine import one_line_errors
+from resnest_d2.engine.reproduce import Reproduction
+with one_line_errors():
+    Reproduction(sys.argv[1], sys.argv[2], 1).run("mask_resnest50")
+"""
+
+
+@pytest.mark.parametrize(
+    "number, everyone, status",
+    [(signal.SIGTERM, False, 143), (signal.SIGINT, True, 130), (signal.SIGKILL, False, -signal.SIGKILL)],
+)
+def test_training_is_let_finish_its_checkpoint_when_reproduction_is_stopped(
+    number, everyone, status, tmp_path
+):
+    (tmp_path / "train.py").write_text(TRAINING)
+    words = [sys.executable, "-W", "ignore", "-c", REPRODUCE, tmp_path / "train.py", tmp_path]
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    folder = tmp_path / "mask_resnest50"
+    while not ((folder / "pid").exists() and (folder / "pid").read_text()):
+        assert process.poll() is None
+        time.sleep(0.02)
+    training = int((folder / "pid").read_text())
+    if everyone:
+        os.killpg(process.pid, number)
+    else:
+        os.kill(process.pid, number)
+    _, said = process.communicate(timeout=30)
+    for _ in range(100):
+        if not kills.alive(training):
+            break
+        time.sleep(0.05)
+    assert process.returncode == status and not kills.alive(training)
+    assert (folder / "checkpoint").read_text() == str(int(signal.SIGTERM if status < 0 else number))
+    assert status < 0 or said.count("; the same command goes on where it was") == 1
 
 
 @pytest.mark.slow

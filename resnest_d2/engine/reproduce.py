@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -18,6 +19,7 @@ from ..data.panoptic import add_panoptic_of_instances
 from ..errors import UserError
 from ..model_zoo.records import DETECTORS
 from .record import FILE as RESULTS
+from .signals import Interrupted, end_with_parent, noted_signals
 
 #: The paper's recipes are for this many processes, with 2 images each.
 _REFERENCE_GPUS = 8
@@ -141,6 +143,7 @@ class Reproduction:
             Content of its ``results.json``, with the row's name; or the name, ``error`` and ``status``.
 
         Raises:
+            Interrupted: a signal came, and the row has stopped where it can go on from.
             UserError: its folder holds a run of another command.
         """
         folder, command = self.output / name, shlex.join(self.command(name))
@@ -150,14 +153,36 @@ class Reproduction:
             raise UserError(f"{noted} is of another command than this; choose another --output")
         noted.write_text(command + "\n")
         if not results.exists():
-            with (folder / "stdout.txt").open("a") as log:
-                done = subprocess.run(
-                    self.command(name), stdout=log, stderr=subprocess.STDOUT, env=self._environment(name)
-                )
+            status = self._train(name)
             if not results.exists():
                 last_words = (folder / "stdout.txt").read_text().splitlines()[-1:]
-                return {"row": name, "status": done.returncode, "error": "".join(last_words)}
+                return {"row": name, "status": status, "error": "".join(last_words)}
         return {"row": name, **json.loads(results.read_text())}
+
+    def _train(self, name: str) -> int:
+        """Run the command of a row, which is told of signals, and to end if this process is killed.
+
+        Returns:
+            Its exit status.
+        """
+        with (self.output / name / "stdout.txt").open("a") as log, noted_signals() as signals:
+            process = subprocess.Popen(
+                self.command(name),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(name),
+                preexec_fn=end_with_parent,
+            )
+            handed_on = 0
+            while process.poll() is None:
+                for number in signals[handed_on:]:
+                    handed_on += 1
+                    process.send_signal(number)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0.1)
+        if signals:
+            raise Interrupted(signals[0], "the same command goes on where it was")
+        return process.returncode
 
     def table(self, results: Sequence[Dict[str, Any]]) -> str:
         """:func:`markdown`, with what must be known to read it."""
