@@ -1,6 +1,7 @@
 """Batches that follow from the seed and their place, and images that cannot be used."""
 
 import itertools
+import pickle
 import random
 
 import numpy as np
@@ -45,19 +46,17 @@ def test_batches_are_of_one_group_and_no_sample_is_lost():
     assert len(set(range(380)) - {p // SIZE for p in drawn}) <= 2 * 3
 
 
-def test_processes_draw_different_samples(monkeypatch):
-    drawn = []
+def test_processes_draw_different_samples_also_in_workers_that_know_of_no_group(monkeypatch):
+    samplers = []
     for rank in (0, 1):
-        for module in ("detectron2.data.samplers.distributed_sampler", "resnest_d2.data.loader"):
-            monkeypatch.setattr(f"{module}.comm.get_rank", lambda rank=rank: rank)
-            monkeypatch.setattr(f"{module}.comm.get_world_size", lambda: 2)
-        drawn.append(positions(count=20))
-    assert sorted(drawn[0] + drawn[1]) == sorted(positions_of_one_process(monkeypatch))
-
-
-def positions_of_one_process(monkeypatch):
-    monkeypatch.undo()
-    return positions(count=40)
+        with monkeypatch.context() as patched:
+            for module in ("detectron2.data.samplers.distributed_sampler", "resnest_d2.data.loader"):
+                patched.setattr(f"{module}.comm.get_rank", lambda rank=rank: rank)
+                patched.setattr(f"{module}.comm.get_world_size", lambda: 2)
+            sampler = TrainingPositions(TrainingSampler(SIZE, seed=3), SIZE, 2)
+        samplers.append(pickle.loads(pickle.dumps(sampler)))  # as spawned workers get it
+    drawn = [position for sampler in samplers for position in itertools.islice(sampler, 20)]
+    assert sorted(drawn) == sorted(positions(count=40))
 
 
 def test_seeds_set_all_generators_and_a_block_leaves_them_as_they_were():

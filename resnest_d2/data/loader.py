@@ -31,6 +31,9 @@ class TrainingPositions(Sampler):
     Consecutive ``batch_size`` samples are of one group: images wider than high, or not. detectron2
     groups after loading, and so cannot start anywhere but at the beginning.
 
+    It is iterated in loader workers, which may know nothing of the process group: rank and size are those
+    of the process that makes it.
+
     Args:
         sampler: detectron2's endless sampler of image indices for this process.
         size: number of images.
@@ -48,15 +51,15 @@ class TrainingPositions(Sampler):
         self, sampler: Sampler, size: int, batch_size: int, groups: Optional[Sequence[int]] = None
     ) -> None:
         self._sampler, self._size, self._batch_size, self._groups = sampler, size, batch_size, groups
+        self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
         self.start = 0
 
     def __iter__(self) -> Iterator[int]:
         full: Dict[int, List[int]] = {}
         batches = 0
-        first, step = comm.get_rank(), comm.get_world_size()
         for position, index in enumerate(self._sampler):
             bucket = full.setdefault(0 if self._groups is None else self._groups[index], [])
-            bucket.append((first + position * step) * self._size + index)
+            bucket.append((self._rank + position * self._world_size) * self._size + index)
             if len(bucket) == self._batch_size:
                 if batches >= self.start:
                     yield from bucket
