@@ -6,6 +6,7 @@ import os
 from argparse import Namespace
 from typing import List
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from torch import distributed
@@ -26,6 +27,33 @@ def count_processes(args: Namespace) -> int:
     if distributed.is_torchelastic_launched():
         return int(os.environ["WORLD_SIZE"])
     return args.num_gpus * args.num_machines
+
+
+def check_processes(cfg: CfgNode, args: Namespace) -> None:
+    """That each process of this machine has a GPU, or that none needs one.
+
+    Raises:
+        UserError: there are fewer GPUs, or the numbers of processes and machines make no sense.
+    """
+    gpus, on_cpu = torch.cuda.device_count(), cfg.MODEL.DEVICE == "cpu"
+    if distributed.is_torchelastic_launched():
+        option, count = "--nproc-per-node", int(os.environ["LOCAL_WORLD_SIZE"])
+    else:
+        option, count = "--num-gpus", args.num_gpus
+        on_cpu = on_cpu and (gpus > 0 or "MODEL.DEVICE" in args.opts)  # without GPUs it is so unasked
+        for name, value in (("--num-gpus", args.num_gpus), ("--num-machines", args.num_machines)):
+            if value < 1:
+                raise OptionError(name, value, "must be >= 1")
+        if not 0 <= args.machine_rank < args.num_machines:
+            raise OptionError(
+                "--machine-rank", args.machine_rank, f"must be from 0 to {args.num_machines - 1}, as "
+                f"--num-machines is {args.num_machines}",
+            )  # fmt: skip
+    if count > max(gpus, 1) and not on_cpu:
+        raise UserError(
+            f"{option} {count}: {gpus} visible on this machine; MODEL.DEVICE cpu runs as many processes on "
+            "the CPU"
+        )
 
 
 def fit_to_machine(cfg: CfgNode, processes: int) -> List[str]:

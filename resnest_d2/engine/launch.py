@@ -137,7 +137,7 @@ def _process_group(device: str, local_rank: int, local_size: int, **meeting: Any
     Args:
         meeting: of ``init_process_group``: how the processes find each other.
     """
-    cuda = device != "cpu"
+    cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.set_device(local_rank)
     try:

@@ -21,7 +21,7 @@ from ..config import add_resnest_config
 from ..data import check_datasets, check_pairs, check_registered, fit_config, pairs_of, register_pairs
 from ..errors import UserError
 from .expectations import flatten
-from .fit import count_processes, fit_to_machine
+from .fit import check_processes, count_processes, fit_to_machine
 from .values import check_values
 
 
@@ -117,12 +117,7 @@ def check_run(cfg: CfgNode, args: Namespace) -> List[str]:
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"OUTPUT_DIR: cannot make {cfg.OUTPUT_DIR} ({e.strerror})") from None
-    gpus = torch.cuda.device_count()
-    if args.num_gpus > max(gpus, 1) and "MODEL.DEVICE" not in args.opts:
-        raise UserError(
-            f"--num-gpus {args.num_gpus}: {gpus} visible on this machine; MODEL.DEVICE cpu runs as many "
-            "processes on the CPU"
-        )
+    check_processes(cfg, args)
     if not args.eval_only:
         notes += fit_to_machine(cfg, count_processes(args))
         check_datasets(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")

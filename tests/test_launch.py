@@ -1,0 +1,125 @@
+"""How many processes may run, on what, and by which backend they meet; CUDA devices are simulated."""
+
+import multiprocessing
+from argparse import Namespace
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from resnest_d2 import UserError, model_zoo
+from resnest_d2.engine.fit import check_processes
+from resnest_d2.engine.launch import _process_group, launch
+
+
+def arguments(processes, *opts, machines=1, rank=0, url="auto"):
+    return Namespace(
+        num_gpus=processes, num_machines=machines, machine_rank=rank, dist_url=url, opts=list(opts)
+    )
+
+
+def config(device):
+    cfg = model_zoo.get_config("quickstart")
+    cfg.MODEL.DEVICE = device
+    return cfg
+
+
+@pytest.mark.parametrize(
+    "gpus, processes, device, opts, refused",
+    [
+        (0, 1, "cpu", (), False),
+        (0, 2, "cpu", (), True),  # who asks for two GPUs
+        (0, 2, "cpu", ("MODEL.DEVICE", "cpu"), False),
+        (2, 2, "cuda", (), False),
+        (2, 3, "cuda", (), True),
+        (2, 3, "cuda", ("MODEL.DEVICE", "cuda"), True),
+        (2, 3, "cpu", ("MODEL.DEVICE", "cpu"), False),
+        (2, 3, "cpu", (), False),  # by the configuration file
+    ],
+)
+def test_each_process_has_a_gpu_or_none_needs_one(gpus, processes, device, opts, refused, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    if not refused:
+        check_processes(config(device), arguments(processes, *opts))
+        return
+    with pytest.raises(UserError, match=rf"--num-gpus {processes}: {gpus} visible .*MODEL.DEVICE cpu runs"):
+        check_processes(config(device), arguments(processes, *opts))
+
+
+def test_torchruns_processes_need_as_many_gpus(monkeypatch):
+    as_torchrun(monkeypatch, 3)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_processes(config("cpu"), arguments(1))
+    with pytest.raises(UserError, match="--nproc-per-node 3: 2 visible"):
+        check_processes(config("cuda"), arguments(1))
+
+
+def as_torchrun(monkeypatch, processes):
+    sizes = {name: str(processes) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+    place = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", **sizes, **place}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (arguments(0), "--num-gpus must be >= 1, got 0"),
+        (arguments(1, machines=0), "--num-machines must be >= 1, got 0"),
+        (
+            arguments(1, machines=2, rank=2),
+            "--machine-rank must be from 0 to 1, as --num-machines is 2, got 2",
+        ),
+    ],
+)
+def test_numbers_that_make_no_sense_are_named(args, message):
+    with pytest.raises(UserError, match=message):
+        check_processes(config("cpu"), args)
+
+
+def test_several_machines_need_a_place_to_meet():
+    with pytest.raises(UserError, match="--num-machines 2 needs --dist-url tcp://HOST:PORT"):
+        launch(print, (), arguments(1, machines=2), "cpu")
+
+
+def test_a_place_where_processes_cannot_meet_is_said_in_one_line():
+    with pytest.raises(UserError, match="--dist-url tcp://127.0.0.1: the processes cannot meet there"):
+        with _process_group("cpu", 0, 1, init_method="tcp://127.0.0.1", rank=0, world_size=2):
+            pass
+
+
+def test_processes_on_the_cpu_meet_over_gloo_where_there_are_gpus_and_wait_as_detectron2s(monkeypatch):
+    as_torchrun(monkeypatch, 1)
+    process = multiprocessing.get_context("fork").Process(target=meet)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def meet():
+    torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 2
+
+    def look():
+        assert dist.get_backend() == "gloo"
+        backend = dist.group.WORLD._get_backend(torch.device("cpu"))
+        assert backend.options._timeout == timedelta(minutes=30)
+
+    launch(look, (), arguments(1), "cpu")
+
+
+def test_processes_on_gpus_meet_over_nccl(monkeypatch):
+    class Met(Exception):
+        pass
+
+    def meet(backend, **meeting):
+        raise Met(backend)
+
+    devices = []
+    as_torchrun(monkeypatch, 1)
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+    monkeypatch.setattr(dist, "init_process_group", meet)
+    monkeypatch.setattr("resnest_d2.engine.launch.end_with_parent", lambda: None)
+    with pytest.raises(Met, match="nccl"):
+        launch(print, (), arguments(1), "cuda")
+    assert devices == [0]
