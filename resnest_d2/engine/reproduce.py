@@ -130,6 +130,7 @@ class Reproduction:
             f'case "$SLURM_ARRAY_TASK_ID" in\n{cases}\nesac\n'
             'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)\n'
             "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # for restarts\n"
+            "export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=100  # seconds of the 120 for the last checkpoint\n"
             f"srun {shlex.quote(sys.executable)} -m torch.distributed.run \\\n"
             f'  --nnodes "$SLURM_NNODES" --nproc-per-node {self.num_gpus} --rdzv-backend c10d \\\n'
             '  --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$head:$((20000 + SLURM_JOB_ID % 20000))" \\\n'
