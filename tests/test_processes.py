@@ -9,10 +9,12 @@ import time
 import pytest
 import torch
 from conftest import ROOT
-from robust import tiny
+from robust import kills, tiny
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 FOUR = ("SOLVER.IMS_PER_BATCH", 4)
+# So many sizes that two processes hardly choose alike.
+RANDOM = ("INPUT.MIN_SIZE_TRAIN", "(48, 96)", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "range")
 # Nothing random, and losses that are means over as many terms in each process as in all of them.
 DETERMINATE = (
     *("MODEL.RESNETS.NORM", "SyncBN", "MODEL.RPN.NMS_THRESH", 1.0, "INPUT.RANDOM_FLIP", "none"),
@@ -83,10 +85,19 @@ def test_evaluation_over_processes_equals_that_of_one_also_with_a_remainder(data
     assert results[0] == results[1]
 
 
-def test_processes_that_num_gpus_starts_train_on_the_cpu_when_asked(data, tmp_path):
-    words = tiny.command(data, tmp_path / "out", 4, "MODEL.DEVICE", "cpu", *FOUR, flags=("--num-gpus", "2"))
-    run(words, tmp_path / "log")
-    assert json.loads((tmp_path / "out/results.json").read_text())["processes"] == 2
+def test_processes_draw_their_own_whoever_starts_them_and_with_any_number_of_workers(data, tmp_path):
+    drawn = []
+    for name, python, flags in (("launch", (), ("--num-gpus", "2")), ("torchrun", (*TORCHRUN, "2"), ())):
+        words = tiny.command(data, tmp_path / name, 4, "MODEL.DEVICE", "cpu", *FOUR, *RANDOM, flags=flags)
+        words[0] = str(ROOT / "tests/robust/draws.py")
+        run(words, tmp_path / f"{name}.log", *python)
+        ranks = [json.loads((tmp_path / name / f"draws_{rank}.json").read_text()) for rank in (0, 1)]
+        for draws in ranks:
+            assert draws["0"] == draws["1"] == draws["2"]
+        drawn.append([draws["0"] for draws in ranks])
+    assert drawn[0] == drawn[1]
+    one, other = ([size for _, size, *_ in draws] for draws in drawn[0])
+    assert len(one) == 6 and one != other
 
 
 def test_a_mistake_in_a_started_process_is_one_line_too(data, tmp_path):
@@ -121,6 +132,17 @@ def test_torchrun_restarts_after_a_worker_is_killed_and_the_run_ends_as_if_it_we
     starts = re.findall(r"Starting training from iteration (\d+)", (tmp_path / "log").read_text())
     assert starts[0] == "0" and len(starts) == 2 and int(starts[1]) >= 8
     assert tiny.equal(tiny.weights(tmp_path / "whole"), tiny.weights(tmp_path / "out"))
+
+
+def test_two_processes_stop_by_a_signal_where_they_can_go_on_from_and_nobody_is_left(tmp_path):
+    """As a user, a scheduler and torchrun send it; SIGKILL of the launcher leaves no orphans either."""
+    ways = ("SIGTERM to the launcher", "SIGTERM to the group", "SIGTERM to torchrun and all under it")
+    stops, equal = kills.stop_processes(tmp_path, [*ways, "SIGKILL to the launcher"], seed=1)
+    # torchrun ends by an exception of its own.
+    assert [stop.status for stop in stops] == [143, 143, 1, -signal.SIGKILL]
+    assert [(stop.way, stop.lost, stop.left) for stop in stops if stop.lost or stop.left] == []
+    assert equal
+    assert json.loads((tmp_path / "stopped/results.json").read_text())["processes"] == 2
 
 
 def _parent(pid):
