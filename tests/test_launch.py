@@ -84,7 +84,7 @@ def test_several_machines_need_a_place_to_meet():
 
 
 def test_a_place_where_processes_cannot_meet_is_said_in_one_line():
-    with pytest.raises(UserError, match="--dist-url tcp://127.0.0.1: the processes cannot meet there"):
+    with pytest.raises(UserError, match=r"--dist-url tcp://127\.0\.0\.1: the processes cannot meet there"):
         with _process_group("cpu", 0, 1, init_method="tcp://127.0.0.1", rank=0, world_size=2):
             pass
 
