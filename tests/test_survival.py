@@ -12,6 +12,7 @@ from conftest import assert_one_line_error
 from robust import corpus, kills, soak, tiny
 
 from resnest_d2 import OptionError, UserError, model_zoo
+from resnest_d2.engine import Trainer
 from resnest_d2.engine.failures import blames_configuration, named_failures
 from resnest_d2.engine.fit import fit_to_machine
 
@@ -118,6 +119,19 @@ def test_signals_write_a_checkpoint_and_have_a_status_of_their_own(tmp_path):
     for stop in kills.stop_and_go_on(tmp_path, [signal.SIGTERM, signal.SIGINT], seed=1):
         assert stop.status == 128 + stop.signal and stop.equal
         assert stop.seconds < 20
+
+
+def test_an_evaluation_that_another_process_has_left_loses_no_iteration(tmp_path, monkeypatch):
+    def evaluate(trainer):
+        raise RuntimeError("Connection closed by peer")
+
+    cfg = config("quickstart", OUTPUT_DIR=str(tmp_path), TEST__EVAL_PERIOD=2, MODEL__DEVICE="cpu")
+    cfg.merge_from_list([*tiny.SETTINGS, "SOLVER.CHECKPOINT_PERIOD", 1000, "TEST.PRECISE_BN.ENABLED", False])
+    cfg.merge_from_list(["DATALOADER.NUM_WORKERS", 0])
+    monkeypatch.setattr(Trainer, "_evaluate", evaluate)
+    with pytest.raises(RuntimeError, match="Connection closed"):
+        Trainer(cfg).train()
+    assert [file.name for file in tmp_path.glob("model_*.pth")] == ["model_0000001.pth"]
 
 
 def test_a_full_disk_loses_nothing(tmp_path):
