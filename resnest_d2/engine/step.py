@@ -19,6 +19,9 @@ from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 
+#: Where the scale of the loss has come down to this, float16 is not what makes a gradient infinite or NaN.
+_SMALLEST_SCALE = 1.0
+
 
 class TrainStep(SimpleTrainer):
     """detectron2's SimpleTrainer and AMPTrainer in one, which notices a loss that is not finite.
@@ -78,14 +81,19 @@ class TrainStep(SimpleTrainer):
         self.grad_scaler.scale(sum(losses.values())).backward()
         self.grad_scaler.unscale_(self.optimizer)  # also for clipping, which the optimizer does
         norm = nn.utils.clip_grad_norm_(self._learned, float("inf"))  # clips nothing
-        # With float16, an infinite gradient means that the scale was too large: the scaler skips the step.
-        if not torch.isfinite(norm) and not self.grad_scaler.is_enabled():
+        # With float16, an infinite gradient means that the scale was too large: the scaler skips the step
+        # and halves the scale. From GradScaler's first, 65536, 16 steps in a row lead to _SMALLEST_SCALE.
+        if not torch.isfinite(norm) and self._scale() <= _SMALLEST_SCALE:
+            self.grad_scaler.update(self._scale())  # the scale is not to blame, and stays
             self._skip(data, losses, ["gradient"])
             return
         self._write_metrics(losses, data_time)
         get_event_storage().put_scalar("grad_norm", norm.item())
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _scale(self) -> float:
+        return self.grad_scaler.get_scale()  # 1 where it is disabled
 
     def _skip(self, data: Sequence[Mapping], losses: Mapping[str, torch.Tensor], bad: List[str]) -> None:
         """Write the batch, and stop unless more iterations may be skipped."""
@@ -115,7 +123,9 @@ class TrainStep(SimpleTrainer):
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.grad_scaler.load_state_dict(state.get("grad_scaler", {}))
+        scale = state.get("grad_scaler")
+        if scale:  # empty after a run without AMP or on a CPU: this one starts with its own
+            self.grad_scaler.load_state_dict(scale)
         self._skipped = state.get("skipped", 0)
 
 
