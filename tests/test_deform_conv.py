@@ -86,3 +86,52 @@ def test_any_stage_can_be_deformable_and_has_the_released_names(modulated, chann
     assert ("res2.0.conv2.conv.weight" if radix else "res2.0.conv2.weight") in state
     net(torch.randn(2, 3, 65, 64))["res5"].sum().backward()
     assert net.res4[0].conv2_offset.bias.grad.abs().sum() > 0
+
+
+@pytest.fixture(scope="module")
+def half():
+    """A function that gives a deformable convolution, what it computes in float32, and a half-precision input."""
+
+    def make(dtype):
+        torch.manual_seed(0)
+        conv = DeformConv2d(8, 12, modulated=True)
+        predict = offset_conv2d(8, stride=1, dilation=1, deform_groups=1, modulated=True)
+        torch.nn.init.normal_(predict.weight)
+        x = torch.randn(2, 8, 9, 301).to(dtype)
+        return conv, predict, x, conv(x.float(), predict(x.float())).detach()
+
+    return make
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
+def test_under_autocast_it_computes_in_float32_and_returns_what_autocast_would(half, dtype):
+    conv, predict, x, expected = half(dtype)
+    x = x.float().requires_grad_()
+    with torch.autocast("cpu", dtype):
+        out = conv(x.to(dtype), predict(x.to(dtype)))
+    assert out.dtype == dtype and torch.equal(out, expected.to(dtype))
+    out.float().sum().backward()
+    assert x.grad.isfinite().all() and predict.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
+def test_with_half_precision_maps_it_computes_in_float32_and_returns_their_type(half, dtype):
+    conv, predict, x, expected = half(dtype)
+    out = conv(x, predict(x))
+    assert out.dtype == dtype and torch.equal(out, expected.to(dtype))
+    conv.to(dtype), predict.to(dtype)  # the weights are rounded, but not the positions
+    assert predict(x).dtype == torch.float32
+    out = conv(x, predict(x))
+    assert torch.equal(out, conv.float()(x.float(), predict.float()(x.float())).to(dtype))
+
+
+def test_float64_stays_under_autocast():
+    conv, x = layer_and_input()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv(x, x.new_zeros(2, 18, 9, 11)).dtype == torch.float64
+
+
+def test_it_exports_without_a_trace_of_autocast():
+    conv, x = layer_and_input()
+    program = torch.export.export(conv, (x, torch.randn(2, 18, 9, 11, dtype=torch.float64)))
+    assert not [node for node in program.graph.nodes if "autocast" in str(node.target)]

@@ -73,8 +73,11 @@ def test_no_norm_is_left_in_a_whole_detector_and_it_detects_the_same(name):
     assert relative(before.pred_boxes.tensor.sum(0), after.pred_boxes.tensor.sum(0)) < 1e-3
 
 
-def test_half_precision_of_the_backbone_keeps_the_type_of_its_outputs():
-    model = with_statistics(ResNeSt(26, out_features=["res3", "res5"]))
+@pytest.mark.parametrize("deformable", (False, True))
+def test_half_precision_of_the_backbone_keeps_the_type_of_its_outputs(deformable):
+    model = with_statistics(
+        ResNeSt(26, out_features=["res3", "res5"], deform_on_per_stage=(False, *[deformable] * 3))
+    )
     x = torch.rand(1, 3, 96, 96)
     with torch.no_grad():
         before = model(x)

@@ -2,14 +2,19 @@
 
 The kernels are torchvision's, which run on CPU and CUDA. Parameter names, the order of the offset
 channels and the split into offset prediction and convolution are detectron2's.
+
+Both compute in float32 where what surrounds them is in half precision, be it autocast or the input:
+torchvision has no kernels for bfloat16, and positions in float16 are 1/8 pixel apart from 128 pixels on.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Optional
 
 import fvcore.nn.weight_init as weight_init
 import torch
+import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
@@ -58,28 +63,65 @@ class DeformConv2d(nn.Module):
                 the last third holds the mask before its sigmoid.
 
         Returns:
-            (N, out_channels, H', W')
+            (N, out_channels, H', W'), of the type that a convolution of ``x`` would have.
         """
-        mask = None
-        if self.modulated:
-            dy_dx = offset.shape[1] // 3 * 2
-            offset, mask = offset[:, :dy_dx], offset[:, dy_dx:].sigmoid()
-        x = deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
+        with _without_autocast(x):
+            out = self._sample(_single(x), _single(offset))
+        x = out.to(_surrounding_type(x))
         if self.norm is not None:
             x = self.norm(x)
         if self.activation is not None:
             x = self.activation(x)
         return x
 
+    def _sample(self, x: Tensor, offset: Tensor) -> Tensor:
+        weight, bias = _single(self.weight), None if self.bias is None else _single(self.bias)
+        mask = None
+        if self.modulated:
+            dy_dx = offset.shape[1] // 3 * 2
+            offset, mask = offset[:, :dy_dx], offset[:, dy_dx:].sigmoid()
+        return deform_conv2d(x, offset, weight, bias, self.stride, self.padding, self.dilation, mask)
+
+
+class OffsetConv2d(Conv2d):
+    """Predicts offsets for :class:`DeformConv2d`, at least in float32 whatever its input is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, in_channels, H, W). Returns (N, G*2*k*k, H', W'), modulated (N, G*3*k*k, H', W')."""
+        with _without_autocast(x):
+            return F.conv2d(
+                *(_single(x), _single(self.weight), _single(self.bias)),
+                *(self.stride, self.padding, self.dilation, self.groups),
+            )
+
+
+def _single(x: Tensor) -> Tensor:
+    """In float32 what has less."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager:
+    device = x.device.type
+    # Not entered where there is nothing to switch off, since exported graphs would keep it.
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def _surrounding_type(x: Tensor) -> torch.dtype:
+    """Of what a convolution of ``x`` returns here. Autocast leaves float64 alone."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
 
 def offset_conv2d(
     in_channels: int, *, stride: int, dilation: int, deform_groups: int, modulated: bool
-) -> Conv2d:
+) -> OffsetConv2d:
     """The 3x3 convolution that predicts the offsets (and masks) of a 3x3 :class:`DeformConv2d`.
 
     It starts at zero: undeformed sampling, and masks of one half.
     """
-    conv = Conv2d(
+    conv = OffsetConv2d(
         in_channels,
         deform_groups * (27 if modulated else 18),
         kernel_size=3,
