@@ -1,10 +1,19 @@
 """Memory for tensors on the CPU: kept when freed, unless the user has other plans."""
 
+import ctypes
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
+from detectron2.utils.events import EventStorage
+
+from resnest_d2 import UserError, model_zoo
+from resnest_d2.engine.failures import named_failures
+from resnest_d2.engine.memory import keep_freed_memory
+from resnest_d2.engine.record import RecordRun, environment
 
 # Faults of pages of 4 KB while ten tensors of 64 MB are made one after the other.
 SCRIPT = """
@@ -38,3 +47,27 @@ def test_freed_memory_is_used_again_without_page_faults():
 def test_settings_in_the_environment_stay(name):
     values = {"GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}
     assert faults("keep", **{name: values.get(name, "1000000")})[0] is False
+
+
+@pytest.mark.parametrize("platform", ("darwin", "win32"))
+def test_where_malloc_is_not_glibcs_nothing_is_asked_of_it(monkeypatch, platform):
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("no library has that name on Windows"))
+    assert keep_freed_memory() is False
+
+
+def test_a_run_on_the_cpu_leaves_a_visible_gpu_alone(monkeypatch):
+    """Asking CUDA anything but whether it is there makes a context of hundreds of MB on the first GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("CUDA is touched"))
+    hook, storage = RecordRun(dict, torch.nn.Linear(1, 1)), EventStorage()
+    hook.trainer = SimpleNamespace(storage=storage)
+    hook.before_train()
+    hook.after_step()
+    assert "max_mem_mb" not in storage.histories()
+    assert environment(torch.device("cpu"))["gpu"] is None
+    cfg = model_zoo.get_config("mask_resnest50")
+    cfg.MODEL.DEVICE = "cpu"
+    with pytest.raises(UserError) as error, named_failures(cfg):
+        torch.empty(10**13)
+    assert "SOLVER.AMP" not in str(error.value)

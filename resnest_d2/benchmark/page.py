@@ -122,7 +122,7 @@ def pipeline_table(pipelines: Sequence[Pipeline]) -> str:
 
 def page(results: Sequence[Result], pipelines: Sequence[Pipeline], device: str) -> str:
     """The page."""
-    facts = environment()
+    facts = environment(torch.device(device))
     head = _HEAD.format(
         date=facts["date"][:10],
         commit=(facts["commit"] or "–")[:8],

@@ -101,7 +101,7 @@ def blames_configuration(cfg: CfgNode, doing: str) -> Iterator[None]:
 
 
 def _out_of_memory(cfg: CfgNode) -> str:
-    amp = "" if cfg.SOLVER.AMP.ENABLED or not torch.cuda.is_available() else " SOLVER.AMP.ENABLED True,"
+    amp = "" if cfg.SOLVER.AMP.ENABLED or cfg.MODEL.DEVICE == "cpu" else " SOLVER.AMP.ENABLED True,"
     return (
         f"memory does not suffice; a smaller SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}),{amp} "
         f"INPUT.MIN_SIZE_TRAIN ({cfg.INPUT.MIN_SIZE_TRAIN}) or INPUT.MAX_SIZE_TRAIN "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -21,7 +22,7 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it does: not where malloc is not glibc's, nor where the environment has settings for it.
     """
-    if any(name in os.environ for name in _ENVIRONMENT):
+    if sys.platform != "linux" or any(name in os.environ for name in _ENVIRONMENT):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     # No tensor in a mapping of its own, and no end of the heap given back.

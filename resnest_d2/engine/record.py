@@ -21,6 +21,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from torch import nn
 
 from ..checkpoint.files import atomic_write_text
 from ..version import __version__
@@ -29,8 +30,13 @@ FILE = "results.json"
 _PACKAGES = ("torchvision", "numpy", "fvcore", "pycocotools", "faster-coco-eval")
 
 
-def environment() -> Dict[str, Any]:
-    """Date, versions, commit and hardware of this process."""
+def environment(device: torch.device) -> Dict[str, Any]:
+    """Date, versions, commit and hardware of this process.
+
+    Args:
+        device: the model's. On the CPU no GPU is named, nor touched.
+    """
+    on_gpu = device.type == "cuda" and torch.cuda.is_available()
     git = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
     )
@@ -43,7 +49,7 @@ def environment() -> Dict[str, Any]:
             **{name: _version(name) for name in _PACKAGES},
         },
         "commit": git.stdout.strip() or None,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
         "processes": comm.get_world_size(),
     }
 
@@ -71,7 +77,7 @@ def write_results(cfg: CfgNode, results: Mapping[str, Any], **measured: Any) -> 
         "weights": cfg.MODEL.WEIGHTS,
         "seed": cfg.SEED,
         **measured,
-        **environment(),
+        **environment(torch.device(cfg.MODEL.DEVICE)),
     }
     path = PathManager.get_local_path(str(Path(cfg.OUTPUT_DIR, FILE)))
     atomic_write_text(Path(path), json.dumps(content, indent=1))
@@ -98,24 +104,30 @@ class RecordRun(HookBase):
 
     Args:
         results: gives the results of the last evaluation.
+        model: whose devices count.
     """
 
-    def __init__(self, results: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, results: Callable[[], Mapping[str, Any]], model: nn.Module) -> None:
         self._results = results
+        devices = {parameter.device for parameter in model.parameters()}
+        # On the CPU, asking CUDA for its memory would give the process a context on the first GPU.
+        self._gpus = [device for device in devices if device.type == "cuda"]
         self._before, self._start = 0.0, time.time()
 
     def before_train(self) -> None:
         self._start = time.time()
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        for gpu in self._gpus:
+            torch.cuda.reset_peak_memory_stats(gpu)
 
     def after_step(self) -> None:
-        if torch.cuda.is_available():
+        if self._gpus:
             self.trainer.storage.put_scalar("max_mem_mb", self._peak_mb(), smoothing_hint=False)
 
     def after_train(self) -> None:
         if self.trainer.iter < self.trainer.max_iter:  # called after an exception too
             return
+        # Of the process that needed most: images of all sizes went to all of them.
+        peak = max(comm.all_gather(self._peak_mb())) if self._gpus else None
         history = self.trainer.storage.histories().get("time")  # the first iterations are not timed
         times = [seconds for seconds, _ in history.values()] if history else []
         write_results(
@@ -124,7 +136,7 @@ class RecordRun(HookBase):
             iterations=self.trainer.max_iter,
             seconds_per_iteration=statistics.median(times) if times else None,
             wall_seconds=round(self._seconds(), 1),
-            peak_gpu_memory_mb=self._peak_mb() if torch.cuda.is_available() else None,
+            peak_gpu_memory_mb=peak,
         )
 
     def state_dict(self) -> Dict[str, float]:
@@ -136,6 +148,6 @@ class RecordRun(HookBase):
     def _seconds(self) -> float:
         return self._before + time.time() - self._start
 
-    @staticmethod
-    def _peak_mb() -> float:
-        return torch.cuda.max_memory_allocated() / 2**20
+    def _peak_mb(self) -> float:
+        """Of all tensors, in this process."""
+        return sum(torch.cuda.max_memory_allocated(gpu) for gpu in self._gpus) / 2**20

@@ -98,7 +98,7 @@ class Trainer(DefaultTrainer):
             PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if main else None,
             InterruptibleEval(cfg.TEST.EVAL_PERIOD, self._evaluate, self._signals),
             InterruptibleEval(0, self._evaluate_augmented, self._signals) if cfg.TEST.AUG.ENABLED else None,
-            RecordRun(lambda: self._last_eval_results),
+            RecordRun(lambda: self._last_eval_results, self.model),
             hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
         ]
 
