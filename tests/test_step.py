@@ -4,10 +4,17 @@ import math
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.engine import create_ddp_model
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from resnest_d2 import UserError
+from resnest_d2 import UserError, model_zoo
+from resnest_d2.engine.command import one_line_errors
 from resnest_d2.engine.step import TrainStep
 
 
@@ -91,3 +98,87 @@ def test_a_gradient_that_is_skipped_at_the_smallest_scale_leaves_scaler_and_weig
     assert step.grad_scaler.get_scale() == 1 and step.model.weight.item() == 0
     run(step, 1.0)
     assert step.model.weight.item() == pytest.approx(-0.1)
+
+
+def detector_step(folder, max_skipped=0):
+    """A small detector whose heads have norms that wait for the other processes."""
+    cfg = model_zoo.get_config("faster_resnest50")
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.MODEL.RESNETS.DEPTH = "cpu", "", 14
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS, cfg.MODEL.RESNETS.BOTTLENECK_WIDTH = 32, 8
+    cfg.MODEL.FPN.OUT_CHANNELS = cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 8
+    cfg.MODEL.RESNETS.NORM = cfg.MODEL.FPN.NORM = "FrozenBN"
+    cfg.MODEL.ROI_BOX_HEAD.NORM, cfg.MODEL.ROI_BOX_HEAD.NUM_CONV = "naiveSyncBN", 1
+    torch.manual_seed(0)
+    model = create_ddp_model(build_model(cfg), broadcast_buffers=False, device_ids=None)
+    instances = Instances((64, 64), gt_boxes=Boxes(torch.tensor([[8.0, 8, 40, 40]])))
+    instances.gt_classes = torch.tensor([1])
+    image = {"image": torch.zeros(3, 64, 64, dtype=torch.uint8), "instances": instances}
+    record = {**image, "height": 64, "width": 64, "file_name": f"of process {comm.get_rank()}"}
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    return TrainStep(
+        *(model, [[record]] * 9, optimizer),
+        **{"amp": False, "seed": 1, "max_skipped": max_skipped, "output_dir": str(folder)},
+        received=lambda: 15 if comm.get_rank() else None,
+    )
+
+
+def in_process(rank, rendezvous, work, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    comm.create_local_process_group(2)
+    with one_line_errors(), EventStorage(0):
+        work(rank, folder)
+    dist.destroy_process_group()
+
+
+def in_two_processes(work, folder):
+    """Run ``work(rank, folder)`` in two processes; fails where they wait for each other."""
+    context = mp.start_processes(
+        in_process, (str(folder / "rendezvous"), work, folder), 2, join=False, start_method="spawn"
+    )
+    try:
+        for _ in range(9):
+            if context.join(10):
+                return
+        pytest.fail("the processes wait for each other")
+    finally:
+        for process in context.processes:
+            process.kill()
+
+
+def proposals_that_are_nan_in_one(rank, folder):
+    step = detector_step(folder)
+    if rank == 1:
+        with torch.no_grad():
+            step.model.module.proposal_generator.rpn_head.anchor_deltas.bias[0] = float("nan")
+    step.iter = 0
+    step.run_step()
+
+
+def test_proposals_that_are_not_finite_in_one_process_end_all_with_one_line(tmp_path, capfd):
+    with pytest.raises(mp.ProcessExitedException) as error:
+        in_two_processes(proposals_that_are_nan_in_one, tmp_path)
+    assert error.value.exit_code == 2
+    said = capfd.readouterr().err
+    assert said.count("error: not finite at iteration 0") == 1 and "Traceback" not in said, said
+    assert "of process 1" in said and [f.name for f in tmp_path.glob("not*")] == ["not_finite_0000000_1.pth"]
+
+
+def one_skips_and_all_hear_a_signal(rank, folder):
+    step = detector_step(folder, max_skipped=1)
+    bias = step.model.module.proposal_generator.rpn_head.anchor_deltas.bias
+    before = bias.detach().clone()
+    if rank == 1:
+        with torch.no_grad():
+            bias[0] = float("inf")
+    for step.iter in range(2):
+        step.run_step()
+        if step.iter == 0:
+            assert step._skipped == 1 and torch.equal(bias[1:], before[1:])
+            with torch.no_grad():
+                bias.copy_(before)
+    assert step._skipped == 1 and step.signal == 15 and not torch.equal(bias, before)
+
+
+def test_an_iteration_is_skipped_by_all_processes_and_a_signal_heard_by_all(tmp_path):
+    in_two_processes(one_skips_and_all_hear_a_signal, tmp_path)

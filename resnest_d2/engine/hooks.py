@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping
+from typing import Any, Callable, Dict, List, Mapping
 
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
@@ -10,7 +10,8 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
 from ..data.seeding import seed_all
-from .signals import Signals
+from .memory import give_back_free_memory
+from .signals import Interrupted, Signals
 
 
 class StopOnSignal(HookBase):
@@ -18,19 +19,34 @@ class StopOnSignal(HookBase):
 
     It stands behind the hooks that belong to the iteration itself.
 
+    Args:
+        signal: gives the number of a signal that one of the processes has received, the same in all; or 0.
+
     Attributes:
         completed: number of the iteration whose state may be saved; -1 before the first and during one.
     """
 
-    def __init__(self, signals: Signals) -> None:
-        self._signals, self.completed = signals, -1
+    def __init__(self, signal: Callable[[], int]) -> None:
+        self._signal, self.completed = signal, -1
 
     def before_step(self) -> None:
         self.completed = -1
 
     def after_step(self) -> None:
         self.completed = self.trainer.iter
-        self._signals.check()
+        if self._signal():
+            raise Interrupted(self._signal())
+
+
+class GiveBackMemory(HookBase):
+    """Bounds what a process on the CPU holds while its images change their size."""
+
+    #: Iterations between. The pages that are given back are zeroed once more: a part of one iteration.
+    PERIOD = 20
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % self.PERIOD == 0:
+            give_back_free_memory()
 
 
 class PreciseBN(hooks.PreciseBN):

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Dict, Iterator, List, Optional
 
-from detectron2.utils import comm
-
 #: Seconds after a signal when the process ends whatever it is doing, such as waiting for one that has died.
 DEADLINE = 90
 # Seconds. A terminal signals a launcher and its processes, and the launcher hands the signal on.
@@ -46,10 +44,10 @@ class Interrupted(BaseException):
 class Signals:
     """Notes the first SIGTERM or SIGINT while it is entered.
 
-    It is raised as :class:`Interrupted` where nothing is half done: by :meth:`check`, and immediately
-    inside :meth:`interruptible`. A second Ctrl-C ends the process at once. A second SIGTERM does not:
-    schedulers signal every process, and a launcher hands on what it gets. Once a signal has come, the
-    handlers stay, so that a copy does not meet the end of the process.
+    It is raised as :class:`Interrupted` where nothing is half done: between two iterations by
+    :class:`StopOnSignal`, and immediately inside :meth:`interruptible`. A second Ctrl-C ends the process at
+    once. A second SIGTERM does not: schedulers signal every process, and a launcher hands on what it gets.
+    Once a signal has come, the handlers stay, so that a copy does not meet the end of the process.
 
     Attributes:
         received: its number, or None.
@@ -83,12 +81,6 @@ class Signals:
         end.start()
         if self._interruptible:
             raise Interrupted(number)
-
-    def check(self) -> None:
-        """Raise :class:`Interrupted` in all processes if one of them has received a signal."""
-        received = [number for number in comm.all_gather(self.received) if number is not None]
-        if received:
-            raise Interrupted(received[0])
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 import torch
+import torch.distributed as dist
 from detectron2.engine import SimpleTrainer
+from detectron2.modeling.proposal_generator import RPN
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
@@ -21,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 #: Where the scale of the loss has come down to this, float16 is not what makes a gradient infinite or NaN.
 _SMALLEST_SCALE = 1.0
+#: Offsets of boxes, in units of their anchors, from which on the boxes need not be finite in float32.
+_LARGEST_DELTA = 1e30
 
 
 class TrainStep(SimpleTrainer):
@@ -35,6 +40,10 @@ class TrainStep(SimpleTrainer):
         max_skipped: how many iterations in all may be skipped for a loss or gradient that is not finite;
             at the next, training stops.
         output_dir: where the batch of such an iteration is written.
+        received: gives the signal that this process has received, if any.
+
+    Attributes:
+        signal: number of a signal that one of the processes had received in the last iteration, or 0.
     """
 
     def __init__(
@@ -47,6 +56,7 @@ class TrainStep(SimpleTrainer):
         seed: int,
         max_skipped: int,
         output_dir: str,
+        received: Callable[[], Optional[int]] = lambda: None,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         parameter = next(model.parameters())
@@ -54,6 +64,11 @@ class TrainStep(SimpleTrainer):
         self._amp, self._seed, self._output_dir = amp, seed, Path(output_dir)
         self._max_skipped, self._skipped = max_skipped, 0
         self.grad_scaler = torch.amp.GradScaler(self._device, enabled=amp and self._device == "cuda")
+        self._received, self.signal = received, 0
+        self._proposals: List[torch.Tensor] = []
+        for module in model.modules():
+            if isinstance(module, RPN):
+                module.rpn_head.register_forward_hook(_bounds_proposals(self._proposals))
         self._learned = [p for group in optimizer.param_groups for p in group["params"]]
 
     def run_step(self) -> None:
@@ -67,25 +82,27 @@ class TrainStep(SimpleTrainer):
         data_time = time.perf_counter() - start
         seed_all(self._seed, self.iter, comm.get_rank())
         dtype = torch.float16 if self._device == "cuda" else torch.bfloat16
-        try:
-            with torch.autocast(self._device, dtype, enabled=self._amp):
-                losses = self.model(data)
-            finite = torch.stack([loss.detach().float() for loss in losses.values()]).isfinite().tolist()
-            bad = [name for name, good in zip(losses, finite) if not good]
-        except FloatingPointError as e:  # of detectron2, for proposals
-            losses, bad = {}, [str(e)]
-        if any(comm.all_gather(bool(bad))):  # all processes must take the same turn
-            self._skip(data, losses, bad or ["of another process"])
-            return
+        self._proposals.clear()
+        with torch.autocast(self._device, dtype, enabled=self._amp):
+            losses = self.model(data)
         self.optimizer.zero_grad()
         self.grad_scaler.scale(sum(losses.values())).backward()
         self.grad_scaler.unscale_(self.optimizer)  # also for clipping, which the optimizer does
         norm = nn.utils.clip_grad_norm_(self._learned, float("inf"))  # clips nothing
+        values = {**{name: loss.detach() for name, loss in losses.items()}, "gradient": norm}
+        if self._proposals:
+            values["proposals"] = torch.stack(self._proposals).sum()
+        finite = torch.stack([value.float() for value in values.values()]).isfinite().tolist()
+        bad = [name for name, good in zip(values, finite) if not good]
         # With float16, an infinite gradient means that the scale was too large: the scaler skips the step
         # and halves the scale. From GradScaler's first, 65536, 16 steps in a row lead to _SMALLEST_SCALE.
-        if not torch.isfinite(norm) and self._scale() <= _SMALLEST_SCALE:
+        if bad == ["gradient"] and self._scale() > _SMALLEST_SCALE:
+            bad = []
+        rank = comm.get_world_size() - comm.get_rank()
+        first, self.signal = _largest([rank if bad else 0, self._received() or 0], norm.device)
+        if first:  # all processes take the same turn
             self.grad_scaler.update(self._scale())  # the scale is not to blame, and stays
-            self._skip(data, losses, ["gradient"])
+            self._skip(data, losses, bad, first == rank)
             return
         self._write_metrics(losses, data_time)
         get_event_storage().put_scalar("grad_norm", norm.item())
@@ -95,26 +112,43 @@ class TrainStep(SimpleTrainer):
     def _scale(self) -> float:
         return self.grad_scaler.get_scale()  # 1 where it is disabled
 
-    def _skip(self, data: Sequence[Mapping], losses: Mapping[str, torch.Tensor], bad: List[str]) -> None:
-        """Write the batch, and stop unless more iterations may be skipped."""
+    def _skip(
+        self, data: Sequence[Mapping], losses: Mapping[str, torch.Tensor], bad: List[str], speaks: bool
+    ) -> None:
+        """Write the batch, and stop unless more iterations may be skipped.
+
+        Args:
+            bad: what was not finite in this process.
+            speaks: this process says so, and no other.
+        """
         self._skipped += 1
-        file = self._output_dir / f"not_finite_{self.iter:07d}_{comm.get_rank()}.pth"
-        batch = [_plain(record) for record in data]
-        values = {name: loss.detach().float().cpu() for name, loss in losses.items()}
-        atomic_write(file, lambda f: torch.save({"losses": values, "batch": batch}, f))
-        images = ", ".join(str(record.get("image_id", record["file_name"])) for record in data)
-        rate = max(group["lr"] for group in self.optimizer.param_groups)
-        message = (
-            f"not finite at iteration {self.iter}: {', '.join(bad)}; learning rate {rate:.3g}, images "
-            f"{images}; the batch is in {file}"
-        )
+        if not bad:
+            message = f"not finite at iteration {self.iter} in another process"
+        else:
+            message = self._report(data, losses, bad)
         if self._skipped > self._max_skipped:
+            comm.synchronize()  # the first to leave has the others ended, which may still be writing
+            if not speaks:
+                raise SystemExit(2)
             raise UserError(
                 f"{message}; lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, set "
                 "SOLVER.CLIP_GRADIENTS.ENABLED, or let SOLVER.SKIP_NOT_FINITE iterations pass"
             )
         get_event_storage().put_scalar("skipped", self._skipped, smoothing_hint=False)
         logger.warning("%s; skipped (%d of %d)", message, self._skipped, self._max_skipped)
+
+    def _report(self, data: Sequence[Mapping], losses: Mapping[str, torch.Tensor], bad: List[str]) -> str:
+        """Write the batch, and say what is wrong with it."""
+        file = self._output_dir / f"not_finite_{self.iter:07d}_{comm.get_rank()}.pth"
+        batch = [_plain(record) for record in data]
+        values = {name: loss.detach().float().cpu() for name, loss in losses.items()}
+        atomic_write(file, lambda f: torch.save({"losses": values, "batch": batch}, f))
+        images = ", ".join(str(record.get("image_id", record["file_name"])) for record in data)
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        return (
+            f"not finite at iteration {self.iter}: {', '.join(bad)}; learning rate {rate:.3g}, images "
+            f"{images}; the batch is in {file}"
+        )
 
     def state_dict(self) -> Dict[str, Any]:
         return {
@@ -127,6 +161,42 @@ class TrainStep(SimpleTrainer):
         if scale:  # empty after a run without AMP or on a CPU: this one starts with its own
             self.grad_scaler.load_state_dict(scale)
         self._skipped = state.get("skipped", 0)
+
+
+def _bounds_proposals(noted: List[torch.Tensor]) -> Callable[..., Any]:
+    """A hook of an RPN's head that puts zeros where detectron2 would raise FloatingPointError in training.
+
+    The process that raises it would leave the others waiting in the norms of the heads. It goes through the
+    iteration with them instead, and all skip it.
+
+    Args:
+        noted: gets a number for each run, which is not finite where something was replaced.
+    """
+
+    def hook(head: nn.Module, inputs: Any, outputs: Any) -> Any:
+        if not head.training:  # detectron2 drops such boxes in inference
+            return None
+        logits, deltas = outputs
+        maps = [*logits, *deltas]
+        wrong = [~(x.detach().abs() < _LARGEST_DELTA) for x in maps]
+        noted.append(torch.where(torch.stack([mask.any() for mask in wrong]).any(), math.inf, 0.0))
+        maps = [x.masked_fill(mask, 0) for x, mask in zip(maps, wrong)]
+        return maps[: len(logits)], maps[len(logits) :]
+
+    return hook
+
+
+def _largest(values: Sequence[int], device: torch.device) -> List[int]:
+    """The largest of each value over all processes.
+
+    Args:
+        device: where the processes' backend communicates.
+    """
+    if comm.get_world_size() == 1:
+        return list(values)
+    tensor = torch.tensor(values, device=device)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor.tolist()
 
 
 def _plain(record: Mapping[str, Any]) -> Dict[str, Any]:

@@ -28,7 +28,7 @@ from ..errors import OptionError, UserError
 from ..evaluation import build_evaluator, build_instance_evaluator
 from ..modeling import optimize_for_inference, to_channels_last
 from .failures import blames_configuration
-from .hooks import InterruptibleEval, PeriodicCheckpointer, PreciseBN, StopOnSignal
+from .hooks import GiveBackMemory, InterruptibleEval, PeriodicCheckpointer, PreciseBN, StopOnSignal
 from .record import RecordRun, write_results
 from .signals import Interrupted, Signals
 from .step import TrainStep
@@ -65,6 +65,7 @@ class Trainer(DefaultTrainer):
             seed=cfg.SEED,
             max_skipped=cfg.SOLVER.SKIP_NOT_FINITE,
             output_dir=cfg.OUTPUT_DIR,
+            received=lambda: self._signals.received,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
@@ -72,7 +73,7 @@ class Trainer(DefaultTrainer):
         )
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
         self._signals = Signals()
-        self._stop = StopOnSignal(self._signals)
+        self._stop = StopOnSignal(lambda: self._trainer.signal)
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> List[Optional[HookBase]]:
@@ -98,6 +99,7 @@ class Trainer(DefaultTrainer):
             PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if main else None,
             InterruptibleEval(cfg.TEST.EVAL_PERIOD, self._evaluate, self._signals),
             InterruptibleEval(0, self._evaluate_augmented, self._signals) if cfg.TEST.AUG.ENABLED else None,
+            GiveBackMemory() if cfg.MODEL.DEVICE == "cpu" else None,
             RecordRun(lambda: self._last_eval_results, self.model),
             hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
         ]
