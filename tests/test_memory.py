@@ -71,3 +71,34 @@ def test_a_run_on_the_cpu_leaves_a_visible_gpu_alone(monkeypatch):
     with pytest.raises(UserError) as error, named_failures(cfg):
         torch.empty(10**13)
     assert "SOLVER.AMP" not in str(error.value)
+
+
+# Resident MB after tensors of 1 MB are freed between small ones that stay.
+HOLES = """
+import json, re, torch
+from resnest_d2.engine.memory import give_back_free_memory, keep_freed_memory
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+keep_freed_memory()
+before, stays = resident(), []
+for _ in range(3):
+    large = []
+    for _ in range(200):
+        large.append(torch.ones(2**18))
+        stays.append(torch.ones(2**10))
+    del large
+full = resident()
+give_back_free_memory()
+print(json.dumps([full - before, resident() - before]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="malloc_trim is glibc's")
+def test_free_memory_between_what_stays_goes_back():
+    command = [sys.executable, "-W", "ignore", "-c", HOLES]
+    done = subprocess.run(command, capture_output=True, text=True, env={}, check=True)
+    full, after = json.loads(done.stdout.splitlines()[-1])
+    assert full > 180 and after < 30
+    done = subprocess.run(command, capture_output=True, text=True, env={"MALLOC_MMAP_MAX_": "0"}, check=True)
+    full, after = json.loads(done.stdout.splitlines()[-1])
+    assert full > 180 and after > 150  # the user's own settings
