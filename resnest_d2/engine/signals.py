@@ -106,12 +106,13 @@ def noted_signals() -> Iterator[List[int]]:
 
 
 def end_with_parent(parent: Optional[int] = None) -> None:
-    """Have the kernel send this process SIGTERM when its parent ends in whatever way, on Linux.
+    """Have the kernel send this process SIGTERM when its parent ends in whatever way; on Linux alone.
 
     Args:
         parent: its process id, where this is not called before it may have ended.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if parent is not None and os.getppid() != parent:
         sys.exit(128 + signal.SIGTERM)
 

@@ -9,7 +9,6 @@ torchvision has no kernels for bfloat16, and positions in float16 are 1/8 pixel 
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Optional
 
 import fvcore.nn.weight_init as weight_init
@@ -18,6 +17,8 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
+
+from .precision import without_autocast
 
 
 class DeformConv2d(nn.Module):
@@ -65,7 +66,7 @@ class DeformConv2d(nn.Module):
         Returns:
             (N, out_channels, H', W'), of the type that a convolution of ``x`` would have.
         """
-        with _without_autocast(x):
+        with without_autocast(x.device.type):
             out = self._sample(_single(x), _single(offset))
         x = out.to(_surrounding_type(x))
         if self.norm is not None:
@@ -88,7 +89,7 @@ class OffsetConv2d(Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, in_channels, H, W). Returns (N, G*2*k*k, H', W'), modulated (N, G*3*k*k, H', W')."""
-        with _without_autocast(x):
+        with without_autocast(x.device.type):
             return F.conv2d(
                 *(_single(x), _single(self.weight), _single(self.bias)),
                 *(self.stride, self.padding, self.dilation, self.groups),
@@ -98,12 +99,6 @@ class OffsetConv2d(Conv2d):
 def _single(x: Tensor) -> Tensor:
     """In float32 what has less."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _without_autocast(x: Tensor) -> AbstractContextManager:
-    device = x.device.type
-    # Not entered where there is nothing to switch off, since exported graphs would keep it.
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _surrounding_type(x: Tensor) -> torch.dtype:

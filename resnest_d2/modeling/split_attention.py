@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import partial
-from typing import Callable, ContextManager
+from typing import Callable
 
 import fvcore.nn.weight_init as weight_init
-import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import OptionError
 from ..ops import radix_softmax, relu_pool, relu_weighted_sum
 from .norms import Norm, get_norm, get_pooled_norm
+from .precision import without_autocast
 
 #: Fewest channels of the squeezed vector, as in the authors' code.
 MIN_ATTENTION_CHANNELS = 32
@@ -99,14 +98,8 @@ class SplitAttentionConv2d(nn.Module):
         splits = self.bn0(splits).to(splits.dtype)
         # Between the passes all is small, and sums over a map leave float16's range: these vectors and their
         # gradients are of the weights' type, float32 under autocast.
-        with _without_autocast(x.device.type):
+        with without_autocast(x.device.type):
             pooled, activated = relu_pool(splits, self.radix, self.fused_kernels, self.fc1.weight.dtype)
             squeezed = F.relu_(self.bn1(self.fc1(pooled)))
             attention = radix_softmax(self.fc2(squeezed), self.radix, self.cardinality)
             return relu_weighted_sum(activated, attention)
-
-
-def _without_autocast(device_type: str) -> ContextManager:
-    if torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()  # nothing for an exporter to find
