@@ -12,6 +12,7 @@ import pytest
 import torch
 from split_attention_graphs import FORMATS, SUBSETS, build, gradients
 
+from resnest_d2 import optimize_for_inference
 from resnest_d2.modeling.split_attention import SplitAttentionConv2d
 from resnest_d2.ops import relu_pool, relu_weighted_sum, triton_kernels
 
@@ -48,6 +49,25 @@ def test_kernels_equal_the_reference_output_and_every_gradient(shape, radix, dty
         for a, b in zip(gradients(expected, *subset), gradients(got, *subset)):
             assert error(a, b) < 8 * TOLERANCE[dtype]
             assert b.dim() < 4 or b.is_contiguous(memory_format=layout) or b.shape[2:] == (1, 1)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_a_folded_norms_bias_is_added_on_reading(layout):
+    torch.manual_seed(0)
+    layer = SplitAttentionConv2d(64, 64).to(DEVICE).eval()
+    for tensor in (layer.bn0.running_mean, layer.bn0.bias.data):
+        tensor.uniform_(-1, 1)
+    x = torch.randn(2, 64, 7, 9, device=DEVICE).contiguous(memory_format=layout)
+    with torch.no_grad():
+        expected = layer(x)
+        optimize_for_inference(layer)
+        assert layer.conv.bias is None and layer.bias is not None
+        torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+        layer.fused_kernels = False
+        torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    layer.fused_kernels = True
+    x.requires_grad_()  # for saliency, say
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_sum_in_several_parts_and_rounds_of_them(monkeypatch):

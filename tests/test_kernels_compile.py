@@ -39,7 +39,7 @@ class Target:
 def compiled(monkeypatch):
     """compiled(capability, dtype, radix, layout, size): the four kernels, by name."""
 
-    def compile_all(capability, dtype, radix, layout, size=(50, 76)):
+    def compile_all(capability, dtype, radix, layout, bias=None, size=(50, 76)):
         kernels = {}
 
         def warm_up(kernel, grid, x, *arguments, **constants):
@@ -51,8 +51,8 @@ def compiled(monkeypatch):
         grad_out = torch.empty((n, channels, *size), dtype=dtype).contiguous(memory_format=layout)
         attention, grad_pooled = torch.empty(n, radix * channels, 1, 1), torch.empty(n, channels, 1, 1)
         monkeypatch.setattr(triton.runtime.driver, "_active", Target(capability))
-        Kernels.pool(x, radix, torch.float32)
-        Kernels.weighted_sum(x, attention, radix)
+        Kernels.pool(x, radix, torch.float32, bias)
+        Kernels.weighted_sum(x, attention, radix, bias)
         Kernels.attention_gradient(x, grad_out, radix)
         Kernels.map_gradient(x, grad_out, attention, grad_pooled, radix)
         assert set(kernels) == {"pool", "weighted_sum", "attention_gradient", "input_gradient"}
@@ -88,7 +88,17 @@ CASES = [
 def test_kernels_compile_with_wide_accesses_and_without_spills(
     compiled, tmp_path, capability, dtype, radix, layout
 ):
-    for name, kernel in compiled(capability, dtype, radix, layout).items():
+    assert_well_compiled(compiled(capability, dtype, radix, layout), tmp_path, capability, dtype, radix)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_kernels_that_add_a_bias_compile_likewise(compiled, tmp_path, layout):
+    kernels = compiled(90, HALF, 2, layout, bias=torch.empty(128))
+    assert_well_compiled(kernels, tmp_path, 90, HALF, 2)
+
+
+def assert_well_compiled(kernels, tmp_path, capability, dtype, radix):
+    for name, kernel in kernels.items():
         ptx = kernel.asm["ptx"]
         registers, spilled = resources(kernel, tmp_path)
         assert registers <= MOST_REGISTERS and (spilled == 0 or radix > 2), name

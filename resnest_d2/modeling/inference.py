@@ -9,6 +9,7 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from ..ops import triton_kernels
 from .deform_conv import DeformConv2d
 from .memory_format import to_channels_last
 from .split_attention import SplitAttentionConv2d
@@ -39,6 +40,9 @@ def optimize_for_inference(
         if isinstance(module, SplitAttentionConv2d):
             if _fold(module.conv, module.bn0):
                 module.bn0 = nn.Identity()
+                if module.fused_kernels and triton_kernels.unavailable(module.conv.weight.device) is None:
+                    # cuDNN's convolutions add a bias in a pass of its own over the map.
+                    module.bias, module.conv.bias = module.conv.bias, None
             if _fold(module.fc1, module.bn1):
                 module.bn1 = nn.Identity()
     to_channels_last(model)

@@ -78,6 +78,8 @@ class SplitAttentionConv2d(nn.Module):
             groups=groups * radix,
         )
         self.bn0 = get_norm(norm, channels * radix) or nn.Identity()
+        # Of a folded bn0, where the passes over the map add it; :func:`optimize_for_inference` sets it.
+        self.register_parameter("bias", None)
         # Fully connected per cardinal group: 1x1 convolutions on a 1x1 map.
         self.fc1 = Conv2d(channels, squeezed, kernel_size=1, groups=groups)
         self.bn1 = get_pooled_norm(norm, squeezed, groups)
@@ -99,7 +101,8 @@ class SplitAttentionConv2d(nn.Module):
         # Between the passes all is small, and sums over a map leave float16's range: these vectors and their
         # gradients are of the weights' type, float32 under autocast.
         with without_autocast(x.device.type):
-            pooled, activated = relu_pool(splits, self.radix, self.fused_kernels, self.fc1.weight.dtype)
+            dtype = self.fc1.weight.dtype
+            pooled, activated = relu_pool(splits, self.radix, self.fused_kernels, dtype, self.bias)
             squeezed = F.relu_(self.bn1(self.fc1(pooled)))
             attention = radix_softmax(self.fc2(squeezed), self.radix, self.cardinality)
             return relu_weighted_sum(activated, attention)

@@ -62,37 +62,50 @@ class Activated(NamedTuple):
 
     Attributes:
         map: (N, R*C, H, W), activated, or to be activated on reading, as the backend has it.
-        finite: whether all of its values are known to be.
+        options: of the backend's weighted sum.
     """
 
     map: Tensor
     radix: int
     backend: Type
-    finite: bool
+    options: Mapping[str, Any]
 
 
 def relu_pool(
-    x: Tensor, radix: int, kernels: bool = True, dtype: Optional[torch.dtype] = None
+    x: Tensor,
+    radix: int,
+    kernels: bool = True,
+    dtype: Optional[torch.dtype] = None,
+    bias: Optional[Tensor] = None,
 ) -> Tuple[Tensor, Activated]:
-    """``split_pool(relu(x), radix)``, and what :func:`relu_weighted_sum` takes.
+    """``split_pool(relu(x + bias), radix)``, and what :func:`relu_weighted_sum` takes.
 
     Args:
         x: (N, R*C, H, W), radix-major. It may be changed in place.
         kernels: use the Triton kernels where they are supported.
         dtype: of the pooled vector, by default x's.
+        bias: (R*C,); the kernels add it on reading, where no gradient is recorded.
 
     Returns:
         (N, C, 1, 1), and the map to be summed.
     """
     backend = Kernels if kernels and is_supported(x, radix) else Plain
+    if bias is not None and (backend is Plain or _records_gradients(x)):
+        x, bias = x + bias[:, None, None], None
     if _records_gradients(x):
         pooled, y = _ReluPool.apply(x, radix, backend, dtype)
+        options = {}
+    elif backend is Kernels:
+        options = {"bias": bias}
+        y, pooled = x, Kernels.pool(x, radix, dtype, bias)
     else:
-        y = backend.activate(x)
-        pooled = backend.pool(y, radix, dtype)
-    # A sum of values that are not negative is finite only if they are. On other devices, looking would wait.
-    finite = x.device.type == "cpu" and type(x) is Tensor and not is_recorded()
-    return pooled, Activated(y, radix, backend, finite and bool(pooled.isfinite().all()))
+        y = Plain.activate(x)
+        pooled = Plain.pool(y, radix, dtype)
+        options = {}
+    if backend is Plain and x.device.type == "cpu" and type(x) is Tensor and not is_recorded():
+        # A sum of values that are not negative is finite only if they are. Other devices would have to wait.
+        options = {"finite": bool(pooled.isfinite().all())}
+    return pooled, Activated(y, radix, backend, options)
 
 
 def relu_weighted_sum(activated: Activated, attention: Tensor) -> Tensor:
@@ -109,12 +122,7 @@ def relu_weighted_sum(activated: Activated, attention: Tensor) -> Tensor:
         if attention.is_leaf and attention.requires_grad and hasattr(attention, "grad_dtype"):
             attention.grad_dtype = _wide(attention.dtype)  # or autograd casts it to a leaf's own type
         return _ReluWeightedSum.apply(activated.map, attention, activated)
-    return _weighted_sum(activated.map, attention, activated)
-
-
-def _weighted_sum(y: Tensor, attention: Tensor, activated: Activated) -> Tensor:
-    options = {"finite": activated.finite} if activated.backend is Plain else {}
-    return activated.backend.weighted_sum(y, attention, activated.radix, **options)
+    return activated.backend.weighted_sum(activated.map, attention, activated.radix, **activated.options)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -194,7 +202,7 @@ class _ReluWeightedSum(torch.autograd.Function):
         ctx.save_for_backward(y, attention)
         # The map itself belongs to the graph alone, or activation checkpointing would free nothing.
         ctx.radix, ctx.backend = activated.radix, activated.backend
-        return _weighted_sum(y, attention, activated)
+        return activated.backend.weighted_sum(y, attention, activated.radix, **activated.options)
 
     @staticmethod
     @once_differentiable

@@ -113,16 +113,17 @@ def _finish(
 
 @_jit
 def pool(
-    x_ptr, out_ptr, partial_ptr, counter_ptr, C, HW, CHW, size, parts, scale,
+    x_ptr, bias_ptr, out_ptr, partial_ptr, counter_ptr, C, HW, CHW, size, parts, scale,
     RADIX: tl.constexpr, CHANNELS_LAST: tl.constexpr, PEEL: tl.constexpr, SPLIT: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    BIAS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Sum over positions and splits of relu(x), times ``scale``.
+    """Sum over positions and splits of relu(x + bias), times ``scale``.
 
     Reads R. Grid: parts of the map, blocks of channels, images; a program goes through every ``parts``-th
     tile of its channels.
 
     Args:
+        bias_ptr: (R*C,), of any floating type; unused without BIAS.
         out_ptr: (N, C), of any floating type.
         partial_ptr, counter_ptr: (parts, N, C), float32, and (N, blocks), int32, zero; unused without SPLIT.
         size: N*C.
@@ -130,13 +131,15 @@ def pool(
     part, block, n = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     x_ptr += n * RADIX * CHW
     stride_p, stride_r = RADIX * C, C if CHANNELS_LAST else CHW
+    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     total = tl.zeros((BLOCK_C, BLOCK_P), dtype=tl.float32)
     for first in range(part * BLOCK_P, HW + (15 if PEEL else 0), parts * BLOCK_P):
         at, readable, inside = _tile(first, block, C, HW, stride_p, CHANNELS_LAST, PEEL, BLOCK_C, BLOCK_P)
         for r in tl.static_range(RADIX):
             value = tl.load(x_ptr + r * stride_r + at, mask=readable, other=0.0).to(tl.float32)
+            if BIAS:
+                value += tl.load(bias_ptr + r * C + c, mask=c < C, other=0.0).to(tl.float32)[:, None]
             total += tl.where(inside, _relu(value), 0.0)
-    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     _finish(
         tl.sum(total, 1), n * C + c, c < C, size, scale, out_ptr, partial_ptr, counter_ptr, parts,
         SPLIT, BLOCK_C,
@@ -191,15 +194,16 @@ def _elements(C, HW, CHW, RADIX: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOC
 
 @_jit
 def weighted_sum(
-    x_ptr, attention_ptr, out_ptr, C, HW, CHW,
-    RADIX: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, bias_ptr, attention_ptr, out_ptr, C, HW, CHW,
+    RADIX: tl.constexpr, CHANNELS_LAST: tl.constexpr, BIAS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sum over the splits of relu(x) times their attention.
+    """Sum over the splits of relu(x + bias) times their attention.
 
     Reads R, writes 1. Grid: blocks of elements, images. Tiles are stretches of memory, whatever the rows'
     lengths, so that loads and stores are aligned.
 
     Args:
+        bias_ptr: as of :func:`pool`.
         attention_ptr: (N, R*C), of any floating type.
         out_ptr: (N, C, H, W), in x's format and type.
     """
@@ -211,6 +215,8 @@ def weighted_sum(
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for r in tl.static_range(RADIX):
         value = tl.load(x_ptr + r * stride_r + at, mask=inside, other=0.0).to(tl.float32)
+        if BIAS:
+            value += tl.load(bias_ptr + r * C + c, mask=inside, other=0.0).to(tl.float32)
         weight = tl.load(attention_ptr + r * C + c, mask=inside, other=0.0).to(tl.float32)
         total += _relu(value) * weight
     tl.store(out_ptr + n * CHW + q, total.to(out_ptr.dtype.element_ty), mask=inside)
@@ -254,18 +260,22 @@ class Kernels:
         return x.view_as(x)
 
     @staticmethod
-    def pool(x: Tensor, radix: int, dtype: Optional[torch.dtype] = None) -> Tensor:
-        """``split_pool(relu(x), radix)``, (N, C, 1, 1), in ``dtype``, by default x's."""
+    def pool(
+        x: Tensor, radix: int, dtype: Optional[torch.dtype] = None, bias: Optional[Tensor] = None
+    ) -> Tensor:
+        """``split_pool(relu(x + bias), radix)``, (N, C, 1, 1), in ``dtype``, by default x's."""
         out = x.new_empty((x.shape[0], x.shape[1] // radix, 1, 1), dtype=dtype)
-        _sum_over_map(pool, x, (x,), out, radix, 1.0 / (x.shape[2] * x.shape[3]))
+        scale, tensors = 1.0 / (x.shape[2] * x.shape[3]), (x, out if bias is None else bias)
+        _sum_over_map(pool, x, tensors, out, radix, scale, BIAS=bias is not None)
         return out
 
     @staticmethod
-    def weighted_sum(x: Tensor, attention: Tensor, radix: int) -> Tensor:
-        """``radix_weighted_sum(relu(x), attention, radix)``, (N, C, H, W), in x's format and type."""
+    def weighted_sum(x: Tensor, attention: Tensor, radix: int, bias: Optional[Tensor] = None) -> Tensor:
+        """``radix_weighted_sum(relu(x + bias), attention, radix)``, (N, C, H, W), in x's format and type."""
         shape = (x.shape[0], x.shape[1] // radix, *x.shape[2:])
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_format(x))
-        _for_each_element(weighted_sum, x, (x, attention.contiguous(), out), radix)
+        tensors = (x, out if bias is None else bias, attention.contiguous(), out)
+        _for_each_element(weighted_sum, x, tensors, radix, BIAS=bias is not None)
         return out
 
     @staticmethod
@@ -372,16 +382,22 @@ def _launch(kernel: Any, grid: Tuple[int, ...], x: Tensor, *arguments: Any, **co
 
 
 def _for_each_element(
-    kernel: Any, x: Tensor, tensors: Tuple[Tensor, ...], radix: int, *numbers: float
+    kernel: Any, x: Tensor, tensors: Tuple[Tensor, ...], radix: int, *numbers: float, **constants: bool
 ) -> None:
     sizes = _sizes(x, radix)
     grid = (-(-sizes[2] // _BLOCK), x.shape[0])
-    constants = {"RADIX": radix, "CHANNELS_LAST": not x.is_contiguous(), "BLOCK": _BLOCK}
+    constants.update(RADIX=radix, CHANNELS_LAST=not x.is_contiguous(), BLOCK=_BLOCK)
     _launch(kernel, grid, x, *tensors, *sizes, *numbers, **constants)
 
 
 def _sum_over_map(
-    kernel: Any, x: Tensor, maps: Tuple[Tensor, ...], out: Tensor, radix: int, scale: float
+    kernel: Any,
+    x: Tensor,
+    tensors: Tuple[Tensor, ...],
+    out: Tensor,
+    radix: int,
+    scale: float,
+    **constants: bool,
 ) -> None:
     """Fill ``out``, (N, ...), with the kernel's sums."""
     channels, positions, elements = _sizes(x, radix)
@@ -398,7 +414,7 @@ def _sum_over_map(
             x.new_zeros(images * blocks, dtype=torch.int32),
         )
     _launch(
-        *(kernel, (parts, blocks, images), x, *maps, out, *scratch),
+        *(kernel, (parts, blocks, images), x, *tensors, out, *scratch),
         *(channels, positions, elements, out.numel(), parts, scale),
         RADIX=radix,
         CHANNELS_LAST=channels_last,
@@ -406,6 +422,7 @@ def _sum_over_map(
         SPLIT=parts > 1,
         BLOCK_C=block_c,
         BLOCK_P=block_p,
+        **constants,
     )
 
 
