@@ -15,6 +15,7 @@ from torch import nn
 
 from resnest_d2 import UserError, model_zoo
 from resnest_d2.engine.command import one_line_errors
+from resnest_d2.engine.failures import named_failures
 from resnest_d2.engine.step import TrainStep
 
 
@@ -126,7 +127,7 @@ def in_process(rank, rendezvous, work, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     comm.create_local_process_group(2)
-    with one_line_errors(), EventStorage(0):
+    with one_line_errors(), named_failures(model_zoo.get_config("faster_resnest50")), EventStorage(0):
         work(rank, folder)
     dist.destroy_process_group()
 
@@ -182,3 +183,19 @@ def one_skips_and_all_hear_a_signal(rank, folder):
 
 def test_an_iteration_is_skipped_by_all_processes_and_a_signal_heard_by_all(tmp_path):
     in_two_processes(one_skips_and_all_hear_a_signal, tmp_path)
+
+
+def one_fails_on_its_own(rank, folder):
+    step = detector_step(folder)
+    step.iter = 0
+    if rank == 1:
+        raise UserError("this one cannot go on")
+    step.run_step()
+
+
+def test_a_process_that_fails_on_its_own_is_not_waited_for(tmp_path, capfd):
+    with pytest.raises(mp.ProcessExitedException) as error:
+        in_two_processes(one_fails_on_its_own, tmp_path)
+    assert error.value.exit_code == 2
+    said = capfd.readouterr().err
+    assert "error: this one cannot go on\n" in said and "Traceback" not in said, said

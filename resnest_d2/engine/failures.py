@@ -71,6 +71,11 @@ def named_failures(cfg: CfgNode) -> Iterator[None]:
                 f"{str(e).splitlines()[0]} Was it short of memory? Fewer DATALOADER.NUM_WORKERS "
                 f"({cfg.DATALOADER.NUM_WORKERS}) need less; 0 loads in the training process"
             ) from None
+        if _lost_another(e):
+            raise UserError(
+                f"another process of this run has ended ({str(e).splitlines()[0][:200]}); its own message "
+                "says why; --resume goes on from the newest checkpoint"
+            ) from None
         raise
 
 
@@ -89,7 +94,7 @@ def blames_configuration(cfg: CfgNode, doing: str) -> Iterator[None]:
     except (UserError, OSError, torch.OutOfMemoryError):
         raise
     except Exception as e:
-        if "DefaultCPUAllocator" in str(e) or str(e).startswith("DataLoader worker"):
+        if "DefaultCPUAllocator" in str(e) or str(e).startswith("DataLoader worker") or _lost_another(e):
             raise
         reason = " ".join(str(e).split())[:300]
         file = Path(cfg.OUTPUT_DIR, "traceback.txt")
@@ -98,6 +103,14 @@ def blames_configuration(cfg: CfgNode, doing: str) -> Iterator[None]:
         raise UserError(
             f"{doing} with this configuration failed ({type(e).__name__}: {reason}); traceback in {file}"
         ) from None
+
+
+def _lost_another(error: Exception) -> bool:
+    """Whether a process that this one communicated with has gone; gloo has no type of its own for it."""
+    return comm.get_world_size() > 1 and (
+        isinstance(error, dist.DistNetworkError)
+        or any(reason in str(error) for reason in ("Connection closed by peer", "Connection reset by peer"))
+    )
 
 
 def _out_of_memory(cfg: CfgNode) -> str:
