@@ -79,15 +79,20 @@ def main(args: argparse.Namespace) -> int:
         bad += [s for s in stopped if s.left]
 
         print("\n# Soak", flush=True)
-        long = soak.soak(_new(folder, "soak"), args.iterations)
-        for name, (quarter, end), unit in (
-            ("resident memory", long.memory, " MB"),
-            ("open files", long.files, ""),
-            ("processes", long.processes, ""),
+        for name, iterations, settings in (
+            ("soak", args.iterations, ()),
+            ("sizes", args.iterations // 2, soak.SIZES),
         ):
-            print(f"{name}: {quarter:.0f}{unit} after a quarter, {end:.0f}{unit} at the end")
-        print(f"{long.iterations} iterations with 10 evaluations and 20 checkpoints in {long.seconds:.0f} s")
-        bad += [long] * (long.memory[1] > long.memory[0] * 1.05 or long.files[1] > long.files[0] + 2)
+            long = soak.soak(_new(folder, name), iterations, *settings)
+            print(f"{iterations} iterations, {'images of 100 sizes' if settings else '10 evaluations'}:")
+            for what, (quarter, end), unit in (
+                ("resident memory", long.memory, " MB"),
+                ("open files", long.files, ""),
+                ("processes", long.processes, ""),
+            ):
+                print(f"{what}: {quarter:.0f}{unit} after a quarter, {end:.0f}{unit} at the end")
+            print(f"20 checkpoints, {long.seconds:.0f} s")
+            bad += [long] * (long.memory[1] > long.memory[0] * 1.05 or long.files[1] > long.files[0] + 2)
     print(
         f"\n{'all as it should be' if not bad else f'{len(bad)} bad outcomes'}, {(time.time() - start) / 60:.1f} min"
     )

@@ -36,11 +36,25 @@ class Soak(NamedTuple):
     processes: Tuple[int, int]
 
 
-def soak(folder: Path, iterations: int) -> Soak:
-    """Train with evaluation, checkpoints and loader workers, and watch."""
+#: Images of a hundred sizes, in both orientations, and maps of some MB.
+SIZES = (
+    *("INPUT.MIN_SIZE_TRAIN", tuple(range(100, 300, 2)), "INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice"),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.BOTTLENECK_WIDTH", 16),
+    *("SOLVER.IMS_PER_BATCH", 4, "TEST.EVAL_PERIOD", 0),
+)
+
+
+def soak(folder: Path, iterations: int, *settings: object) -> Soak:
+    """Train with evaluation, checkpoints and loader workers, and watch.
+
+    Args:
+        settings: further KEY VALUE pairs, such as :data:`SIZES`.
+    """
     output, log = folder / "soak", folder / "soak.log"
     periods = ("TEST.EVAL_PERIOD", iterations // 10, "SOLVER.CHECKPOINT_PERIOD", iterations // 20)
-    words = tiny.command(tiny.make_data(folder), output, iterations, *periods, "DATALOADER.NUM_WORKERS", 2)
+    words = tiny.command(
+        *(tiny.make_data(folder), output, iterations, *periods, "DATALOADER.NUM_WORKERS", 2, *settings)
+    )
     start = time.time()
     process = tiny.start(words, log)
     samples: List[Tuple[int, float, int, int]] = []
