@@ -1,27 +1,44 @@
 """The benchmark: both sides run the same thing, and the page says what was measured."""
 
+import importlib.util
+
 import pytest
+import torch
+from conftest import ROOT
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent, FunctionEventAvg, Kernel
 
 from resnest_d2 import UserError
 from resnest_d2.benchmark import Comparison, Result, compare, comparisons
-from resnest_d2.benchmark.page import comparison_table, page, profile_table
-from resnest_d2.benchmark.pipeline import measure_pipeline
-from resnest_d2.benchmark.worker import OPTIONS, minimal_traffic
+from resnest_d2.benchmark.page import comparison_table, page, part, profile_table
+from resnest_d2.benchmark.pipeline import Pipeline, measure_pipeline
+from resnest_d2.benchmark.store import Store
+from resnest_d2.benchmark.worker import (
+    OPTIONS,
+    build,
+    inputs,
+    minimal_traffic,
+    repeat,
+    seconds_by_name,
+)
+
+FACTS = {
+    **{"date": "2026-01-02", "machine": "an abacus", "torch": "2", "python": "3", "torchvision": "0"},
+    **{"released": "1", "timm": "1"},
+}
 
 
-def measured(**values):
-    comparison = Comparison(
-        "some row", "backbone inference", "mask_resnest50", (64, 96), 1, "ours", "released"
-    )
-    result = Result(
-        comparison, [1.0, 2.0, 4.0], [2.0, 2.0, 2.0], 100, 200, {"conv": 3.0, "add": 1.0}, {"conv": 4.0}
-    )
+ROW = Comparison("some row", "backbone inference", "mask_resnest50", (64, 96), 1, "ours", "released")
+
+
+def measured(row=ROW, **values):
+    result = Result(row, [1.0, 2.0, 4.0], [2.0, 2.0, 2.0], 100, 200, {"conv": 3.0, "add": 1.0}, {"conv": 4.0})
     return result._replace(**values)
 
 
 def test_ratios_are_of_neighbouring_repetitions():
     assert measured().ratios == [2.0, 1.0, 0.5]
-    assert "**1.00** (0.50 to 2.00)" in comparison_table([measured()])
+    assert "**1.00** (0.50 to 2.00)" in comparison_table([ROW], {ROW: measured()})
 
 
 def test_a_profile_gives_seconds_and_shares_of_all():
@@ -32,10 +49,74 @@ def test_a_profile_gives_seconds_and_shares_of_all():
     assert ["`add`", "1.00", "25 %", "0.00", "0 %"] in rows
 
 
-def test_the_page_leaves_out_what_was_not_measured():
-    text = page([measured(our_profile={}, their_profile={})], [], "cpu")
-    assert "some row" in text and "Where the time goes" not in text and "Loader" not in text
-    assert "| – |" in text and "| – |" not in page([measured()], [], "cuda")
+def test_a_part_leaves_out_what_was_not_measured_and_has_dashes_for_rows():
+    other = ROW._replace(title="another row")
+    text = part([ROW, other], {ROW: measured(our_profile={}, their_profile={})}, [], "cpu", FACTS)
+    assert "an abacus" in text and "Where the time goes" not in text and "Loader" not in text
+    cells = {line.split("|")[1].strip(): line.split("|")[4:8] for line in text.splitlines() if "row " in line}
+    assert [cell.strip() for cell in cells["another row"]] == ["–"] * 4 and "–" not in cells["some row"][0]
+
+
+def test_a_part_of_the_page_is_replaced_and_the_other_kept():
+    on_cpu = part([ROW], {ROW: measured(commit="c0ffee" * 6)}, [], "cpu", FACTS)
+    on_gpu = part([ROW], {ROW: measured()}, [], "cuda", {**FACTS, "machine": "a GPU"})
+    first = page("", "cpu", on_cpu)
+    assert "commit c0ffeec0, on an abacus" in first and "on a GPU:" not in first
+    assert all(row.title in first.split("## On a GPU")[1] for row in comparisons("cuda"))
+    both = page(first, "cuda", on_gpu)
+    assert "on an abacus" in both and "on a GPU:" in both
+    assert page(both, "cpu", on_cpu) == both and both.count("## On a CPU") == both.count("## On a GPU") == 1
+
+
+def test_measurements_are_kept_row_by_row_and_only_beside_those_of_the_same_machine(tmp_path):
+    file = tmp_path / "cpu.json"
+    pipeline = Pipeline("quickstart", "192x128", 2, {"0": 1.0}, 2.0)
+    store = Store(file, FACTS)
+    store.add(measured())
+    store.add(pipeline)
+    assert Store(file, FACTS).results == {ROW: measured()}
+    store = Store(file, {**FACTS, "date": "2026-02-03"})
+    store.add(measured(our_memory=300.0))
+    again = Store(file, FACTS)
+    assert again.results[ROW].our_memory == 300 and again.pipelines == {"quickstart": pipeline}
+    with pytest.raises(UserError, match="measured with machine an abacus, and this is a loom"):
+        Store(file, {**FACTS, "machine": "a loom"})
+
+
+@pytest.fixture
+def tool():
+    """tools/benchmark.py."""
+    spec = importlib.util.spec_from_file_location("benchmark_tool", ROOT / "tools/benchmark.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_single_rows_are_measured_anew_when_asked_and_the_page_has_all(tool, tmp_path, monkeypatch):
+    """The measuring itself, which takes long, has tests below."""
+    file, target = tmp_path / "cpu.json", tmp_path / "page.md"
+    rows, done = comparisons("cpu"), []
+    store = Store(file, tool.facts_of("cpu"))
+    for row in rows[-2:]:
+        store.add(measured(row, our_memory=-1.0))
+    monkeypatch.setattr(tool, "compare", lambda row, *_: done.append(row) or measured(row))
+    words = ["--device", "cpu", "--json", str(file), "--page", str(target)]
+
+    def run(*more):
+        done.clear()
+        tool.main(tool.parser().parse_args([*words, *more]))
+        return done
+
+    assert run("--only", rows[-1].title) == []
+    assert target.read_text().count("| -1 / 200") == 2
+    # The title of the row before the last is also the beginning of the last one's.
+    assert rows[-1].title.startswith(rows[-2].title)
+    assert run("--only", rows[-2].title, "--again") == [rows[-2]]
+    assert target.read_text().count("| -1 / 200") == target.read_text().count("| 100 / 200") == 1
+    assert run("--only", rows[0].title, "--minutes", "0") == []
+    assert run("--only", "Split-Attention of res2, forward") == [
+        r for r in rows if "res2, forward" in r.title
+    ]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -45,6 +126,66 @@ def test_rows_are_told_apart_and_their_options_are_known(device):
     for row in rows:
         for side in (row.ours, row.theirs):
             assert set(side.split("+")[1:]) <= set(OPTIONS), side
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_split_attention_has_rows_for_each_stage_and_memory_format(device):
+    rows = [row for row in comparisons(device) if row.task == "Split-Attention training"]
+    maps = {(row.channels, row.size, row.memory_format, row.theirs) for row in rows}
+    assert len(maps) == len(rows) == 4 * 2 * 2 and all(row.batch == 2 for row in rows)
+    width = 1088 if device == "cpu" else 1216
+    for channels, stride in ((64, 4), (128, 8), (256, 16), (512, 32)):
+        for memory_format in ("contiguous", "channels_last"):
+            assert (channels, (800 // stride, width // stride), memory_format, "copy") in maps
+
+
+def request(**values):
+    return {
+        **{"task": "Split-Attention training", "size": (8, 9), "batch": 2, "device": "cpu"},
+        **{"precision": "fp32", "config": {}, "weights": None, **values},
+    }
+
+
+@pytest.mark.parametrize("channels, memory_format", [(16, "contiguous"), (32, "channels_last")])
+def test_maps_have_the_channels_and_the_format_of_the_row(channels, memory_format):
+    wanted = request(channels=channels, memory_format=memory_format)
+    data = inputs(wanted)
+    assert data.shape == (2, 2 * channels, 8, 9)
+    assert data.is_contiguous(memory_format=getattr(torch, f"{memory_format}_format", torch.channels_last))
+    repeat(build("ours", wanted), data, wanted)
+    assert data.grad.shape == data.shape and data.grad.stride() == data.stride()
+
+
+def test_repetitions_do_not_add_up_the_gradient_of_their_input():
+    model, data = build("ours", request()), inputs(request())
+    gradients = []
+    for _ in range(2):
+        repeat(model, data, request())
+        gradients.append(data.grad)
+    assert gradients[0] is not gradients[1]
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_a_profile_counts_each_moment_once():
+    """A GPU's: an operator that starts a kernel, a kernel of no operator, and an annotation over both."""
+
+    def event(name, device_type, microseconds, **values):
+        return FunctionEvent(
+            1, name, 0, 0, microseconds, device_type=device_type, use_device="cuda", **values
+        )
+
+    operator = event("aten::mul", DeviceType.CPU, 7)
+    operator.kernels = [Kernel("mul_kernel", 0, 30)]
+    events = [
+        operator,
+        event("mul_kernel", DeviceType.CUDA, 30),
+        event("triton_kernel", DeviceType.CUDA, 20),
+        event("## a step ##", DeviceType.CUDA, 55, is_user_annotation=True),
+    ]
+    events = [FunctionEventAvg().add(e) for e in events]
+    assert events[0].self_device_time_total == 30  # of its kernel
+    assert seconds_by_name(events, "cuda") == {"mul_kernel": 30e-6, "triton_kernel": 20e-6}
+    assert seconds_by_name(events, "cpu") == {"aten::mul": 7e-6}
 
 
 def test_least_traffic_of_split_attention():

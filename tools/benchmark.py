@@ -3,65 +3,76 @@
 
 %(prog)s                          everything, 5 rounds each: an hour on two cores
 %(prog)s --only backbone          what holds the word
-%(prog)s --page docs/BENCHMARKS.md
+%(prog)s --json cpu.json --page docs/BENCHMARKS.md
+                                  write this machine's part of the page; interrupted, go on from the file
+%(prog)s --json cpu.json --page docs/BENCHMARKS.md --only "backbone inference" --again
+                                  measure that row anew, and write the page with all that is in the file
 
 The others are what requirements/peers.txt and timm install; a row whose peer is missing ends it.
 """
 
 import argparse
-import json
 import tempfile
+import time
 from pathlib import Path
 
 import torch
 
 from resnest_d2 import UserError
-from resnest_d2.benchmark import Result, compare, comparisons
-from resnest_d2.benchmark.page import comparison_table, page, pipeline_table, profile_table
-from resnest_d2.benchmark.pipeline import PIPELINES, Pipeline, measure_pipeline
+from resnest_d2.benchmark import compare, comparisons
+from resnest_d2.benchmark.page import (
+    comparison_table,
+    facts_of,
+    page,
+    part,
+    pipeline_table,
+    profile_table,
+)
+from resnest_d2.benchmark.pipeline import PIPELINES, measure_pipeline
+from resnest_d2.benchmark.store import Store
 from resnest_d2.checkpoint.files import atomic_write_text
 from resnest_d2.engine import one_line_errors
 
 
 def main(args):
-    known = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
-    measured = {result.comparison: result for result in map(Result.of, known.get("results", []))}
-    loaded = {values["config"]: Pipeline(**values) for values in known.get("pipelines", [])}
-    rows = [c for c in comparisons(args.device) if args.only in c.title]
+    store, end = Store(args.json, facts_of(args.device)), time.monotonic() + 60 * args.minutes
+    all_rows = comparisons(args.device)
+    rows = [c for c in all_rows if args.only == c.title] or [c for c in all_rows if args.only in c.title]
     loaders = [name for name in PIPELINES if args.only in f"loader of {name}"]
     if not rows and not loaders:
         raise UserError(f"--only: no row holds {args.only!r}; docs/BENCHMARKS.md lists them")
-
-    def keep():
-        if args.json:
-            content = {"results": measured, "pipelines": loaded}
-            values = {key: [r._asdict() for r in of.values()] for key, of in content.items()}
-            atomic_write_text(args.json, json.dumps(values))
-
     for row in rows:
-        if row not in measured:
-            measured[row] = compare(row, args.device, args.rounds)
-            keep()
+        if (args.again or row not in store.results) and time.monotonic() < end:
+            store.add(compare(row, args.device, args.rounds))
     for name in loaders:
-        if name not in loaded:
+        if (args.again or name not in store.pipelines) and time.monotonic() < end:
             with tempfile.TemporaryDirectory() as folder:
-                loaded[name] = measure_pipeline(name, Path(folder, "shapes"), args.device)
-            keep()
-    results, pipelines = [measured[row] for row in rows], [loaded[name] for name in loaders]
-    print(comparison_table(results), *(profile_table(r) for r in results if r.our_profile))
-    print(pipeline_table(pipelines) if pipelines else "")
+                store.add(measure_pipeline(name, Path(folder, "shapes"), args.device))
+    results = [store.results[row] for row in rows if row in store.results]
+    print(comparison_table(rows, store.results), *(profile_table(r) for r in results if r.our_profile))
+    print(pipeline_table([store.pipelines[name] for name in loaders if name in store.pipelines]))
     if args.page:
-        args.page.write_text(page(results, pipelines, args.device))
+        before = args.page.read_text() if args.page.exists() else ""
+        new = part(all_rows, store.results, [*store.pipelines.values()], args.device, store.facts)
+        atomic_write_text(args.page, page(before, args.device, new))
 
 
-if __name__ == "__main__":
+def parser():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5, help="repetitions a side (default: %(default)s)")
-    parser.add_argument("--only", default="", help="rows whose title holds this; 'loader' for the loaders")
+    parser.add_argument(
+        "--only", default="", help="row of this title, or rows whose title holds it; 'loader' for loaders"
+    )
+    parser.add_argument("--again", action="store_true", help="measure anew what --json already has")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no row after so many")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="write every measurement; go on from it")
-    parser.add_argument("--page", type=Path, help="write the benchmarks page, Markdown")
+    parser.add_argument("--page", type=Path, help="write the part of this device into the page, Markdown")
+    return parser
+
+
+if __name__ == "__main__":
     with one_line_errors():
-        main(parser.parse_args())
+        main(parser().parse_args())

@@ -7,14 +7,17 @@ import os
 import subprocess
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
+import torch
 from tqdm import tqdm
 
 from .. import model_zoo
 from ..engine.expectations import flatten
 from ..engine.fit import fit_to_machine
+from ..engine.record import environment
 from ..errors import UserError
 
 _WORKER = Path(__file__).with_name("worker.py")
@@ -31,6 +34,8 @@ class Comparison(NamedTuple):
         ours, theirs: implementations, with options after plus signs.
         precision: ``fp32``, ``fp16`` or ``bf16``.
         profile: measure each operator, too.
+        channels: of a split, where Split-Attention is measured alone.
+        memory_format: of the maps that it gets then, ``contiguous`` or ``channels_last``.
     """
 
     title: str
@@ -42,10 +47,12 @@ class Comparison(NamedTuple):
     theirs: str
     precision: str = "fp32"
     profile: bool = False
+    channels: int = 64
+    memory_format: str = "contiguous"
 
 
 class Result(NamedTuple):
-    """Seconds and MB of both sides, of each round, and seconds of each operator in one."""
+    """Seconds and MB of both sides, of each round, and seconds of each operator in one; the code's commit."""
 
     comparison: Comparison
     ours: List[float]
@@ -54,6 +61,7 @@ class Result(NamedTuple):
     their_memory: float
     our_profile: Dict[str, float]
     their_profile: Dict[str, float]
+    commit: Optional[str] = None
 
     @classmethod
     def of(cls, values: Dict[str, Any]) -> Result:
@@ -67,18 +75,20 @@ class Result(NamedTuple):
         return [theirs / ours for ours, theirs in zip(self.ours, self.theirs)]
 
 
+#: Stages to the channels of their splits, and to the stride of their maps in pixels.
+STAGES = {"res2": (64, 4), "res3": (128, 8), "res4": (256, 16), "res5": (512, 32)}
+_FORMATS = {"contiguous": "NCHW", "channels_last": "channels-last"}
+
+
 def comparisons(device: str) -> List[Comparison]:
-    """What the benchmarks page shows."""
+    """What the benchmarks page shows; of a GPU the rows that take longest come last."""
     cpu = device == "cpu"
-    sizes = {
-        "Split-Attention": (200, 272),
-        "backbone": (800, 1088) if cpu else (800, 1216),
-        "detector": (320, 480) if cpu else (800, 1216),
-    }
+    image = (800, 1088) if cpu else (800, 1216)
+    sizes = {"backbone": image, "detector": (320, 480) if cpu else image}
     precision = "fp32" if cpu else "fp16"
     # As MODEL.MEMORY_FORMAT auto has them.
     trained, other = ("ours+channels_last", "ours") if cpu else ("ours", "ours+channels_last")
-    other_format = "NCHW" if cpu else "channels last"
+    other_format = _FORMATS["contiguous" if cpu else "channels_last"]
     folded = "ours+fold"
 
     def row(
@@ -91,43 +101,35 @@ def comparisons(device: str) -> List[Comparison]:
     ) -> Comparison:
         subject, mode = task.split()
         batch = 1 if mode == "inference" else 2  # the released code cannot train with 1
-        if subject == "Split-Attention":
-            batch = 2 if cpu else 64  # a GPU's cache must not hold it
         values = {"size": sizes[subject], "batch": batch, "precision": precision, **values}
         return Comparison(title, task, config, ours=ours, theirs=theirs, **values)
 
     cascade = "cascade_resnest101"
-    rows = [
-        row("Split-Attention alone, forward", "Split-Attention inference", "ours"),
-        row(
-            "Split-Attention alone, forward: share of the copy bandwidth",
-            "Split-Attention inference",
-            "ours",
-            "copy",
-        ),
-        row("Split-Attention alone, forward and backward", "Split-Attention training", "ours"),
-        row(
-            "Split-Attention alone, forward and backward: share of the copy bandwidth",
-            "Split-Attention training",
-            "ours",
-            "copy",
-        ),
-        row("backbone inference", "backbone inference", folded, profile=True),
-        row("backbone inference, half precision", "backbone inference", folded + "+half"),
+    in_other_format = [
+        row(f"mask_resnest50 training, {other_format}", "detector training", other),
+        row(f"{cascade} training, {other_format}", "detector training", other, config=cascade),
+    ]
+    compiled = [
         row("backbone inference, compiled", "backbone inference", folded + "+compile"),
-        row("backbone inference, not optimised", "backbone inference", "ours"),
-        row("backbone inference beside timm's", "backbone inference", folded, "timm"),
-        row("backbone inference beside ResNet-50", "backbone inference", folded, "resnet"),
-        row("backbone forward and backward", "backbone training", trained, profile=True),
-        row(f"backbone forward and backward, {other_format}", "backbone training", other),
         row(
             "backbone forward and backward beside its own reference compiled",
             "backbone training",
             trained,
             trained + "+compile",
         ),
+    ]
+    rows = [
+        *_of_split_attention(image, precision),
+        row("backbone inference", "backbone inference", folded, profile=True),
+        row("backbone inference, half precision", "backbone inference", folded + "+half"),
+        row("backbone inference, not optimised", "backbone inference", "ours"),
+        row("backbone inference beside timm's", "backbone inference", folded, "timm"),
+        row("backbone inference beside ResNet-50", "backbone inference", folded, "resnet"),
+        row("backbone forward and backward", "backbone training", trained, profile=True),
+        row(f"backbone forward and backward, {other_format}", "backbone training", other),
         row("mask_resnest50 training", "detector training", trained),
         row(f"{cascade} training", "detector training", trained, config=cascade, profile=True),
+        *([] if cpu else in_other_format),
         row(
             f"{cascade} training, convolutions' outputs kept",
             "detector training",
@@ -142,6 +144,7 @@ def comparisons(device: str) -> List[Comparison]:
         ),
         row("mask_resnest50 inference", "detector inference", folded),
         row(f"{cascade} inference", "detector inference", folded, config=cascade),
+        *compiled,
     ]
     if cpu:  # as tools/train_net.py runs there
         kept = "+keep_memory"
@@ -173,6 +176,30 @@ def comparisons(device: str) -> List[Comparison]:
     return rows
 
 
+def _of_split_attention(image: Tuple[int, int], precision: str) -> Iterator[Comparison]:
+    """Two images: training on each stage's maps in both memory formats, inference on the largest."""
+    modes = {"training": "forward and backward", "inference": "forward"}
+    for (mode, what), memory_format, stage, theirs in product(
+        modes.items(), _FORMATS, STAGES, ("released", "copy")
+    ):
+        if mode == "inference" and stage != "res2":
+            continue
+        channels, stride = STAGES[stage]
+        share = ": share of the copy bandwidth" if theirs == "copy" else ""
+        yield Comparison(
+            f"Split-Attention of {stage}, {what}, {_FORMATS[memory_format]}{share}",
+            f"Split-Attention {mode}",
+            "mask_resnest50",
+            (image[0] // stride, image[1] // stride),
+            2,
+            "ours",
+            theirs,
+            precision,
+            channels=channels,
+            memory_format=memory_format,
+        )
+
+
 def settings_of(comparison: Comparison) -> Dict[str, Any]:
     """The configuration by key: norms for one process, nothing frozen in a backbone alone."""
     cfg = model_zoo.get_config(comparison.config)
@@ -200,6 +227,8 @@ def compare(comparison: Comparison, device: str, rounds: int) -> Result:
             "batch": comparison.batch,
             "device": device,
             "precision": comparison.precision,
+            "channels": comparison.channels,
+            "memory_format": comparison.memory_format,
             "config": settings_of(comparison),
             "weights": str(Path(folder, "weights.pth")) if shared else None,
         }
@@ -216,7 +245,7 @@ def compare(comparison: Comparison, device: str, rounds: int) -> Result:
     seconds = [[answer["seconds"] for answer in of_side] for of_side in answers]
     memory = [of_side[-1]["memory"] for of_side in answers]
     profiles = [of_side[-1].get("profile", {}) for of_side in answers]
-    return Result(comparison, *seconds, *memory, *profiles)
+    return Result(comparison, *seconds, *memory, *profiles, commit=environment(torch.device(device))["commit"])
 
 
 class _Side:

@@ -1,30 +1,31 @@
-"""Tables of the measurements, and ``docs/BENCHMARKS.md`` of those of one run."""
+"""Tables of the measurements, and ``docs/BENCHMARKS.md``, which has a part for each kind of machine."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 import statistics
 from pathlib import Path
-from typing import Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import torch
 from tabulate import tabulate
 
 from ..engine.record import environment
-from . import Result
+from . import Comparison, Result, comparisons
 from .pipeline import WORKERS, Pipeline
 
 _HEAD = """# Benchmarks
 
-Written by `python tools/benchmark.py --page docs/BENCHMARKS.md` on {date}, commit {commit}, on {machine}:
-torch {torch}, torchvision {torchvision}, Python {python}, `resnest` {released}, timm {timm}.
+Each part was written by `python tools/benchmark.py --page docs/BENCHMARKS.md` on a machine of its kind, the
+GPU's also by `make gpu`.
 
 "ours" is this package, "released" the plugin of `resnest`, "timm" its `features_only` network, "resnet"
 detectron2's ResNet-50. Each side has a process; they run in turn with the same random images, ours and the
-released one with the same weights. Times are medians of {rounds} repetitions, ratios those of neighbouring
+released one with the same weights. Times are medians of repetitions, ratios those of neighbouring
 repetitions: their time by ours. Memory is the process's peak (resident, or CUDA's allocator), libraries
-included. After the plus signs:
+included. What was not measured has a dash. After the plus signs:
 
 - `fold`: `resnest_d2.optimize_for_inference`, norms folded, maps channels-last; `half` and `compile` are its
   options, elsewhere `compile` is `torch.compile(dynamic=True)` of the plain PyTorch reference
@@ -34,60 +35,58 @@ included. After the plus signs:
 - `checkpoint`, `recompute`: `MODEL.RESNETS.CHECKPOINT_STAGES` with all stages, where `CHECKPOINT_KEEPS` is
   `inputs` or `convolutions`
 
-Split-Attention alone is all between the norm and the sum, of 64 channels and 2 splits. Beside it, `copy`
-copies as many bytes as it must move at least, so that this ratio is the share of the copy bandwidth. Likewise
-`matmul` multiplies large matrices with as many operations as the network has.
+Split-Attention of a stage is all between the norm and the sum, alone, on maps as ResNeSt-50 has them there,
+of two splits with so many channels each. Beside it, `copy` copies as many bytes as it must move at least, so
+that this ratio is the share of the copy bandwidth. Likewise `matmul` multiplies large matrices with as many
+operations as the network has.
+"""
+#: Devices to the headings of their parts.
+PARTS = {"cpu": "## On a CPU", "cuda": "## On a GPU"}
+_PART = """{heading}
+
+Measured on {date}, commit {commits}, on {machine}: torch {torch}, torchvision {torchvision}, Python {python},
+`resnest` {released}, timm {timm}; {rounds} repetitions a side.
 
 """
 _PROFILE = """
-## Where the time goes
+### Where the time goes
 
-Operators of one repetition, slower for being profiled, without those that they call: the ten that take most,
-and their share of all.
+Operators of one repetition without those that they call, on a GPU kernels, slower for being profiled: the ten
+that take most, and their share of all.
 """
 _PIPELINE = """
-## Loader and model
+### Loader and model
 
 Images a second that the training loader gives, by number of worker processes, and that training takes, each
 alone on this machine. The images are generated.
 
 """
-_NOT_MEASURED = """
-## On a GPU
-
-No GPU was at hand; the kernels have run in Triton's interpreter only. The same command measures there.
-
-| with mixed precision | times as fast |
-|---|---|
-| backbone inference, 800x1216 | – |
-| backbone forward and backward | – |
-| cascade_resnest101 training iteration | – |
-| its peak memory, and with checkpointed stages | – |
-| Split-Attention alone, share of the copy bandwidth | – |
-"""
 
 
-def comparison_table(results: Sequence[Result]) -> str:
-    """Median times, the median of the ratios and their spread, memory."""
-    rows = []
-    for result in results:
-        c = result.comparison
-        ratios = result.ratios
-        rows.append(
-            [
-                c.title,
-                f"{c.batch} x {c.size[0]}x{c.size[1]}, {c.precision}",
-                f"{c.ours} / {c.theirs}",
-                *(f"{statistics.median(times):.3f}" for times in (result.ours, result.theirs)),
-                f"**{statistics.median(ratios):.2f}** ({min(ratios):.2f} to {max(ratios):.2f})",
-                f"{result.our_memory:.0f} / {result.their_memory:.0f}",
-            ]
-        )
+def comparison_table(rows: Sequence[Comparison], measured: Mapping[Comparison, Result]) -> str:
+    """Median times, the median of the ratios and their spread, memory; dashes where nothing is measured."""
+    cells = [[c.title, _images(c), f"{c.ours} / {c.theirs}", *_figures(measured.get(c))] for c in rows]
     titles = (
         *("what", "images", "ours / theirs", "ours (s)", "theirs (s)", "times as fast"),
         "peak memory (MB)",
     )
-    return tabulate(rows, titles, "github", disable_numparse=True) + "\n"
+    return tabulate(cells, titles, "github", disable_numparse=True) + "\n"
+
+
+def _images(c: Comparison) -> str:
+    maps = f", {c.channels} channels" if c.task.startswith("Split-Attention") else ""
+    return f"{c.batch} x {c.size[0]}x{c.size[1]}{maps}, {c.precision}"
+
+
+def _figures(result: Optional[Result]) -> List[str]:
+    if result is None:
+        return ["–"] * 4
+    digits = 5 if result.comparison.task.startswith("Split-Attention") else 3
+    return [
+        *(f"{statistics.median(times):.{digits}f}" for times in (result.ours, result.theirs)),
+        f"**{statistics.median(result.ratios):.2f}** ({min(result.ratios):.2f} to {max(result.ratios):.2f})",
+        f"{result.our_memory:.0f} / {result.their_memory:.0f}",
+    ]
 
 
 def profile_table(result: Result, operators: int = 10) -> str:
@@ -99,11 +98,17 @@ def profile_table(result: Result, operators: int = 10) -> str:
     for name in most[:operators]:
         seconds = [profile.get(name, 0) for profile in profiles]
         cells = [(f"{s:.2f}", f"{100 * s / total:.0f} %") for s, total in zip(seconds, totals)]
-        rows.append([f"`{name}`", *cells[0], *cells[1]])
+        rows.append([f"`{_short(name)}`", *cells[0], *cells[1]])
     c = result.comparison
     titles = ("operator", f"{c.ours} (s)", "share", f"{c.theirs} (s)", "share")
     table = tabulate(rows, titles, "github", disable_numparse=True)
-    return f"\n{c.title}, {c.batch} x {c.size[0]}x{c.size[1]}, {c.precision}:\n\n{table}\n"
+    return f"\n{c.title}, {_images(c)}:\n\n{table}\n"
+
+
+def _short(name: str, characters: int = 80) -> str:
+    """Kernels have names of hundreds of characters."""
+    name = name.replace("|", "/").removeprefix("void ")
+    return name if len(name) <= characters else name[: characters - 1] + "…"
 
 
 def pipeline_table(pipelines: Sequence[Pipeline]) -> str:
@@ -120,33 +125,77 @@ def pipeline_table(pipelines: Sequence[Pipeline]) -> str:
     return tabulate(rows, titles, "github", disable_numparse=True) + "\n"
 
 
-def page(results: Sequence[Result], pipelines: Sequence[Pipeline], device: str) -> str:
-    """The page."""
-    facts = environment(torch.device(device))
-    head = _HEAD.format(
-        date=facts["date"][:10],
-        commit=(facts["commit"] or "–")[:8],
-        machine=facts["gpu"] or f"{_processor()}, {torch.get_num_threads()} threads",
-        torch=torch.__version__,
-        torchvision=facts["versions"]["torchvision"],
-        python=platform.python_version(),
-        released=importlib.metadata.version("resnest"),
-        timm=importlib.metadata.version("timm"),
-        rounds=len(results[0].ours) if results else 0,
-    )
+def facts_of(device: str) -> Dict[str, Any]:
+    """The date, the machine and the versions that a measurement here depends on."""
+    here = environment(torch.device(device))
+    return {
+        "date": here["date"][:10],
+        "machine": here["gpu"] if device == "cuda" else f"{processor()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "torchvision": here["versions"]["torchvision"],
+        "released": _version("resnest"),
+        "timm": _version("timm"),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "–"
+
+
+def part(
+    rows: Sequence[Comparison],
+    measured: Mapping[Comparison, Result],
+    pipelines: Sequence[Pipeline],
+    device: str,
+    facts: Mapping[str, Any],
+) -> str:
+    """What was measured on one machine.
+
+    Args:
+        facts: of :func:`facts_of`, on the machine that measured.
+    """
+    results = [measured[row] for row in rows if row in measured]
     profiles = [profile_table(result) for result in results if result.our_profile]
+    commits = sorted({(result.commit or "–")[:8] for result in results})
+    rounds = sorted({len(result.ours) for result in results})
+    head = f"{PARTS[device]}\n\nNot measured.\n\n"
+    if results:
+        facts = {**facts, "commits": ", ".join(commits), "rounds": " or ".join(map(str, rounds))}
+        head = _PART.format(heading=PARTS[device], **facts)
     return "".join(
         [
             head,
-            comparison_table(results),
+            comparison_table(rows, measured),
             *([_PROFILE, *profiles] if profiles else []),
             *([_PIPELINE, pipeline_table(pipelines)] if pipelines else []),
-            *([_NOT_MEASURED] if device == "cpu" else []),
         ]
     )
 
 
-def _processor() -> str:
+def page(text: str, device: str, new: str) -> str:
+    """The page with one part replaced, that of the other kind of machine as it was.
+
+    Args:
+        text: the page that there is, or nothing.
+        new: of :func:`part`.
+    """
+    parts = {**{d: part(comparisons(d), {}, [], d, {}) for d in PARTS}, **_parts_of(text), device: new}
+    return "\n".join([_HEAD, *(parts[d].rstrip() + "\n" for d in PARTS)])
+
+
+def _parts_of(text: str) -> Dict[str, str]:
+    by_heading = {heading: device for device, heading in PARTS.items()}
+    heading = "|".join(map(re.escape, by_heading))
+    pieces = re.split(f"^({heading})$", text, flags=re.M)
+    return {by_heading[h]: h + body for h, body in zip(pieces[1::2], pieces[2::2])}
+
+
+def processor() -> str:
+    """The CPU's name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

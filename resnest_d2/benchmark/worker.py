@@ -5,7 +5,8 @@
 A run by path, so that the released one never meets ours. Each line on stdin is a JSON object: ``task``,
 ``size``, ``batch``, ``device``, ``precision``, and for the first run of a task ``config`` (settings by key)
 and ``weights`` (a file, or null). Each is answered by a line with the seconds of one repetition and the
-peak of memory in MB; with ``profile`` also by the seconds of each operator.
+peak of memory in MB; with ``profile`` also by the seconds of each operator, on a GPU of each kernel.
+Split-Attention alone also takes ``channels`` of a split, and the ``memory_format`` of its maps.
 """
 
 import json
@@ -16,10 +17,11 @@ import time
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 
 OPTIONS = ("channels_last", "fold", "half", "compile", "checkpoint", "recompute", "keep_memory")
-#: Channels of the Split-Attention that is measured alone, as in res2.
+#: Channels of a split, as in res2, and splits of the Split-Attention that is measured alone.
 CHANNELS, RADIX = 64, 2
 
 
@@ -132,7 +134,8 @@ def build_split_attention(name, request):
         from resnest.d2.splat import SplAtConv2d as layer
     else:
         from resnest_d2 import SplitAttentionConv2d as layer
-    model = layer(CHANNELS, CHANNELS, 3, radix=RADIX, norm="BN")
+    channels = request.get("channels", CHANNELS)
+    model = layer(channels, channels, 3, radix=RADIX, norm="BN")
     model.conv = model.bn0 = nn.Identity()
     return model
 
@@ -172,8 +175,11 @@ def inputs(request):
     generator = torch.Generator().manual_seed(0)
     height, width = request["size"]
     if request["task"].startswith("Split-Attention"):
-        maps = torch.randn(request["batch"], CHANNELS * RADIX, height, width, generator=generator)
+        channels = request.get("channels", CHANNELS)
+        maps = torch.randn(request["batch"], channels * RADIX, height, width, generator=generator)
         dtype = torch.float16 if request["precision"] == "fp16" else torch.float32
+        last = request.get("memory_format") == "channels_last"
+        maps = maps.to(memory_format=torch.channels_last if last else torch.contiguous_format)
         return maps.to(request["device"], dtype).requires_grad_("training" in request["task"])
     images = torch.rand(request["batch"], 3, height, width, generator=generator) * 255
     if request["task"].startswith("backbone"):
@@ -228,6 +234,7 @@ def repeat(model, data, request):
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(request["precision"])
     torch.manual_seed(1)
     if task.startswith("Split-Attention"):
+        data.grad = None  # or this repetition's would be added to it, in three more passes over the map
         data = data.clone()  # which both activate in place
     clock = Clock(device)
     with torch.autocast(device, dtype, enabled=dtype is not None), EventStorage():
@@ -258,12 +265,29 @@ def mean_seconds(model, data, request):
 
 
 def profiled(model, data, request):
-    """Seconds of each operator in one repetition, without those of the operators that it calls."""
+    """Seconds of each operator in one repetition, on a GPU of each kernel."""
     with torch.profiler.profile() as profile:
         repeat(model, data, request)
-    on = "self_device_time_total" if request["device"] == "cuda" else "self_cpu_time_total"
-    seconds = {event.key: getattr(event, on) / 1e6 for event in profile.key_averages()}
-    return {name: value for name, value in seconds.items() if value > 0}
+    return seconds_by_name(profile.key_averages(), request["device"])
+
+
+def seconds_by_name(events, device):
+    """Where the device's time went, each moment once.
+
+    On the CPU that is the time of operators without those that they call. On a GPU it is that of kernels
+    and copies: the profiler gives operators the time of their kernels as well, but not of all kernels, as
+    Triton's are started outside of operators.
+    """
+    if device == "cuda":
+        own = [(e.key, e.self_device_time_total) for e in events if _is_on_gpu(e)]
+    else:
+        own = [(e.key, e.self_cpu_time_total) for e in events]
+    return {name: microseconds / 1e6 for name, microseconds in own if microseconds > 0}
+
+
+def _is_on_gpu(event):
+    # Annotations span the kernels that they are about.
+    return event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
 
 
 def main(implementation):
