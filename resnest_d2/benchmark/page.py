@@ -6,12 +6,12 @@ import importlib.metadata
 import platform
 import re
 import statistics
-from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import torch
 from tabulate import tabulate
 
+from ..collect_env import processor
 from ..engine.record import environment
 from . import Comparison, Result, comparisons
 from .pipeline import WORKERS, Pipeline
@@ -192,11 +192,3 @@ def _parts_of(text: str) -> Dict[str, str]:
     heading = "|".join(map(re.escape, by_heading))
     pieces = re.split(f"^({heading})$", text, flags=re.M)
     return {by_heading[h]: h + body for h, body in zip(pieces[1::2], pieces[2::2])}
-
-
-def processor() -> str:
-    """The CPU's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()

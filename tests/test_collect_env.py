@@ -1,0 +1,48 @@
+"""python -m resnest_d2.collect_env: what it says is so, and it says what does not work."""
+
+import re
+import sys
+
+import pytest
+import torch
+
+from resnest_d2 import collect_env
+from resnest_d2.ops import triton_kernels
+
+
+def test_one_screen_names_versions_and_what_works_here(capsys):
+    collect_env.main()
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert len(lines) < 40 and max(map(len, lines)) < 120
+    values = dict(re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in lines if line.strip())
+    assert values["torch"] == torch.__version__ and values["python"] == sys.version.split()[0]
+    assert values["Split-Attention"] == f"plain PyTorch: {triton_kernels.unavailable(torch.device('cpu'))}"
+    assert float(values["beside its reference"].removeprefix("error ")) < collect_env.TOLERANCE
+    assert values["deformable convolution"].startswith("works")
+    assert values["mixed precision, torch.bfloat16"] == "works"
+    assert values["half-precision inference, torch.bfloat16"].startswith("works")
+    assert "FAILS" not in text and sys.prefix not in text
+
+
+def test_a_path_that_is_wrong_fails_its_self_check(monkeypatch):
+    cpu = torch.device("cpu")
+    error = float(collect_env.split_attention_error(cpu).split()[-1])
+    assert 0 < error < collect_env.TOLERANCE
+    right = collect_env.relu_weighted_sum
+    monkeypatch.setattr(collect_env, "relu_weighted_sum", lambda *a: right(*a) * 1.001)
+    with pytest.raises(ArithmeticError, match="error"):
+        collect_env.split_attention_error(cpu)
+    monkeypatch.setattr(collect_env, "relu_weighted_sum", lambda *a: right(*a) * float("nan"))
+    with pytest.raises(ArithmeticError, match="error nan"):
+        collect_env.split_attention_error(cpu)
+
+
+def test_what_fails_is_named_in_one_line_and_the_rest_is_still_told(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no such operator\nat line 3")
+
+    monkeypatch.setattr(collect_env, "deformable_convolution", fail)
+    rows = dict(collect_env.collect())
+    assert rows["deformable convolution"] == "FAILS: RuntimeError: no such operator"
+    assert rows["mixed precision, torch.bfloat16"] == "works"
