@@ -38,7 +38,7 @@ def processor() -> str:
 
 def collect() -> List[Tuple[str, str]]:
     """Names and values, those of each device below its own name."""
-    here = environment()
+    here = environment(torch.device("cpu"))  # the GPUs follow, each for itself
     versions = {**here["versions"], "detectron2": detectron2.__version__, "CUDA of torch": torch.version.cuda}
     rows = [(name, version or "–") for name, version in versions.items()]
     rows.insert(2, ("commit", here["commit"] or "–"))

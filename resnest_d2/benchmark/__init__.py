@@ -245,7 +245,8 @@ def compare(comparison: Comparison, device: str, rounds: int) -> Result:
     seconds = [[answer["seconds"] for answer in of_side] for of_side in answers]
     memory = [of_side[-1]["memory"] for of_side in answers]
     profiles = [of_side[-1].get("profile", {}) for of_side in answers]
-    return Result(comparison, *seconds, *memory, *profiles, commit=environment(torch.device(device))["commit"])
+    commit = environment(torch.device(device))["commit"]
+    return Result(comparison, *seconds, *memory, *profiles, commit=commit)
 
 
 class _Side:

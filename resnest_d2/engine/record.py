@@ -27,7 +27,7 @@ from ..checkpoint.files import atomic_write_text
 from ..version import __version__
 
 FILE = "results.json"
-_PACKAGES = ("torchvision", "numpy", "fvcore", "pycocotools", "faster-coco-eval")
+_PACKAGES = ("torchvision", "triton", "numpy", "fvcore", "pycocotools", "faster-coco-eval")
 
 
 def environment(device: torch.device) -> Dict[str, Any]:
