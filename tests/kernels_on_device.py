@@ -81,7 +81,7 @@ def test_a_sum_in_several_parts_and_rounds_of_them(monkeypatch):
         assert error(a, b) < 2e-6
 
 
-@pytest.mark.parametrize("first, second", itertools.product(SUBSETS[:4], SUBSETS[:4]), ids=str)
+@pytest.mark.parametrize("first, second", [SUBSETS[:2], SUBSETS[1:3], SUBSETS[2::-2], SUBSETS[3:5]], ids=str)
 def test_gradients_of_a_retained_graph_do_not_depend_on_those_asked_for_before(first, second):
     expected = build((2, 3, 5, 4), 2, passes=False, device=DEVICE)
     got = build((2, 3, 5, 4), 2, torch.float32, passes=True, device=DEVICE)
@@ -90,12 +90,11 @@ def test_gradients_of_a_retained_graph_do_not_depend_on_those_asked_for_before(f
             assert error(a, b) < 1e-5
 
 
-@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf], ids=str)
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("radix", [1, 2, 4])
-def test_nan_and_infinity_go_through_as_through_the_reference(radix, layout, odd):
+def test_nan_and_infinity_go_through_as_through_the_reference(radix, layout):
     def values(x):
-        x[0, 0, 1, 1] = x[0, -1] = odd
+        x[0, 0, 1, 1], x[0, 3, 2], x[1, :, 0, 0], x[1, 5] = math.nan, -math.inf, math.inf, math.nan
 
     options = {"layout": layout, "values": values, "device": DEVICE}
     shape = (2, 16, 5, 7)  # a row's aligned stretch reads its neighbours
@@ -109,8 +108,7 @@ def test_nan_and_infinity_go_through_as_through_the_reference(radix, layout, odd
 
 
 @pytest.mark.parametrize("radix", [1, 2, 4])
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("norm", ["BN", "GN", ""])
+@pytest.mark.parametrize("groups, norm", [(1, "BN"), (2, "GN"), (2, "")])
 def test_the_layer_is_the_same_with_and_without_kernels(radix, groups, norm):
     torch.manual_seed(1)  # no activation so near zero that rounding decides on its gradient
     layer = SplitAttentionConv2d(64, 64, groups=groups, radix=radix, norm=norm)

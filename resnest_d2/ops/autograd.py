@@ -92,16 +92,12 @@ def relu_pool(
     backend = Kernels if kernels and is_supported(x, radix) else Plain
     if bias is not None and (backend is Plain or _records_gradients(x)):
         x, bias = x + bias[:, None, None], None
+    options: Mapping[str, Any] = {} if bias is None else {"bias": bias}
     if _records_gradients(x):
         pooled, y = _ReluPool.apply(x, radix, backend, dtype)
-        options = {}
-    elif backend is Kernels:
-        options = {"bias": bias}
-        y, pooled = x, Kernels.pool(x, radix, dtype, bias)
     else:
-        y = Plain.activate(x)
-        pooled = Plain.pool(y, radix, dtype)
-        options = {}
+        y = backend.activate(x)
+        pooled = backend.pool(y, radix, dtype, **options)
     if backend is Plain and x.device.type == "cpu" and type(x) is Tensor and not is_recorded():
         # A sum of values that are not negative is finite only if they are. Other devices would have to wait.
         options = {"finite": bool(pooled.isfinite().all())}

@@ -320,7 +320,6 @@ def is_recorded() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-@functools.cache
 def unavailable(device: torch.device) -> Optional[str]:
     """Why the kernels do not run on a device, in some words; None where they do.
 
@@ -328,18 +327,24 @@ def unavailable(device: torch.device) -> Optional[str]:
     it fails on a GPU, that is logged, and plain PyTorch computes.
     """
     if triton is None:
-        reason = "Triton is not installed"
-    elif device.type == "cpu":
+        return "Triton is not installed"
+    if device.type == "cpu":
         return None if _is_interpreted() else "the kernels are for CUDA devices"
-    else:
-        try:
-            mean = Kernels.pool(torch.ones((1, 16, 4, 4), device=device), 1)
-            reason = None if mean.eq(1).all() else "a trial gave wrong results"
-        except Exception as e:  # Triton raises anything: what it lacks is in the message
-            lines = str(e).strip().splitlines() or [""]
-            reason = f"{type(e).__name__}: {lines[0][:200]}"
-    if reason and device.type == "cuda":
-        logger.warning("Split-Attention computes in plain PyTorch on %s, without kernels: %s", device, reason)
+    return _fails(device)
+
+
+@functools.cache
+def _fails(device: torch.device) -> Optional[str]:
+    """What a trial on a GPU fails of."""
+    try:
+        mean = Kernels.pool(torch.ones((1, 16, 4, 4), device=device), 1)
+        if mean.eq(1).all():
+            return None
+        reason = "a trial gave wrong results"
+    except Exception as e:  # Triton raises anything: what it lacks is in the message
+        lines = str(e).strip().splitlines() or [""]
+        reason = f"{type(e).__name__}: {lines[0][:200]}"
+    logger.warning("Split-Attention computes in plain PyTorch on %s, without kernels: %s", device, reason)
     return reason
 
 
