@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart test test-slow robust parity zoo lint lock clean
+.PHONY: help env quickstart test test-slow robust gpu parity zoo lint lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -42,6 +42,10 @@ test-slow: env ## the tests marked slow: training to an AP
 
 robust: env ## kill, interrupt, starve and feed rubbish to training, and print what came of it (20 minutes)
 	cd tests && ../$(PY) -W ignore -m robust.report
+
+gpu: env ## check and time everything on this machine's GPUs (10 minutes): output/gpu, docs/BENCHMARKS.md
+	mkdir -p output/gpu
+	cd tests && ../$(PY) -W ignore -m gpu --json ../output/gpu/checks.json --page ../docs/BENCHMARKS.md
 
 parity: env ## measure the errors against the released code and timm anew: docs/parity.md
 	cd tests && ../$(PY) -W ignore -m parity.report ../docs/parity.md

@@ -12,6 +12,7 @@ The others are what requirements/peers.txt and timm install; a row whose peer is
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -41,9 +42,16 @@ def main(args):
     loaders = [name for name in PIPELINES if args.only in f"loader of {name}"]
     if not rows and not loaders:
         raise UserError(f"--only: no row holds {args.only!r}; docs/BENCHMARKS.md lists them")
+    failed = []
     for row in rows:
         if (args.again or row not in store.results) and time.monotonic() < end:
-            store.add(compare(row, args.device, args.rounds))
+            try:
+                store.add(compare(row, args.device, args.rounds))
+            except UserError as e:
+                if not args.keep_going:
+                    raise
+                failed.append(row)
+                print(f"error: {row.title}: {e}", file=sys.stderr)
     for name in loaders:
         if (args.again or name not in store.pipelines) and time.monotonic() < end:
             with tempfile.TemporaryDirectory() as folder:
@@ -55,6 +63,7 @@ def main(args):
         before = args.page.read_text() if args.page.exists() else ""
         new = part(all_rows, store.results, [*store.pipelines.values()], args.device, store.facts)
         atomic_write_text(args.page, page(before, args.device, new))
+    return bool(failed)
 
 
 def parser():
@@ -67,6 +76,7 @@ def parser():
     )
     parser.add_argument("--again", action="store_true", help="measure anew what --json already has")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no row after so many")
+    parser.add_argument("--keep-going", action="store_true", help="leave out rows that fail; then end with 1")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="write every measurement; go on from it")
     parser.add_argument("--page", type=Path, help="write the part of this device into the page, Markdown")
@@ -75,4 +85,4 @@ def parser():
 
 if __name__ == "__main__":
     with one_line_errors():
-        main(parser().parse_args())
+        sys.exit(main(parser().parse_args()))
