@@ -106,7 +106,7 @@ def benchmark(minutes: float, json_file: Path | None, page: Path | None) -> bool
     return subprocess.run([sys.executable, "-W", "ignore", tool, *map(str, words)]).returncode != 0
 
 
-if __name__ == "__main__":
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -117,10 +117,13 @@ if __name__ == "__main__":
     parser.add_argument("--page", type=Path, help="write the GPU's part of this page, Markdown")
     parser.add_argument("--minutes", type=float, default=9, help="of all, but for the last row's")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    return parser
+
+
+if __name__ == "__main__":
+    arguments = parser().parse_args()
     if arguments.cpu:
         os.environ["TRITON_INTERPRET"] = "1"
-    os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
     from resnest_d2.engine import one_line_errors
 
     with one_line_errors():

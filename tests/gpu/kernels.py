@@ -12,6 +12,7 @@ from torch import Tensor
 
 from resnest_d2 import SplitAttentionConv2d
 from resnest_d2.ops import (
+    radix_softmax,
     radix_weighted_sum,
     relu_pool,
     relu_weighted_sum,
@@ -36,7 +37,7 @@ def inputs(shape: Tuple[int, ...], radix: int, dtype: torch.dtype, layout, devic
     sizes = ((n, radix * c, h, w), (n, radix * c, 1, 1), (n, c, h, w), (n, c, 1, 1))
     x, attention, of_sum, of_pool = (torch.randn(size, generator=generator).to(device) for size in sizes)
     x = x.to(dtype).contiguous(memory_format=layout)
-    return [x, attention.sigmoid(), of_sum.to(dtype), of_pool.to(dtype)]
+    return [x, radix_softmax(attention, radix, 1), of_sum.to(dtype), of_pool.to(dtype)]
 
 
 def passes(tensors: List[Tensor], radix: int, kernels: bool) -> List[Tensor]:
