@@ -17,7 +17,7 @@ from resnest_d2.checkpoint.checkpointer import damage
 
 from . import tiny
 
-_LIMIT = 900
+_LIMIT = 1800
 
 
 class Soak(NamedTuple):
