@@ -23,7 +23,7 @@ assert DEVICE == "cuda" or os.environ["TRITON_INTERPRET"] == "1"
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 # Batch, channels of a split, height, width: one element; odd sizes; rows that begin anywhere, of several tiles
 # and parts; channels beyond a tile.
-SHAPES = [(1, 1, 1, 1), (2, 5, 7, 9), (1, 16, 33, 35), (3, 70, 4, 5)]
+SHAPES = [(1, 1, 1, 1), (2, 5, 7, 9), (1, 16, 33, 35), (1, 70, 4, 5)]
 
 
 def error(expected, got):
@@ -65,15 +65,25 @@ def test_a_folded_norms_bias_is_added_on_reading(layout):
         torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
         layer.fused_kernels = False
         torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
-    layer.fused_kernels = True
-    x.requires_grad_()  # for saliency, say
-    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    with_gradients = []
+    for kernels in (True, False):  # for saliency, say
+        layer.fused_kernels = kernels
+        layer.fc2.weight.grad = None
+        leaf = x.clone().requires_grad_()
+        layer.fc2.weight.requires_grad_()
+        out = layer(leaf)
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+        layer(x).square().sum().backward()  # the vectors alone record gradients
+        out.square().sum().backward()
+        with_gradients.append((leaf.grad, layer.fc2.weight.grad))
+    for a, b in zip(*with_gradients):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_a_sum_in_several_parts_and_rounds_of_them(monkeypatch):
     monkeypatch.setattr(triton_kernels, "_PROGRAMS", 10**6)
     for layout in FORMATS:
-        shape = (1, 16, 141, 151)  # 21 parts, and 64
+        shape = (1, 16, 70, 71)  # 5 parts, and 78 in three rounds
         expected = build(shape, 2, passes=False, layout=layout, device=DEVICE)
         got = build(shape, 2, torch.float32, passes=True, layout=layout, device=DEVICE)
         assert error(expected.pooled, got.pooled) < 2e-6
@@ -97,7 +107,7 @@ def test_nan_and_infinity_go_through_as_through_the_reference(radix, layout):
         x[0, 0, 1, 1], x[0, 3, 2], x[1, :, 0, 0], x[1, 5] = math.nan, -math.inf, math.inf, math.nan
 
     options = {"layout": layout, "values": values, "device": DEVICE}
-    shape = (2, 16, 5, 7)  # a row's aligned stretch reads its neighbours
+    shape = (2, 16, 3, 5)  # a row's aligned stretch reads its neighbours
     expected = build(shape, radix, torch.float32, passes=False, **options)
     got = build(shape, radix, torch.float32, passes=True, **options)
     for name in ("pooled", "attention", "out"):
@@ -111,10 +121,10 @@ def test_nan_and_infinity_go_through_as_through_the_reference(radix, layout):
 @pytest.mark.parametrize("groups, norm", [(1, "BN"), (2, "GN"), (2, "")])
 def test_the_layer_is_the_same_with_and_without_kernels(radix, groups, norm):
     torch.manual_seed(1)  # no activation so near zero that rounding decides on its gradient
-    layer = SplitAttentionConv2d(64, 64, groups=groups, radix=radix, norm=norm)
-    plain = SplitAttentionConv2d(64, 64, groups=groups, radix=radix, norm=norm, fused_kernels=False)
+    layer = SplitAttentionConv2d(32, 32, groups=groups, radix=radix, norm=norm)
+    plain = SplitAttentionConv2d(32, 32, groups=groups, radix=radix, norm=norm, fused_kernels=False)
     plain.load_state_dict(layer.state_dict())
-    x = torch.randn(6, 64, 6, 5)  # enough for batch statistics not to magnify rounding
+    x = torch.randn(6, 32, 6, 5)  # enough for batch statistics not to magnify rounding
     outputs = []
     for module in (layer, plain):
         y = x.to(DEVICE).requires_grad_()
@@ -128,9 +138,10 @@ def test_the_layer_is_the_same_with_and_without_kernels(radix, groups, norm):
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-def test_results_do_not_change_from_run_to_run(layout):
+def test_results_do_not_change_from_run_to_run(layout, monkeypatch):
+    monkeypatch.setattr(triton_kernels, "_PROGRAMS", 10**6)  # sums in several parts
     runs = [
-        build((2, 20, 33, 35), 2, torch.float32, passes=True, layout=layout, device=DEVICE) for _ in range(2)
+        build((1, 20, 33, 35), 2, torch.float32, passes=True, layout=layout, device=DEVICE) for _ in range(2)
     ]
     for name in ("pooled", "out"):
         assert torch.equal(*(getattr(run, name) for run in runs))

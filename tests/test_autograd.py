@@ -63,6 +63,13 @@ def test_the_maps_gradient_may_meet_others():
     assert len(seen) == 2 and type(seen[1]) is torch.Tensor
 
 
+def test_the_maps_gradient_is_not_changed_in_place_unnoticed():
+    _, activated = relu_pool(torch.randn(1, 4, 3, 3, requires_grad=True) * 1, 2)
+    activated.map.register_hook(lambda gradient: gradient.mul_(10))
+    with pytest.raises(RuntimeError, match="cannot be changed in place"):
+        relu_weighted_sum(activated, torch.full((1, 4, 1, 1), 0.5)).sum().backward()
+
+
 @pytest.mark.parametrize("keeps", KEEPS)
 def test_gradients_of_a_checkpointed_layer_twice_and_in_parts(keeps):
     torch.manual_seed(0)

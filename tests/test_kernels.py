@@ -61,6 +61,7 @@ def test_images_of_more_elements_than_offsets_hold_are_for_the_reference(interpr
     x = torch.empty(1, 2, 2**15, 2**15, dtype=torch.float16)  # never touched, so never there
     assert not triton_kernels.is_supported(x, 2)
     assert triton_kernels.is_supported(x.view(2, 1, 2**15, 2**15), 1)
+    assert not triton_kernels.is_supported(torch.empty(65536, 1, 1, 1), 1)  # nor has a grid so many places
 
 
 def test_tensors_without_data_are_for_the_reference(interpreted):

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.engine import create_ddp_model
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -102,14 +102,15 @@ def test_a_gradient_that_is_skipped_at_the_smallest_scale_leaves_scaler_and_weig
     assert step.model.weight.item() == pytest.approx(-0.1)
 
 
-def detector_step(folder, max_skipped=0):
+def detector_step(folder, max_skipped=0, name="faster_resnest50"):
     """A small detector whose heads have norms that wait for the other processes."""
-    cfg = model_zoo.get_config("faster_resnest50")
+    cfg = model_zoo.get_config(name)
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.MODEL.RESNETS.DEPTH = "cpu", "", 14
     cfg.MODEL.RESNETS.RES2_OUT_CHANNELS, cfg.MODEL.RESNETS.BOTTLENECK_WIDTH = 32, 8
     cfg.MODEL.FPN.OUT_CHANNELS = cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 8
     cfg.MODEL.RESNETS.NORM = cfg.MODEL.FPN.NORM = "FrozenBN"
     cfg.MODEL.ROI_BOX_HEAD.NORM, cfg.MODEL.ROI_BOX_HEAD.NUM_CONV = "naiveSyncBN", 1
+    cfg.MODEL.ROI_MASK_HEAD.NORM, cfg.INPUT.MASK_FORMAT = "BN", "bitmask"
     torch.manual_seed(0)
     model = create_ddp_model(build_model(cfg), broadcast_buffers=False, device_ids=None)
     instances = Instances((64, 64), gt_boxes=Boxes(torch.tensor([[8.0, 8, 40, 40]])))
@@ -146,6 +147,19 @@ def in_two_processes(work, folder):
     finally:
         for process in context.processes:
             process.kill()
+
+
+@pytest.mark.parametrize("name", ("faster_resnest50", "cascade_resnest50", "cascade_mask_resnest50"))
+@pytest.mark.parametrize("part", ("backbone", "roi_heads.box_head"))
+def test_weights_that_are_nan_are_said_in_one_line_wherever_boxes_are_predicted(tmp_path, name, part):
+    step = detector_step(tmp_path, name=name)
+    (gt_mask,) = [record["instances"] for record in next(step._data_loader_iter)]
+    gt_mask.gt_masks = BitMasks(torch.ones(1, 64, 64, dtype=torch.bool))
+    with torch.no_grad():
+        next(step.model.get_submodule(part).parameters()).fill_(math.nan)
+    with EventStorage(), pytest.raises(UserError, match=r"not finite at iteration 0: .*boxes"):
+        step.iter = 0
+        step.run_step()
 
 
 def proposals_that_are_nan_in_one(rank, folder):

@@ -28,11 +28,11 @@ class Store:
 
     def __init__(self, file: Optional[Path], facts: Dict[str, Any]) -> None:
         known = json.loads(file.read_text()) if file and file.exists() else {}
-        before = known.get("facts", facts)
+        before = known.get("facts", {}) if known else facts
         for fact in _FIXED:
-            if before[fact] != facts[fact]:
+            if before.get(fact) != facts[fact]:
                 raise UserError(
-                    f"--json {file} was measured with {fact} {before[fact]}, and this is {facts[fact]}; "
+                    f"--json {file} was measured with {fact} {before.get(fact)}, and this is {facts[fact]}; "
                     "name another file"
                 )
         self._file, self.facts = file, facts

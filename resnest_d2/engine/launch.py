@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
@@ -92,6 +93,9 @@ def _wait(processes: Sequence[BaseProcess], signals: Sequence[int]) -> int:
         alive = [process for process in processes if process.exitcode is None]
         if failed and not status:
             status = failed[0] if failed[0] > 0 else 128 - failed[0]
+            if failed[0] < 0 and not signals:  # it could not say so itself
+                name = signal.Signals(-failed[0]).name
+                print(f"error: a process of this run was ended by {name}; was memory short?", file=sys.stderr)
             for process in alive:  # they would wait for it
                 process.terminate()
         if not alive:

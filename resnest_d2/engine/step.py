@@ -12,9 +12,11 @@ import torch
 import torch.distributed as dist
 from detectron2.engine import SimpleTrainer
 from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..checkpoint.files import atomic_write
 from ..data.seeding import seed_all
@@ -65,10 +67,11 @@ class TrainStep(SimpleTrainer):
         self._max_skipped, self._skipped = max_skipped, 0
         self.grad_scaler = torch.amp.GradScaler(self._device, enabled=amp and self._device == "cuda")
         self._received, self.signal = received, 0
-        self._proposals: List[torch.Tensor] = []
+        self._boxes: List[torch.Tensor] = []
         for module in model.modules():
-            if isinstance(module, RPN):
-                module.rpn_head.register_forward_hook(_bounds_proposals(self._proposals))
+            if isinstance(module, (RPN, FastRCNNOutputLayers)):
+                head = module.rpn_head if isinstance(module, RPN) else module
+                head.register_forward_hook(_bounds_boxes(self._boxes))
         self._learned = [p for group in optimizer.param_groups for p in group["params"]]
 
     def run_step(self) -> None:
@@ -82,16 +85,16 @@ class TrainStep(SimpleTrainer):
         data_time = time.perf_counter() - start
         seed_all(self._seed, self.iter, comm.get_rank())
         dtype = torch.float16 if self._device == "cuda" else torch.bfloat16
-        self._proposals.clear()
+        self._boxes.clear()
         with torch.autocast(self._device, dtype, enabled=self._amp):
             losses = self.model(data)
         self.optimizer.zero_grad()
         self.grad_scaler.scale(sum(losses.values())).backward()
         self.grad_scaler.unscale_(self.optimizer)  # also for clipping, which the optimizer does
-        norm = nn.utils.clip_grad_norm_(self._learned, float("inf"))  # clips nothing
+        norm = self._gradient_norm()
         values = {**{name: loss.detach() for name, loss in losses.items()}, "gradient": norm}
-        if self._proposals:
-            values["proposals"] = torch.stack(self._proposals).sum()
+        if self._boxes:
+            values["boxes"] = torch.stack(self._boxes).sum()
         finite = torch.stack([value.float() for value in values.values()]).isfinite().tolist()
         bad = [name for name, good in zip(values, finite) if not good]
         # With float16, an infinite gradient means that the scale was too large: the scaler skips the step
@@ -108,6 +111,11 @@ class TrainStep(SimpleTrainer):
         get_event_storage().put_scalar("grad_norm", norm.item())
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _gradient_norm(self) -> torch.Tensor:
+        gradients = [p.grad for p in self._learned if p.grad is not None]
+        # As clip_grad_norm_ does it, which would change gradients whose norm is infinite.
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
     def _scale(self) -> float:
         return self.grad_scaler.get_scale()  # 1 where it is disabled
@@ -163,8 +171,9 @@ class TrainStep(SimpleTrainer):
         self._skipped = state.get("skipped", 0)
 
 
-def _bounds_proposals(noted: List[torch.Tensor]) -> Callable[..., Any]:
-    """A hook of an RPN's head that puts zeros where detectron2 would raise FloatingPointError in training.
+def _bounds_boxes(noted: List[torch.Tensor]) -> Callable[..., Any]:
+    """A hook of what predicts boxes. It puts zeros where detectron2 would raise in training: after an RPN's
+    head a FloatingPointError, between the stages of a cascade an AssertionError.
 
     The process that raises it would leave the others waiting in the norms of the heads. It goes through the
     iteration with them instead, and all skip it.
@@ -176,12 +185,10 @@ def _bounds_proposals(noted: List[torch.Tensor]) -> Callable[..., Any]:
     def hook(head: nn.Module, inputs: Any, outputs: Any) -> Any:
         if not head.training:  # detectron2 drops such boxes in inference
             return None
-        logits, deltas = outputs
-        maps = [*logits, *deltas]
-        wrong = [~(x.detach().abs() < _LARGEST_DELTA) for x in maps]
+        tensors, structure = tree_flatten(outputs)
+        wrong = [~(x.detach().abs() < _LARGEST_DELTA) for x in tensors]
         noted.append(torch.where(torch.stack([mask.any() for mask in wrong]).any(), math.inf, 0.0))
-        maps = [x.masked_fill(mask, 0) for x, mask in zip(maps, wrong)]
-        return maps[: len(logits)], maps[len(logits) :]
+        return tree_unflatten([x.masked_fill(mask, 0) for x, mask in zip(tensors, wrong)], structure)
 
     return hook
 

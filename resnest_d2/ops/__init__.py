@@ -2,7 +2,7 @@ from . import triton_kernels
 from .autograd import relu_pool, relu_weighted_sum
 from .split_attention import radix_softmax, radix_weighted_sum, split_pool
 
-fused = triton_kernels  # its name in version 0.1, for what was written against that
+fused = triton_kernels  # as it was called when its checks outside this project were written
 
 __all__ = [
     "radix_softmax",

@@ -84,13 +84,13 @@ def relu_pool(
         x: (N, R*C, H, W), radix-major. It may be changed in place.
         kernels: use the Triton kernels where they are supported.
         dtype: of the pooled vector, by default x's.
-        bias: (R*C,); the kernels add it on reading, where no gradient is recorded.
+        bias: (R*C,); the kernels add it on reading, where gradients are switched off.
 
     Returns:
         (N, C, 1, 1), and the map to be summed.
     """
     backend = Kernels if kernels and is_supported(x, radix) else Plain
-    if bias is not None and (backend is Plain or _records_gradients(x)):
+    if bias is not None and (backend is Plain or torch.is_grad_enabled()):
         x, bias = x + bias[:, None, None], None
     options: Mapping[str, Any] = {} if bias is None else {"bias": bias}
     if _records_gradients(x):
@@ -109,14 +109,12 @@ def relu_weighted_sum(activated: Activated, attention: Tensor) -> Tensor:
 
     Args:
         attention: (N, R*C, 1, 1), radix-major, of any floating type; of :func:`radix_softmax`, whose values
-            add up to one over the splits. Its gradient is computed in float32 at least.
+            add up to one over the splits. float32 holds its gradient, where float16 may not.
 
     Returns:
         (N, C, H, W), in the memory format and type of x.
     """
     if _records_gradients(activated.map) or _records_gradients(attention):
-        if attention.is_leaf and attention.requires_grad and hasattr(attention, "grad_dtype"):
-            attention.grad_dtype = _wide(attention.dtype)  # or autograd casts it to a leaf's own type
         return _ReluWeightedSum.apply(activated.map, attention, activated)
     return activated.backend.weighted_sum(activated.map, attention, activated.radix, **activated.options)
 
@@ -135,7 +133,7 @@ class _Product(Tensor):
     """grad_out * attention, (N, R*C, H, W), not multiplied out.
 
     The gradient that :class:`_ReluWeightedSum` gives for its map. :class:`_ReluPool`, to which it goes, takes
-    the factors, and so saves writing and reading a map. To whatever else looks at it, it is a tensor.
+    the factors, and so saves writing and reading a map. To operators that look at it, it is a tensor.
     """
 
     @staticmethod
@@ -157,6 +155,8 @@ class _Product(Tensor):
     def __torch_dispatch__(
         cls, func: Any, types: Sequence, args: Sequence = (), kwargs: Optional[Mapping] = None
     ) -> Any:
+        if func._schema.is_mutable:
+            raise RuntimeError(f"{func}: the gradient of Split-Attention's map cannot be changed in place")
         args, kwargs = tree_map_only(cls, cls.multiplied_out, (args, kwargs or {}))
         return func(*args, **kwargs)
 

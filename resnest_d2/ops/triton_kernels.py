@@ -13,9 +13,11 @@ fixed order: results do not change from run to run. Traffic is in units of one s
 
 from __future__ import annotations
 
+import atexit
 import functools
 import logging
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, Optional, Tuple
@@ -35,14 +37,19 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _RADIXES = (1, 2, 4)
 #: Elements of a program that has one tile: 128 threads load 16 bytes of half precision each.
 _BLOCK = 1024
-#: Channels and positions of a tile of the sums. Channels-last: 64 channels fill a line of 128 bytes in half
-#: precision, and 32 positions give each thread two loads a split that do not wait for each other. Otherwise
-#: one channel, whose positions lie side by side.
-_CHANNELS_LAST_TILE, _CHANNELS_FIRST_TILE = (64, 32), (1, 1024)
+#: Channels and positions of a tile of the sums, and warps that share it. Channels-last: 64 channels fill a
+#: line of 128 bytes in half precision, and 64 positions give each thread two loads a split that do not wait
+#: for each other. Otherwise one channel, whose positions lie side by side.
+_CHANNELS_LAST_TILE, _CHANNELS_FIRST_TILE = (64, 64, 8), (1, 1024, 4)
 #: Programs of a sum for each multiprocessor: several have to wait for memory so that one computes.
 _PROGRAMS = 8
-#: Parts into which a sum over the map is divided at most, so that few channels still occupy a GPU.
-_MAX_PARTS = 64
+#: Parts into which a sum over the map is divided at most, so that few channels still occupy a GPU. What the
+#: last program has to add up grows with them.
+_MAX_PARTS = 128
+#: Of one image: offsets have 32 bits, and the last tiles reach beyond the image.
+_MOST_ELEMENTS = 2**31 - 2**18
+#: CUDA's limit to the second and third dimension of a grid.
+_MOST_IMAGES = 65535
 #: What the grid is sized for in Triton's interpreter, which runs programs one after the other.
 _INTERPRETED_MULTIPROCESSORS = 1
 
@@ -98,8 +105,8 @@ def _finish(
         counter = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
         if tl.atomic_add(counter_ptr + counter, 1, sem="acq_rel") == parts - 1:
             total = tl.zeros((LENGTH,), dtype=tl.float32)
-            for first in range(0, parts, 16):
-                part = first + tl.arange(0, 16)[:, None]
+            for first in range(0, parts, 32):
+                part = first + tl.arange(0, 32)[:, None]
                 # Past the first-level cache, which other multiprocessors do not write to.
                 some = tl.load(
                     partial_ptr + part * size + index[None, :], mask=(part < parts) & stored[None, :],
@@ -302,11 +309,13 @@ def is_supported(x: Tensor, radix: int) -> bool:
     """Whether the kernels compute on this (N, R*C, H, W) map: on CUDA, or in Triton's interpreter.
 
     Not on subclasses of Tensor, such as those that only pretend to have data; nor on images of 2^31 elements,
-    whose places 32 bits do not hold.
+    whose places 32 bits do not hold, or as many images as a grid has no place for.
     """
     if not (x.is_cuda or _is_interpreted()) or type(x) not in (Tensor, torch.nn.Parameter):
         return False
-    if x.dtype not in _DTYPES or radix not in _RADIXES or not x.numel() or x[0].numel() >= 2**31:
+    if x.dtype not in _DTYPES or radix not in _RADIXES or not x.numel():
+        return False
+    if x[0].numel() >= _MOST_ELEMENTS or x.shape[0] > _MOST_IMAGES:
         return False
     if is_recorded():
         return False
@@ -335,12 +344,22 @@ def unavailable(device: torch.device) -> Optional[str]:
 
 @functools.cache
 def _fails(device: torch.device) -> Optional[str]:
-    """What a trial on a GPU fails of."""
+    """What a trial on a GPU fails of: all kernels, in half precision, with sums in several parts."""
     try:
-        mean = Kernels.pool(torch.ones((1, 16, 4, 4), device=device), 1)
-        if mean.eq(1).all():
+        ones = torch.ones((1, 16, 72, 72), dtype=torch.bfloat16, device=device)
+        ones = ones.contiguous(memory_format=torch.channels_last)
+        vector = ones[:, :, :1, :1].float()
+        results = (
+            Kernels.pool(ones, 1),
+            Kernels.weighted_sum(ones, vector, 1),
+            Kernels.attention_gradient(ones, ones, 1) / 72**2,
+            Kernels.map_gradient(ones, ones, vector, 0 * vector, 1),
+        )
+        if all(bool(result.eq(1).all()) for result in results):
             return None
         reason = "a trial gave wrong results"
+    except torch.OutOfMemoryError:  # not for want of anything that Triton needs
+        raise
     except Exception as e:  # Triton raises anything: what it lacks is in the message
         lines = str(e).strip().splitlines() or [""]
         reason = f"{type(e).__name__}: {lines[0][:200]}"
@@ -363,6 +382,7 @@ def _find_room_for_compiled_kernels() -> None:
             return
     except OSError as e:
         os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="triton-")
+        atexit.register(shutil.rmtree, os.environ["TRITON_CACHE_DIR"], ignore_errors=True)
         logger.warning(
             "Triton cannot write to %s (%s), and compiles anew in each process; set TRITON_CACHE_DIR",
             *(folder, e.strerror),
@@ -407,7 +427,7 @@ def _sum_over_map(
     """Fill ``out``, (N, ...), with the kernel's sums."""
     channels, positions, elements = _sizes(x, radix)
     channels_last = not x.is_contiguous()
-    block_c, block_p = _CHANNELS_LAST_TILE if channels_last else _CHANNELS_FIRST_TILE
+    block_c, block_p, warps = _CHANNELS_LAST_TILE if channels_last else _CHANNELS_FIRST_TILE
     block_c = min(block_c, 1 << (channels - 1).bit_length())
     blocks, images = -(-channels // block_c), x.shape[0]
     wanted = -(-_PROGRAMS * _multiprocessors(x.device) // (blocks * images))
@@ -427,6 +447,7 @@ def _sum_over_map(
         SPLIT=parts > 1,
         BLOCK_C=block_c,
         BLOCK_P=block_p,
+        num_warps=warps,
         **constants,
     )
 
