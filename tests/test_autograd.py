@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 from split_attention_graphs import FORMATS, SUBSETS, build, gradients
+from torch import nn
 
 from resnest_d2 import SplitAttentionConv2d
 from resnest_d2.modeling.checkpointing import KEEPS, recompute_later
@@ -154,9 +155,29 @@ def test_nothing_but_the_graph_holds_the_map():
     assert held() is None
 
 
-def test_second_derivatives_are_refused():
-    layer = SplitAttentionConv2d(32, 32)
-    x = torch.randn(2, 32, 4, 4, requires_grad=True)
+def test_second_derivatives_are_refused_on_every_way():
+    layer = SplitAttentionConv2d(32, 32).double().eval()
+    x = torch.randn(2, 32, 4, 4, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
         gradient.sum().backward()
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        torch.autograd.functional.hvp(lambda z: layer(z).square().sum(), x.detach(), torch.ones_like(x))
+
+
+def test_transforms_of_torch_func_take_the_operators():
+    layer = SplitAttentionConv2d(32, 32).eval()
+    x = torch.randn(3, 32, 5, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.vmap(lambda image: layer(image[None])[0])(x), layer(x))
+    weights = dict(layer.named_parameters())
+    loss = lambda w: torch.func.functional_call(layer, w, (x,)).square().sum()  # noqa: E731
+    layer(x).square().sum().backward()
+    for name, gradient in torch.func.grad(loss)(weights).items():
+        torch.testing.assert_close(gradient, weights[name].grad, rtol=1e-4, atol=1e-4)
+
+
+def test_norms_whose_output_is_a_view():
+    layer = SplitAttentionConv2d(32, 32, norm=lambda channels: nn.BatchNorm2d(channels))
+    layer.bn0 = nn.InstanceNorm2d(64)
+    layer(torch.randn(2, 32, 4, 4, requires_grad=True)).sum().backward()

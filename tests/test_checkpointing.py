@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from resnest_d2 import OptionError, ResNeSt
+from resnest_d2 import OptionError, ResNeSt, optimize_for_inference
 
 STAGES = ["res2", "res3", "res4", "res5"]
 
@@ -86,3 +87,14 @@ def test_what_cannot_be_kept_is_named():
 def test_a_stage_that_is_none_is_named():
     with pytest.raises(OptionError, match="checkpoint_stages must be some of res2, res3, res4, res5"):
         ResNeSt(14, checkpoint_stages=["res6"])
+
+
+def test_norms_without_running_statistics_and_compiled_models():
+    norm = lambda channels: nn.BatchNorm2d(channels, track_running_stats=False)  # noqa: E731
+    torch.manual_seed(0)
+    model = ResNeSt(14, out_features=["res2"], norm=norm, checkpoint_stages=["res2"]).train()
+    x = torch.randn(2, 3, 32, 32)
+    model(x)["res2"].sum().backward()
+    compiled = torch.compile(model, backend="eager")
+    torch.testing.assert_close(compiled(x)["res2"], model(x)["res2"])
+    optimize_for_inference(model)  # which has nothing to fold

@@ -5,8 +5,10 @@ import sys
 
 import pytest
 import torch
+from conftest import ROOT
 
 from resnest_d2 import collect_env
+from resnest_d2.engine import record
 from resnest_d2.ops import triton_kernels
 
 
@@ -46,3 +48,11 @@ def test_what_fails_is_named_in_one_line_and_the_rest_is_still_told(monkeypatch)
     rows = dict(collect_env.collect())
     assert rows["deformable convolution"] == "FAILS: RuntimeError: no such operator"
     assert rows["mixed precision, torch.bfloat16"] == "works"
+
+
+def test_the_commit_is_this_checkouts_or_nobodys(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", "/nonexistent")  # no git
+    assert record.environment(torch.device("cpu"))["commit"] is None
+    monkeypatch.undo()
+    monkeypatch.setattr(record, "__file__", str(ROOT / "tests" / "somebodys" / "site" / "record.py"))
+    assert record.environment(torch.device("cpu"))["commit"] is None

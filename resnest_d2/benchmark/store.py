@@ -27,7 +27,10 @@ class Store:
     """
 
     def __init__(self, file: Optional[Path], facts: Dict[str, Any]) -> None:
-        known = json.loads(file.read_text()) if file and file.exists() else {}
+        try:
+            known = json.loads(file.read_text()) if file and file.exists() else {}
+        except ValueError:
+            raise UserError(f"--json {file} holds no measurements; name another file") from None
         before = known.get("facts", {}) if known else facts
         for fact in _FIXED:
             if before.get(fact) != facts[fact]:

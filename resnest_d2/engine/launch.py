@@ -146,7 +146,7 @@ def _process_group(device: str, local_rank: int, local_size: int, **meeting: Any
         torch.cuda.set_device(local_rank)
     try:
         dist.init_process_group("nccl" if cuda else "gloo", timeout=DEFAULT_TIMEOUT, **meeting)
-    except (dist.DistError, ValueError) as e:
+    except (RuntimeError, ValueError) as e:  # DistError among them
         if "init_method" not in meeting:
             raise
         reason = " ".join(str(e).split())[:200]

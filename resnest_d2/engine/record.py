@@ -37,9 +37,6 @@ def environment(device: torch.device) -> Dict[str, Any]:
         device: the model's. On the CPU no GPU is named, nor touched.
     """
     on_gpu = device.type == "cuda" and torch.cuda.is_available()
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
     return {
         "date": datetime.datetime.now().isoformat(timespec="seconds"),
         "versions": {
@@ -48,10 +45,23 @@ def environment(device: torch.device) -> Dict[str, Any]:
             "torch": torch.__version__,
             **{name: _version(name) for name in _PACKAGES},
         },
-        "commit": git.stdout.strip() or None,
+        "commit": _commit(),
         "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
         "processes": comm.get_world_size(),
     }
+
+
+def _commit() -> Optional[str]:
+    """Of the checkout that this is; None for an installed package, also below somebody else's checkout."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        git = subprocess.run(
+            ["git", "rev-parse", "--show-toplevel", "HEAD"], cwd=root, capture_output=True, text=True
+        )
+    except OSError:  # there is no git
+        return None
+    top, _, commit = git.stdout.strip().partition("\n")
+    return commit if git.returncode == 0 and Path(top).resolve() == root else None
 
 
 def _version(package: str) -> Optional[str]:

@@ -16,6 +16,7 @@ KEEPS = ("inputs", "convolutions")
 _CONVOLUTIONS = [torch.ops.aten.convolution.default, torch.ops.torchvision.deform_conv2d.default]
 
 
+@torch.compiler.disable  # which knows no context of ours
 def recompute_later(
     block: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor, keeps: str = "inputs"
 ) -> Tensor:
@@ -46,7 +47,8 @@ class _StillStatistics:
     """
 
     def __init__(self, block: nn.Module, once: Optional[ContextManager] = None) -> None:
-        self._norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        norms = (m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+        self._norms = [norm for norm in norms if norm.track_running_stats]
         self._once = once
 
     def __enter__(self) -> None:

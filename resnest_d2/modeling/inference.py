@@ -60,6 +60,8 @@ def _fold(conv: nn.Module, norm: Optional[nn.Module]) -> bool:
     """Put a norm with running statistics into the convolution before it, and tell whether it could be."""
     if not isinstance(norm, (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)):
         return False
+    if norm.running_mean is None:
+        return False
     conv.weight, conv.bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )

@@ -7,12 +7,12 @@ PyTorch, on any device, or the kernels of :mod:`.triton_kernels`.
 
 from __future__ import annotations
 
-from typing import Any, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
+import functools
+from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_map_only
 
 from .split_attention import radix_weighted_sum, split_pool
@@ -24,7 +24,7 @@ class Plain:
 
     @staticmethod
     def activate(x: Tensor) -> Tensor:
-        return F.relu_(x)
+        return F.relu(x) if x._is_view() else F.relu_(x)  # some norms' outputs are views
 
     pool = staticmethod(split_pool)
 
@@ -161,6 +161,34 @@ class _Product(Tensor):
         return func(*args, **kwargs)
 
 
+class _Once(torch.autograd.Function):
+    """A gradient whose own derivative, by whatever it was computed of, is refused."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *origins: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> None:
+        raise RuntimeError("Split-Attention: trying to differentiate twice; its backward pass is written out")
+
+
+def _first_order(backward: Callable[..., Tuple]) -> Callable[..., Tuple]:
+    """Refuse second derivatives. PyTorch's once_differentiable does so for ``backward()`` alone: for
+    ``torch.autograd.grad`` its results depend on nothing, so that their derivative is a silent zero."""
+
+    @functools.wraps(backward)
+    def checked(ctx: Any, *gradients: Optional[Tensor]) -> Tuple:
+        with torch.no_grad():
+            results = backward(ctx, *gradients)
+        if not torch.is_grad_enabled():
+            return results
+        origins = (*ctx.saved_tensors, *(g for g in gradients if g is not None))
+        return tuple(r if r is None else _Once.apply(r, *origins) for r in results)
+
+    return checked
+
+
 class _ReluPool(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -175,7 +203,7 @@ class _ReluPool(torch.autograd.Function):
         return backend.pool(y, radix, dtype), y
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx: Any, grad_pooled: Optional[Tensor], grad_map: Optional[Tensor]) -> Tuple:
         (y,) = ctx.saved_tensors
         if isinstance(grad_map, _Product):
@@ -201,7 +229,7 @@ class _ReluWeightedSum(torch.autograd.Function):
         return activated.backend.weighted_sum(y, attention, activated.radix, **activated.options)
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx: Any, grad_out: Tensor) -> Tuple[Optional[Tensor], Optional[Tensor], None]:
         y, attention = ctx.saved_tensors
         of_map = _Product(grad_out, attention, ctx.radix) if ctx.needs_input_grad[0] else None

@@ -325,8 +325,11 @@ def is_supported(x: Tensor, radix: int) -> bool:
 
 
 def is_recorded() -> bool:
-    """Whether a compiler or a tracer is looking, which fuse, or record, the operators that they know."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    """Whether a compiler, a tracer or a transform of torch.func is looking, which fuse, record or rewrite the
+    operators that they know."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def unavailable(device: torch.device) -> Optional[str]:
@@ -374,18 +377,20 @@ def _is_interpreted() -> bool:
 @functools.cache
 def _find_room_for_compiled_kernels() -> None:
     """Give Triton a folder of this process where its own cannot be written to: a home that is read-only."""
-    home = os.getenv("TRITON_HOME") or Path.home()
-    folder = Path(os.getenv("TRITON_CACHE_DIR") or Path(home, ".triton", "cache"))
     try:
+        folder = Path(
+            os.getenv("TRITON_CACHE_DIR") or Path(os.getenv("TRITON_HOME") or Path.home(), ".triton")
+        )
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return
-    except OSError as e:
+    except (OSError, RuntimeError) as e:  # RuntimeError: the user has no home
         os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="triton-")
         atexit.register(shutil.rmtree, os.environ["TRITON_CACHE_DIR"], ignore_errors=True)
         logger.warning(
-            "Triton cannot write to %s (%s), and compiles anew in each process; set TRITON_CACHE_DIR",
-            *(folder, e.strerror),
+            "Triton has no place for compiled kernels (%s) and compiles anew in each process; "
+            "TRITON_CACHE_DIR names one",
+            e,
         )
 
 
