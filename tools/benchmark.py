@@ -31,8 +31,8 @@ from resnest_d2.benchmark.page import (
 )
 from resnest_d2.benchmark.pipeline import PIPELINES, measure_pipeline
 from resnest_d2.benchmark.store import Store
-from resnest_d2.checkpoint.files import atomic_write_text
 from resnest_d2.engine import one_line_errors
+from resnest_d2.files import atomic_write_text
 
 
 def main(args):

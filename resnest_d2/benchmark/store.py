@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, Dict, Optional
 
-from ..checkpoint.files import atomic_write_text
 from ..errors import UserError
+from ..files import atomic_write_text
 from . import Comparison, Result
 from .pipeline import Pipeline
 

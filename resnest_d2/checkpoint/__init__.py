@@ -2,8 +2,8 @@
 
 from .checkpointer import Checkpointer
 from .convert import Conversion, convert, write_weights
-from .files import read_weights
 from .links import LinkHandler, register_handlers
+from .read import read_weights
 from .resolve import ResNeStHandler
 
 register_handlers()

@@ -16,8 +16,9 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
 from ..errors import UserError
+from ..files import atomic_write, atomic_write_text
 from .convert import as_checkpoint
-from .files import atomic_write, atomic_write_text, read_numpy_pickle, read_weights
+from .read import read_numpy_pickle, read_weights
 
 logger = logging.getLogger(__name__)
 

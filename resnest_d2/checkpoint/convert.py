@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError, UserError
+from ..files import atomic_write
 from ..modeling import ResNeSt
 from ..modeling.resnest import STAGE_BLOCKS
-from .files import atomic_write
 
 State = Dict[str, Tensor]
 

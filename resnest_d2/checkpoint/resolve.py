@@ -16,10 +16,11 @@ from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..files import atomic_write
 from ..model_zoo.records import DETECTORS
 from ..model_zoo.weights import BACKBONES, HUB_URL, OFFICIAL_URL, Backbone
 from .convert import as_checkpoint
-from .files import atomic_write, read_weights
+from .read import read_weights
 
 logger = logging.getLogger(__name__)
 

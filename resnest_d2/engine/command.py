@@ -15,7 +15,7 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..checkpoint.files import atomic_write_text
+from ..files import atomic_write_text
 from .expectations import keep_comparable
 from .failures import named_failures, one_line_errors
 from .launch import launch

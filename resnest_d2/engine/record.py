@@ -23,7 +23,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from ..checkpoint.files import atomic_write_text
+from ..files import atomic_write_text
 from ..version import __version__
 
 FILE = "results.json"

@@ -18,9 +18,9 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ..checkpoint.files import atomic_write
 from ..data.seeding import seed_all
 from ..errors import UserError
+from ..files import atomic_write
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ def main(args: argparse.Namespace) -> int:
 
     from resnest_d2 import UserError
     from resnest_d2.benchmark.page import facts_of
-    from resnest_d2.checkpoint.files import atomic_write_text
+    from resnest_d2.files import atomic_write_text
 
     from .registry import CHECKS, THEMES, Place
 

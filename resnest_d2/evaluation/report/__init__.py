@@ -9,8 +9,8 @@ from typing import Any, Dict, List
 import jinja2
 from tqdm import tqdm
 
-from ...checkpoint.files import atomic_write_text
 from ...errors import UserError
+from ...files import atomic_write_text
 from ...model_zoo.records import DETECTORS
 from . import charts, gallery
 from .measure import SCORE_THRESHOLD, TITLES, Evaluation, Task, load_evaluation, measure, rank_pictures

@@ -1,16 +1,13 @@
-"""Weight files: read without running what is in them, written complete or not at all."""
+"""Weight files, read without running what is in them."""
 
 from __future__ import annotations
 
 import codecs
-import os
 import pickle
 import re
-import tempfile
 from collections import OrderedDict
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict
+from typing import Any, Dict
 
 import numpy as np
 import torch
@@ -103,47 +100,3 @@ def _is_legacy_torch(path: Path) -> bool:
             return _NumpyUnpickler(file).load() == 0x1950A86A20F9469CFC6C
     except Exception:
         return False
-
-
-def atomic_write(
-    target: Path, write: Callable[[BinaryIO], Any], before: Callable[[], Any] = lambda: None
-) -> None:
-    """Let ``write`` fill a temporary file, then give it its name: a reader sees all of it or nothing.
-
-    Args:
-        before: called when the file is safely on the disk, before it gets its name.
-
-    Raises:
-        OSError: the file cannot be written; whatever stood under the name still does.
-    """
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
-        before()
-        os.replace(temporary, target)
-        _flush_folder(target.parent)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-
-
-def atomic_write_text(target: Path, text: str) -> None:
-    """:func:`atomic_write` of a text in UTF-8."""
-    atomic_write(target, lambda file: file.write(text.encode()))
-
-
-def _flush_folder(folder: Path) -> None:
-    """Let a new name in it survive a power failure; not every file system can."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -1,0 +1,72 @@
+"""The ground floor: files that are not what they should be, and writing that is complete or not at all."""
+
+import os
+import stat
+
+import pytest
+
+from resnest_d2 import UserError
+from resnest_d2.files import atomic_write, atomic_write_text, check_depth, read_json, read_text
+
+
+@pytest.fixture
+def fifo(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    return tmp_path / "fifo"
+
+
+@pytest.mark.parametrize("read", [read_text, read_json])
+def test_what_is_no_file_is_refused_by_name(tmp_path, fifo, read):
+    for path, reason in ((fifo, "FIFO"), (tmp_path, "folder"), (tmp_path / "none", "No such file")):
+        with pytest.raises(UserError, match=rf"--x .*{path.name}.*{reason}|cannot read --x .*{reason}"):
+            read(path, "--x")
+    with pytest.raises(UserError, match="null byte"):
+        read("a\0b")
+
+
+def test_json_is_read_with_its_mark_and_refused_when_broken_or_deep(tmp_path):
+    file = tmp_path / "file.json"
+    file.write_bytes(b'\xef\xbb\xbf{"a": [1, "]]]]"]}')
+    assert read_json(file) == {"a": [1, "]]]]"]}
+    for content, reason in ((b"{", "no valid JSON"), (b"\xff{}", "UTF-8"), (b"[" * 100000, "nested")):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=reason):
+            read_json(file)
+
+
+def test_depth_counts_brackets_outside_of_strings():
+    check_depth("[" * 100 + "]" * 100 + '"' + "[" * 1000 + '\\""', "x")
+    with pytest.raises(UserError, match="x is nested more than 100 deep"):
+        check_depth("[]" * 1000 + "[" * 101, "x")
+
+
+def test_writing_leaves_devices_folders_and_links_what_they_are(tmp_path, fifo):
+    for target in (fifo, tmp_path):
+        with pytest.raises(UserError, match="cannot write"):
+            atomic_write_text(target, "new")
+    assert stat.S_ISFIFO(fifo.stat().st_mode)
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("file")
+    atomic_write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "new"
+
+
+def test_writing_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    (tmp_path / "file").write_text("old")
+
+    def write(file):
+        file.write(b"half")
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        atomic_write(tmp_path / "file", write)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "old"
+
+
+def test_files_have_the_permissions_that_the_user_asks_for(tmp_path):
+    before = os.umask(0o027)
+    try:
+        atomic_write_text(tmp_path / "file", "x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
