@@ -1,5 +1,7 @@
 """Folded norms, memory format, half precision: the same outputs but for rounding."""
 
+import pickle
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -53,6 +55,19 @@ def test_norms_that_depend_on_the_input_stay():
         after = optimize_for_inference(model)(x)
     assert [m for m in model.modules() if isinstance(m, nn.GroupNorm)]
     assert relative(before["res5"], after["res5"]) < 1e-4
+
+
+def test_in_another_type_it_can_be_copied_pickled_and_changed_again():
+    model = with_statistics(ResNeSt(14, out_features=["res3"]))
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        before = model(x)["res3"]
+        half = optimize_for_inference(model, dtype=torch.bfloat16)(x)["res3"]
+        copy = pickle.loads(pickle.dumps(model))
+        assert half.dtype == torch.float32 and torch.equal(copy(x)["res3"], half)
+        again = optimize_for_inference(model, dtype=torch.float64)(x)["res3"]
+    assert next(model.parameters()).dtype == torch.float64 and again.dtype == torch.float32
+    assert relative(half, again) > 0 and relative(before, again) < 0.05
 
 
 @pytest.mark.parametrize("name", ["cascade_mask_resnest50", "keypoint_resnest50", "retinanet_resnest50"])

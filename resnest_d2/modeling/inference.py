@@ -70,16 +70,26 @@ def _fold(conv: nn.Module, norm: Optional[nn.Module]) -> bool:
 
 def _compute_in(module: nn.Module, dtype: torch.dtype) -> None:
     """Run a module in another type: inputs are cast to it, and outputs back to what the inputs were."""
-    kept = next(module.parameters()).dtype
+    casts = (getattr(hook, "__self__", None) for hook in module._forward_pre_hooks.values())
+    cast = next((c for c in casts if isinstance(c, _Cast)), None)  # of a call before
+    if cast is None:
+        cast = _Cast(next(module.parameters()).dtype)
+        module.register_forward_pre_hook(cast.enter)
+        module.register_forward_hook(cast.leave)
+    cast.inside = dtype
     module.to(dtype)
 
-    def enter(_: nn.Module, arguments: tuple) -> tuple:
-        return tuple(a.to(dtype) if isinstance(a, torch.Tensor) else a for a in arguments)
 
-    def leave(_: nn.Module, arguments: tuple, outputs: object) -> object:
+class _Cast:
+    """Hooks on both sides of a module; methods of a class, so that the model can be pickled."""
+
+    def __init__(self, outside: torch.dtype) -> None:
+        self.outside = self.inside = outside
+
+    def enter(self, _: nn.Module, arguments: tuple) -> tuple:
+        return tuple(a.to(self.inside) if isinstance(a, torch.Tensor) else a for a in arguments)
+
+    def leave(self, _: nn.Module, arguments: tuple, outputs: object) -> object:
         if isinstance(outputs, dict):
-            return {name: value.to(kept) for name, value in outputs.items()}
-        return outputs.to(kept)
-
-    module.register_forward_pre_hook(enter)
-    module.register_forward_hook(leave)
+            return {name: value.to(self.outside) for name, value in outputs.items()}
+        return outputs.to(self.outside)
