@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import re
-from typing import Mapping
+from typing import Iterable, Mapping, Optional
 
 
 class UserError(ValueError):
@@ -31,3 +33,42 @@ class OptionError(UserError):
         """The same error with options named as in ``names``: arguments become configuration keys."""
         rule = re.sub("`(\\w+)`", lambda match: names.get(match[1], match[0]), self.rule)
         return OptionError(names.get(self.option, self.option), self.value, rule)
+
+
+def check_number(
+    option: str,
+    value: float,
+    at_least: Optional[float] = None,
+    at_most: Optional[float] = None,
+    above: Optional[float] = None,
+) -> None:
+    """Raise OptionError unless the number is finite and within the bounds that are given.
+
+    Args:
+        option: flag or key, for the message, e.g. ``--epochs``.
+    """
+    bounds = (
+        (at_least, ">=", lambda bound: value >= bound),
+        (above, ">", lambda bound: value > bound),
+        (at_most, "<=", lambda bound: value <= bound),
+    )
+    given = [(bound, sign, holds) for bound, sign, holds in bounds if bound is not None]
+    if not math.isfinite(value) or not all(holds(bound) for bound, _, holds in given):
+        rule = " and ".join(f"{sign} {bound:g}" for bound, sign, _ in given)
+        raise OptionError(option, value, f"must be {rule}" if rule else "must be finite")
+
+
+def nearest(name: object, names: Iterable[str], limit: int = 20) -> str:
+    """A hint at what was meant: ``did you mean X?``, or what there is.
+
+    Args:
+        name: what was given, of any type.
+        names: what there is.
+        limit: where there is more, only so many are listed.
+    """
+    names = list(names)
+    near = difflib.get_close_matches(str(name), names, 2, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    some = ", ".join(n or repr(n) for n in names[:limit])
+    return f"there are {some}{', ...' if len(names) > limit else ''}" if names else "there are none"

@@ -11,9 +11,9 @@ import os
 import re
 import secrets
 import stat
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Union
+from typing import Any, BinaryIO, Callable, Iterator, Union
 
 import numpy as np
 
@@ -108,42 +108,70 @@ def check_depth(text: str, name: str) -> None:
         raise UserError(f"{name} is nested more than {MAX_DEPTH} deep")
 
 
-def atomic_write(
-    target: PathLike, write: Callable[[BinaryIO], Any], before: Callable[[], Any] = lambda: None
-) -> None:
-    """Let ``write`` fill a temporary file, then give it its name: a reader sees all of it or nothing.
+@contextmanager
+def writing(target: PathLike, remedy: str = "make room, or name another place") -> Iterator[None]:
+    """A block that writes to ``target``, a file or folder. What the system refuses is said in one line.
+
+    Args:
+        remedy: what the user can do, for the message.
+
+    Raises:
+        UserError: an OSError came; torch's writer reports one as a RuntimeError.
+    """
+    try:
+        yield
+    except OSError as e:
+        reason = e.strerror or " ".join(str(e).split())
+        raise UserError(f"cannot write {e.filename or target} ({reason}); {remedy}") from None
+    except RuntimeError as e:
+        if "PytorchStreamWriter" not in str(e) and "inline_container" not in str(e):
+            raise
+        raise UserError(f"cannot write {target} ({str(e).splitlines()[0]}); {remedy}") from None
+
+
+@contextmanager
+def atomic_writer(
+    target: PathLike,
+    before: Callable[[], Any] = lambda: None,
+    remedy: str = "make room, or name another place",
+) -> Iterator[BinaryIO]:
+    """A temporary file, which gets the name at the end of the block: a reader sees all of it or nothing.
+
+    Left by an exception, whatever stood under the name still does, and the temporary file is gone.
 
     Args:
         before: called when the file is safely on the disk, before it gets its name.
+        remedy: of :func:`writing`.
 
     Raises:
-        UserError: the target is a folder, FIFO or device.
-        OSError: the file cannot be written; whatever stood under the name still does.
+        UserError: the target is a folder, FIFO or device, or the file cannot be written.
     """
-    target = Path(os.path.realpath(target))  # a link stays one
-    if target.exists() and not target.is_file():
-        kind = "a folder" if target.is_dir() else "a FIFO, socket or device"
-        raise UserError(f"cannot write to {target}: it is {kind}; name a file")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name[:200]}-{secrets.token_hex(4)}")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less the user's umask
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        before()
-        os.replace(temporary, target)
-        _flush_folder(target.parent)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    with writing(target, remedy):
+        target = Path(os.path.realpath(target))  # a link stays one
+        if target.exists() and not target.is_file():
+            kind = "a folder" if target.is_dir() else "a FIFO, socket or device"
+            raise UserError(f"cannot write {target}: it is {kind}; name a file")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name[:200]}-{secrets.token_hex(4)}")
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less the user's umask
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            before()
+            os.replace(temporary, target)
+            _flush_folder(target.parent)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
 
 
 def atomic_write_text(target: PathLike, text: str) -> None:
-    """:func:`atomic_write` of a text in UTF-8."""
-    atomic_write(target, lambda file: file.write(text.encode()))
+    """A text in UTF-8, by :func:`atomic_writer`. What UTF-8 cannot hold, a lone surrogate, is escaped."""
+    with atomic_writer(target) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def _flush_folder(folder: Path) -> None:

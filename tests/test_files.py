@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from resnest_d2 import UserError
-from resnest_d2.files import atomic_write, atomic_write_text, check_depth, read_json, read_text
+from resnest_d2.files import atomic_write_text, atomic_writer, check_depth, read_json, read_text
 
 
 @pytest.fixture
@@ -54,12 +54,10 @@ def test_writing_leaves_devices_folders_and_links_what_they_are(tmp_path, fifo):
 def test_writing_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     (tmp_path / "file").write_text("old")
 
-    def write(file):
-        file.write(b"half")
-        raise OSError("full")
-
-    with pytest.raises(OSError, match="full"):
-        atomic_write(tmp_path / "file", write)
+    with pytest.raises(UserError, match=r"cannot write .*file \(full\); make room"):
+        with atomic_writer(tmp_path / "file") as file:
+            file.write(b"half")
+            raise OSError("full")
     assert [p.name for p in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "old"
 
 

@@ -16,7 +16,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
 from ..errors import UserError
-from ..files import atomic_write, atomic_write_text
+from ..files import atomic_write_text, atomic_writer
 from .convert import as_checkpoint
 from .read import read_numpy_pickle, read_weights
 
@@ -56,17 +56,11 @@ class Checkpointer(DetectionCheckpointer):
         for stale in self._folder().glob(".model_*.pth-*"):  # of a process that was killed
             stale.unlink()
         logger.info("Saving checkpoint to %s", path)
-        try:
-            # The name goes first: killed before the file follows, it names none, and the next is taken.
-            atomic_write(
-                path, lambda file: torch.save(data, file), lambda: self.tag_last_checkpoint(path.name)
-            )
-        except (OSError, RuntimeError) as e:  # torch's writer reports a full disk as RuntimeError
-            reason = e.strerror if isinstance(e, OSError) else str(e).splitlines()[0]
-            raise UserError(
-                f"cannot write {path} ({reason}); earlier checkpoints are untouched: make room and go on "
-                "with --resume"
-            ) from None
+        remedy = "earlier checkpoints are untouched: make room and go on with --resume"
+        # `last_checkpoint` is written first: a process killed in between leaves a name without a file, which
+        # is skipped on resuming. The other way round, the new file would not be known as the newest.
+        with atomic_writer(path, before=lambda: self.tag_last_checkpoint(path.name), remedy=remedy) as file:
+            torch.save(data, file)
         if self._keep:
             numbered = sorted(self._folder().glob("model_" + "[0-9]" * 7 + ".pth"), key=_age)
             for old in numbered[self._keep :]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError, UserError
-from ..files import atomic_write
+from ..files import atomic_writer
 from ..modeling import ResNeSt
 from ..modeling.resnest import STAGE_BLOCKS
 
@@ -149,15 +149,12 @@ def write_weights(conversion: Conversion, path: str) -> None:
     suffix = Path(path).suffix
     if suffix not in (".pth", ".safetensors"):
         raise UserError(f"{path}: the suffix must be .pth or .safetensors")
-    try:
+    with atomic_writer(path) as file:
         if suffix == ".pth":
-            atomic_write(path, lambda file: torch.save(conversion.checkpoint(), file))
+            torch.save(conversion.checkpoint(), file)
         else:
             tensors = {key: value.contiguous() for key, value in conversion.state.items()}
-            content = safetensors.torch.save(tensors, {"source": conversion.source})
-            atomic_write(path, lambda file: file.write(content))
-    except OSError as e:
-        raise UserError(f"cannot write {path} ({e.strerror})") from None
+            file.write(safetensors.torch.save(tensors, {"source": conversion.source}))
 
 
 def unwrap(content: Dict[str, Any]) -> State:

@@ -9,14 +9,14 @@ import os
 import re
 import urllib.request
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, BinaryIO, Iterator, List, Optional
 
 import torch
 from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..files import atomic_write
+from ..files import atomic_writer
 from ..model_zoo.records import DETECTORS
 from ..model_zoo.weights import BACKBONES, HUB_URL, OFFICIAL_URL, Backbone
 from .convert import as_checkpoint
@@ -156,7 +156,8 @@ class ResNeStHandler(PathHandler):
         target = self.cache / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.d2.pth"
         if not target.is_file():
             checkpoint = as_checkpoint(read_weights(source), str(source))
-            atomic_write(target, lambda file: torch.save(checkpoint, file))
+            with atomic_writer(target) as file:
+                torch.save(checkpoint, file)
             logger.info("Converted %s to %s", source, target)
         return target
 
@@ -176,26 +177,45 @@ def download(url: str, target: Path) -> Path:
             if not target.is_file():
                 for stale in target.parent.glob(f".{target.name}-*"):  # of a download that was killed
                     stale.unlink()
-                atomic_write(target, lambda file: _transfer(url, file, target.name))
-    except http.client.HTTPException as e:
-        raise OSError(f"bad answer ({type(e).__name__} {e})") from e
+                with atomic_writer(target) as file:
+                    _transfer(url, file, target.name)
+    except TransferError as e:
+        raise OSError(str(e)) from e
     return target
 
 
-def _transfer(url: str, file: Any, name: str) -> None:
-    request = urllib.request.Request(url, headers={"User-Agent": "resnest_d2"})
-    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-        size = int(response.headers.get("Content-Length") or 0)
-        digest, received = hashlib.sha256(), 0
-        with tqdm(total=size or None, unit="B", unit_scale=True, desc=name) as progress:
-            while chunk := response.read(1 << 20):
-                file.write(chunk)
-                digest.update(chunk)
-                received += len(chunk)
-                progress.update(len(chunk))
-    if size and received != size:
-        raise OSError(f"connection ended after {received} of {size} bytes")
-    _compare(name, digest.hexdigest())
+class TransferError(Exception):
+    """A file could not be fetched, for a reason that is not this machine's disk."""
+
+
+def _transfer(url: str, file: BinaryIO, name: str) -> None:
+    digest = hashlib.sha256()
+    for chunk in _chunks(url, name):
+        file.write(chunk)
+        digest.update(chunk)
+    try:
+        _compare(name, digest.hexdigest())
+    except OSError as e:
+        raise TransferError(str(e)) from e
+
+
+def _chunks(url: str, name: str) -> Iterator[bytes]:
+    """What a server sends, with progress."""
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "resnest_d2"})
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+            size, received = int(response.headers.get("Content-Length") or 0), 0
+            with tqdm(total=size or None, unit="B", unit_scale=True, desc=name) as progress:
+                while chunk := response.read(1 << 20):
+                    received += len(chunk)
+                    progress.update(len(chunk))
+                    yield chunk
+        if size and received != size:
+            raise TransferError(f"connection ended after {received} of {size} bytes")
+    except http.client.HTTPException as e:
+        raise TransferError(f"bad answer ({type(e).__name__} {e})") from e
+    except (OSError, ValueError) as e:
+        raise TransferError(str(e)) from e
 
 
 def _verify(path: Path) -> None:

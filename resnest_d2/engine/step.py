@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..data.seeding import seed_all
 from ..errors import UserError
-from ..files import atomic_write
+from ..files import atomic_writer
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,8 @@ class TrainStep(SimpleTrainer):
         file = self._output_dir / f"not_finite_{self.iter:07d}_{comm.get_rank()}.pth"
         batch = [_plain(record) for record in data]
         values = {name: loss.detach().float().cpu() for name, loss in losses.items()}
-        atomic_write(file, lambda f: torch.save({"losses": values, "batch": batch}, f))
+        with atomic_writer(file) as f:
+            torch.save({"losses": values, "batch": batch}, f)
         images = ", ".join(str(record.get("image_id", record["file_name"])) for record in data)
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         return (

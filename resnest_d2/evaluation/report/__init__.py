@@ -9,7 +9,6 @@ from typing import Any, Dict, List
 import jinja2
 from tqdm import tqdm
 
-from ...errors import UserError
 from ...files import atomic_write_text
 from ...model_zoo.records import DETECTORS
 from . import charts, gallery
@@ -46,10 +45,7 @@ def write_report(evaluation: Evaluation, output: Path, num_pictures: int = 6) ->
         gallery=_gallery(evaluation, num_pictures),
         legend=gallery.LEGEND,
     )
-    try:
-        atomic_write_text(output, page)
-    except OSError as e:
-        raise UserError(f"cannot write {output} ({e.strerror})") from None
+    atomic_write_text(output, page)
 
 
 def _figure(value: Any, digits: int = 1) -> str:

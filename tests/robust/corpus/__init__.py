@@ -22,8 +22,11 @@ from conftest import ROOT
 
 from .annotations import ANNOTATIONS
 from .case import Case
+from .commands import COMMANDS
 from .config import CONFIG
 from .images import IMAGES
+from .reports import REPORTS
+from .runs import RUNS
 from .weights import WEIGHTS
 
 _SECONDS = 90  # after which a case counts as hung
@@ -34,6 +37,9 @@ CASES: Dict[str, Dict[str, Callable]] = {
     "annotations": ANNOTATIONS,
     "configuration": CONFIG,
     "weights": WEIGHTS,
+    "runs": RUNS,
+    "commands": COMMANDS,
+    "reports": REPORTS,
 }
 
 
