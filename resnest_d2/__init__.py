@@ -3,6 +3,14 @@
 Importing the package registers the backbones, the datasets and the weight names with detectron2.
 """
 
+import sys
+import warnings
+
+if sys.flags.optimize > 1:  # detectron2 adds to docstrings as it is imported
+    raise ImportError("detectron2 cannot be imported by python -OO, which drops docstrings; use python -O")
+if any(action == "error" and kind is Warning for action, _, kind, _, _ in warnings.filters):
+    # Who asks for errors means the code at hand, and these packages warn as they are imported.
+    warnings.filterwarnings("default", module=r"(torch|torchvision|detectron2|fvcore|iopath)\b")
 try:
     import detectron2  # noqa: F401
 except ModuleNotFoundError as e:
@@ -13,6 +21,15 @@ except ModuleNotFoundError as e:
         "(https://detectron2.readthedocs.io/tutorials/install.html), or, without a compiler: pip install "
         "--no-deps --only-binary=:all: --python-version 3.10 --target "
         '"$(python -c \'import sysconfig; print(sysconfig.get_path("purelib"))\')" sal-detectron2==0.7.2'
+    ) from None
+try:
+    import torchvision  # noqa: F401
+except Exception as e:  # one that was built for another torch raises RuntimeError or OSError
+    # With the name, `python -m resnest_d2.collect_env` says it in one line.
+    raise ImportError(
+        f"resnest_d2 needs torchvision, which cannot be imported ({type(e).__name__}: {str(e)[:200]}); "
+        "install the version that goes with the torch that is installed",
+        name=__name__,
     ) from None
 
 from . import checkpoint, data, model_zoo

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from typing import Iterable, Mapping, Optional
+from contextlib import contextmanager
+from typing import Iterable, Iterator, Mapping, Optional
 
 
 class UserError(ValueError):
@@ -53,13 +54,14 @@ def check_number(
         (at_most, "<=", lambda bound: value <= bound),
     )
     given = [(bound, sign, holds) for bound, sign, holds in bounds if bound is not None]
-    if not math.isfinite(value) or not all(holds(bound) for bound, _, holds in given):
+    finite = -math.inf < value < math.inf  # isfinite takes no whole number beyond the largest float
+    if not finite or not all(holds(bound) for bound, _, holds in given):
         rule = " and ".join(f"{sign} {bound:g}" for bound, sign, _ in given)
         raise OptionError(option, value, f"must be {rule}" if rule else "must be finite")
 
 
 def nearest(name: object, names: Iterable[str], limit: int = 20) -> str:
-    """A hint at what was meant: ``did you mean X?``, or what there is.
+    """A hint at what was meant, in whatever case: ``did you mean X?``, or what there is.
 
     Args:
         name: what was given, of any type.
@@ -67,8 +69,29 @@ def nearest(name: object, names: Iterable[str], limit: int = 20) -> str:
         limit: where there is more, only so many are listed.
     """
     names = list(names)
-    near = difflib.get_close_matches(str(name), names, 2, cutoff=0.5)
+    lower = {other.lower(): other for other in names if other != name}  # what is hinted at is another
+    near = [lower[n] for n in difflib.get_close_matches(str(name).lower(), lower, 2, cutoff=0.5)]
     if near:
         return f"did you mean {' or '.join(near)}?"
     some = ", ".join(n or repr(n) for n in names[:limit])
     return f"there are {some}{', ...' if len(names) > limit else ''}" if names else "there are none"
+
+
+@contextmanager
+def needs(package: str, purpose: str, command: Optional[str] = None) -> Iterator[None]:
+    """A block that imports a package which may be missing.
+
+    Args:
+        purpose: what needs it, for the message.
+        command: how to install it, where that is not ``pip install PACKAGE``.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    try:
+        yield
+    except ImportError as e:
+        reason = "is not installed" if isinstance(e, ModuleNotFoundError) else f"cannot be imported ({e})"
+        raise UserError(
+            f"{purpose} needs {package}, which {reason}: {command or f'pip install {package}'}"
+        ) from None

@@ -6,6 +6,8 @@ too deep, in another encoding - is said here, in one line that names it.
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import re
@@ -13,7 +15,7 @@ import secrets
 import stat
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Iterator, Union
+from typing import Any, BinaryIO, Callable, Iterator, Set, Union
 
 import numpy as np
 
@@ -56,13 +58,13 @@ def check_readable(path: PathLike, what: str = "", limit: float = float("inf")) 
     return path
 
 
-def read_text(path: PathLike, what: str = "") -> str:
+def read_text(path: PathLike, what: str = "", limit: float = MAX_TEXT) -> str:
     """A text in UTF-8, whatever the locale.
 
     Raises:
         UserError: as :func:`check_readable`, or it is no such text.
     """
-    path = check_readable(path, what, MAX_TEXT)
+    path = check_readable(path, what, limit)
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -71,13 +73,13 @@ def read_text(path: PathLike, what: str = "") -> str:
         raise UserError(f"cannot read {what} {path} ({e.strerror})") from None
 
 
-def read_json(path: PathLike, what: str = "") -> Any:
+def read_json(path: PathLike, what: str = "", limit: float = MAX_TEXT) -> Any:
     """A JSON document.
 
     Raises:
         UserError: as :func:`read_text`, or it is no JSON, or nested deeper than MAX_DEPTH.
     """
-    return parse_json(read_text(path, what), f"{what} {path}".strip())
+    return parse_json(read_text(path, what, limit), f"{what} {path}".strip())
 
 
 def parse_json(text: str, name: str) -> Any:
@@ -108,6 +110,80 @@ def check_depth(text: str, name: str) -> None:
         raise UserError(f"{name} is nested more than {MAX_DEPTH} deep")
 
 
+class BoundedJson:
+    """A file of JSON that is streamed; reading ends where it is nested deeper than MAX_DEPTH.
+
+    Parsers of streams need memory by the square of the depth.
+
+    Args:
+        file: what is read.
+        name: of the file, for the message.
+    """
+
+    _OTHERS = bytes(set(range(256)) - set(b'"[]{}'))
+    _STEPS = np.zeros(256, np.int64)
+    _STEPS[[*b"[{"]], _STEPS[[*b"]}"]] = 1, -1
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._file, self._name = file, name
+        self._depth, self._quoted, self._escape = 0, False, b""
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes of the file.
+
+        Raises:
+            UserError: they are nested too deep.
+        """
+        chunk = self._file.read(size)
+        text = self._escape + chunk
+        if b"\\" in text:
+            text = re.sub(rb"\\.", b"", text, flags=re.DOTALL)
+        self._escape = b"\\" if text.endswith(b"\\") else b""  # what it escapes is in the next bytes
+        marks = np.frombuffer(text.translate(None, self._OTHERS), np.uint8)
+        if len(marks):
+            quoted = ((marks == ord('"')).cumsum() + self._quoted) % 2 == 1
+            depth = self._depth + np.where(quoted, 0, self._STEPS[marks]).cumsum()
+            if depth.max() > MAX_DEPTH:
+                raise UserError(f"{self._name} is nested more than {MAX_DEPTH} deep")
+            self._depth, self._quoted = int(depth[-1]), bool(quoted[-1])
+        return chunk
+
+
+def inside(folder: PathLike, name: str, source: PathLike) -> Path:
+    """The path of a file in a folder, by a name that another file gives.
+
+    Args:
+        source: the file that gives it, for the message.
+
+    Raises:
+        UserError: the name leads out of the folder, as an absolute path, by ``..`` or by a link.
+    """
+    root = os.path.realpath(folder)
+    try:
+        path = os.path.realpath(os.path.join(root, name))
+    except ValueError:  # a null byte
+        path = root
+    if not path.startswith(os.path.join(root, "")):
+        raise UserError(f"{source}: the file name {name!r} does not stay inside {folder}; mend it")
+    return Path(path)
+
+
+def unused_name(stem: str, suffix: str, used: Set[str]) -> str:
+    """A name for a file that no other has: the stem, or the stem with a number from 2.
+
+    Args:
+        suffix: with its dot.
+        used: names so far, in lower case, to which this one is added.
+    """
+    stem = stem.encode("utf-8", "replace")[:200].decode("utf-8", "ignore")  # file systems take 255 bytes
+    numbers = itertools.count(2)
+    name = f"{stem}{suffix}"
+    while name.casefold() in used:
+        name = f"{stem}-{next(numbers)}{suffix}"
+    used.add(name.casefold())
+    return name
+
+
 @contextmanager
 def writing(target: PathLike, remedy: str = "make room, or name another place") -> Iterator[None]:
     """A block that writes to ``target``, a file or folder. What the system refuses is said in one line.
@@ -129,6 +205,31 @@ def writing(target: PathLike, remedy: str = "make room, or name another place") 
         raise UserError(f"cannot write {target} ({str(e).splitlines()[0]}); {remedy}") from None
 
 
+def check_writable(target: PathLike, remedy: str = "make room, or name another place") -> Path:
+    """The file that a name stands for, links followed, if it could be written. For before a long run.
+
+    Args:
+        remedy: of :func:`writing`.
+
+    Raises:
+        UserError: it is a folder, FIFO or device, or its folder is closed to this user or cannot be made.
+    """
+    with writing(target, remedy):
+        try:
+            target = Path(os.path.realpath(target))  # a link stays one
+        except ValueError as e:  # a null byte
+            raise UserError(f"{str(target)!r} is no name of a file ({e})") from None
+        if target.exists() and not target.is_file():
+            kind = "a folder" if target.is_dir() else "a FIFO, socket or device"
+            raise UserError(f"cannot write {target}: it is {kind}; name a file")
+        folder = next(parent for parent in target.parents if parent.exists())
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+    return target
+
+
 @contextmanager
 def atomic_writer(
     target: PathLike,
@@ -136,6 +237,8 @@ def atomic_writer(
     remedy: str = "make room, or name another place",
 ) -> Iterator[BinaryIO]:
     """A temporary file, which gets the name at the end of the block: a reader sees all of it or nothing.
+
+    The file's own ``name`` is its temporary path.
 
     Left by an exception, whatever stood under the name still does, and the temporary file is gone.
 
@@ -147,15 +250,12 @@ def atomic_writer(
         UserError: the target is a folder, FIFO or device, or the file cannot be written.
     """
     with writing(target, remedy):
-        target = Path(os.path.realpath(target))  # a link stays one
-        if target.exists() and not target.is_file():
-            kind = "a folder" if target.is_dir() else "a FIFO, socket or device"
-            raise UserError(f"cannot write {target}: it is {kind}; name a file")
+        target = check_writable(target, remedy)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name[:200]}-{secrets.token_hex(4)}")
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less the user's umask
+        temporary = target.with_name(f".{target.name[:50]}-{secrets.token_hex(4)}")  # of 255 bytes
+        file = open(temporary, "xb")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

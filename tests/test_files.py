@@ -1,12 +1,22 @@
 """The ground floor: files that are not what they should be, and writing that is complete or not at all."""
 
+import io
 import os
 import stat
 
 import pytest
 
 from resnest_d2 import UserError
-from resnest_d2.files import atomic_write_text, atomic_writer, check_depth, read_json, read_text
+from resnest_d2.files import (
+    BoundedJson,
+    atomic_write_text,
+    atomic_writer,
+    check_depth,
+    inside,
+    read_json,
+    read_text,
+    unused_name,
+)
 
 
 @pytest.fixture
@@ -68,3 +78,44 @@ def test_files_have_the_permissions_that_the_user_asks_for(tmp_path):
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("text, depth", [
+    (b'[{"a": [1, "]]]", {"b": []}]}, []]', 5),
+    (b'["\\\\", [["\\"[["]], "\\\\\\"[", [[[]]]]', 4),
+    (b'["[", [], "\\u005b[", {}]', 2),
+])  # fmt: skip
+def test_depth_of_a_stream_is_that_of_its_text(text, depth, monkeypatch):
+    for size in range(1, len(text) + 1):
+        for limit in (depth, depth - 1):
+            monkeypatch.setattr("resnest_d2.files.MAX_DEPTH", limit)
+            file, read = BoundedJson(io.BytesIO(text), "x.json"), []
+            if limit == depth:
+                while chunk := file.read(size):
+                    read.append(chunk)
+                assert b"".join(read) == text
+            else:
+                with pytest.raises(UserError, match=f"x.json is nested more than {limit} deep"):
+                    while file.read(size):
+                        pass
+
+
+def test_names_that_a_file_gives_stay_in_their_folder(tmp_path):
+    folder = tmp_path / "a"
+    (folder / "b").mkdir(parents=True)
+    (folder / "out").symlink_to(tmp_path)
+    (tmp_path / "link").symlink_to("a")
+    for name in ("x", "b/x", "b/../x", "./x", "new/x"):
+        assert inside(tmp_path / "link", name, "s.json") == folder / os.path.normpath(name)
+    for name in ("../x", "/x", "b/../../x", "out/x", "", ".", "..", "../ab/x", "x\0", str(tmp_path / "ab")):
+        with pytest.raises(UserError, match=r"s\.json: the file name .* does not stay inside"):
+            inside(folder, name, "s.json")
+
+
+def test_unused_names_are_short_and_different_whatever_the_case():
+    used = set()
+    stems = ("a", "A", "a", "a-2", "b" * 300, "b" * 300, "\u732b" * 120, "\udcff", "\udcff")
+    names = [unused_name(stem, ".png", used) for stem in stems]
+    assert names[:4] == ["a.png", "A-2.png", "a-3.png", "a-2-2.png"]
+    assert len({name.casefold() for name in names}) == len(names)
+    assert all(len(name.encode()) <= 255 for name in names)

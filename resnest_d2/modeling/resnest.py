@@ -268,6 +268,8 @@ def make_stage(
     width = int(planes * bottleneck_width / 64) * cardinality
     if width < 1:
         raise OptionError("bottleneck_width", bottleneck_width, f"must be >= {-(-64 // planes)}")
+    if radix and width // cardinality % radix:
+        raise OptionError("radix", radix, f"must divide {width // cardinality} channels of a cardinal group")
     if deform_groups and width % deform_groups:
         raise OptionError("deform_num_groups", deform_groups, f"must divide {width} channels")
     blocks = []

@@ -1,0 +1,33 @@
+"""What the processes of a run decide together."""
+
+from __future__ import annotations
+
+from typing import Callable, Optional, TypeVar
+
+from detectron2.utils import comm
+
+from .errors import UserError
+
+T = TypeVar("T")
+
+
+def found_by_main(find: Callable[[], T]) -> T:
+    """What the main process finds, in all processes. The others wait for it.
+
+    Raises:
+        UserError: the main process raised it.
+        SystemExit: the same in the others, which end with its status and leave the line to it.
+    """
+    found: Optional[T] = None
+    message: Optional[str] = None
+    if comm.is_main_process():
+        try:
+            found = find()
+        except UserError as e:
+            message = str(e)
+    found, message = comm.all_gather((found, message))[0]
+    if message is None:
+        return found
+    if comm.is_main_process():
+        raise UserError(message)
+    raise SystemExit(2)
