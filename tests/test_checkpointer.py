@@ -1,13 +1,15 @@
 """Checkpoints that appear complete or not at all, and the choice among damaged ones."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from support import ROOT
 from torch import nn
 
 from resnest_d2 import UserError
@@ -35,8 +37,80 @@ def resumed(checkpointer):
 
 def test_the_newest_is_resumed_from(tmp_path):
     assert resumed(saved(tmp_path, 4, 9, 14)) == 14
-    # Whatever the number says: a new training in a folder of a longer one.
+    # Whatever the number says: of one that was written last, or that the user has noted.
     assert resumed(saved(tmp_path, 2)) == 2
+    (tmp_path / "last_checkpoint").write_text("model_0000009.pth\n")
+    assert resumed(Checkpointer(model(-1.0), str(tmp_path))) == 9
+    (tmp_path / "last_checkpoint").write_text(f"{tmp_path}/model_0000004.pth")
+    assert resumed(Checkpointer(model(-1.0), str(tmp_path))) == 4
+
+
+def test_the_newest_is_that_of_the_highest_iteration_whatever_the_clock_said(tmp_path):
+    checkpointer = saved(tmp_path, 4, 9, 14)
+    (tmp_path / "last_checkpoint").unlink()
+    for age, iteration in enumerate((9, 4, 14)):
+        os.utime(tmp_path / f"model_{iteration:07d}.pth", (10**9 - age, 10**9 - age))
+    assert resumed(checkpointer) == 14
+    Checkpointer(model(12.0), str(tmp_path)).save("model_final", iteration=12)  # of a shorter schedule
+    (tmp_path / "last_checkpoint").unlink()
+    assert resumed(checkpointer) == 14 and not checkpointer.is_newest("model_final")
+    Checkpointer(model(14.5), str(tmp_path)).save("model_final", iteration=14)
+    (tmp_path / "last_checkpoint").unlink()
+    assert resumed(checkpointer) == 14.5 and checkpointer.is_newest("model_final")
+
+
+def test_old_ones_are_pruned_by_iteration_whatever_the_clock_says(tmp_path):
+    for iteration in (1, 2, 3, 4):
+        saved(tmp_path, iteration, keep=2)
+        os.utime(tmp_path / f"model_{iteration:07d}.pth", (10**9 - iteration, 10**9 - iteration))
+    assert {p.name for p in tmp_path.glob("*.pth")} == {"model_0000003.pth", "model_0000004.pth"}
+
+
+def test_going_back_prunes_neither_what_is_written_nor_what_lies_ahead(tmp_path):
+    saved(tmp_path, 1, 2, 8, 9)
+    saved(tmp_path, 3, keep=1)
+    assert {p.name for p in tmp_path.glob("*.pth")} == {f"model_000000{i}.pth" for i in (3, 8, 9)}
+    assert resumed(Checkpointer(model(-1.0), str(tmp_path))) == 3
+
+
+def foreign(**content):
+    """Weights beside a checkpoint of the run."""
+
+    def write(path):
+        torch.save({"model": model(1.0).state_dict(), **content}, path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "write, why",
+    [
+        (foreign(), "it holds no 'iteration'; is it a file of weights"),
+        (foreign(iteration=9), "it is of iteration 9"),
+        (foreign(iteration="50"), "its iteration is '50'"),
+        (lambda path: torch.save([1], path), "it holds no 'model'"),
+        (
+            lambda path: torch.save({"model": Checkpointer}, path),
+            "WeightsUnpickler error|Weights only load failed",
+        ),
+    ],
+)
+def test_an_intact_file_that_no_training_wrote_is_not_taken_for_the_newest(write, why, tmp_path):
+    checkpointer = saved(tmp_path, 4)
+    (tmp_path / "last_checkpoint").unlink()
+    write(tmp_path / "model_0000050.pth")
+    with pytest.raises(UserError, match=rf"model_0000050.pth is no checkpoint .*({why}).*; move it away"):
+        resumed(checkpointer)
+    assert checkpointer.model.weight[0, 0] == -1
+    (tmp_path / "last_checkpoint").write_text("model_0000004.pth")
+    assert resumed(checkpointer) == 4
+
+
+def test_a_checkpoint_without_the_state_that_is_resumed_is_not_taken(tmp_path):
+    saved(tmp_path, 4)
+    checkpointer = Checkpointer(model(-1.0), str(tmp_path), trainer=model(0.0))
+    with pytest.raises(UserError, match=r"model_0000004.pth is no checkpoint .*it holds no 'trainer'"):
+        resumed(checkpointer)
 
 
 def truncate(path):
@@ -56,13 +130,69 @@ def empty(path):
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("spoil, why", [(truncate, "truncated"), (flip, "bad checksum of"), (empty, "empty")])
+def misname(path):
+    """One bit of a part's name."""
+    content = bytearray(path.read_bytes())
+    content[content.find(b"data.pkl")] ^= 0x80
+    path.write_bytes(bytes(content))
+
+
+def misname_in_the_directory(path):
+    content = bytearray(path.read_bytes())
+    content[content.rfind(b"data.pkl")] ^= 0x80
+    path.write_bytes(bytes(content))
+
+
+def instead(make):
+    def spoil(path):
+        path.unlink()
+        make(path)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    "spoil, why",
+    [
+        *(
+            (truncate, "truncated"),
+            (flip, "bad checksum of"),
+            (empty, "empty"),
+            (instead(Path.mkdir), "a folder"),
+        ),
+        *((misname, "truncated|unreadable"), (misname_in_the_directory, "truncated|unreadable")),
+        (instead(os.mkfifo), "no regular file"),
+        (instead(lambda path: path.symlink_to("nowhere")), "unreadable, No such file"),
+    ],
+)
 def test_a_damaged_one_is_skipped_and_named(spoil, why, tmp_path, caplog):
     checkpointer = saved(tmp_path, 4, 9)
     spoil(tmp_path / "model_0000009.pth")
     with caplog.at_level("WARNING"):
         assert resumed(checkpointer) == 4
-    assert f"Skipping {tmp_path}/model_0000009.pth: {why}" in caplog.text
+    assert re.search(f"Skipping {tmp_path}/model_0000009.pth: ({why})", caplog.text)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Path.mkdir,
+        os.mkfifo,
+        lambda path: path.symlink_to("nowhere"),
+        lambda path: path.write_bytes(bytes(range(256))),
+    ],
+)
+def test_a_note_that_cannot_be_read_is_passed_over(make, tmp_path):
+    checkpointer = saved(tmp_path, 4, 9)
+    instead(make)(tmp_path / "last_checkpoint")
+    assert resumed(checkpointer) == 9
+
+
+def test_what_cannot_be_removed_ends_no_training(tmp_path, caplog):
+    for name in (".model_0000004.pth-abc", "model_0000001.pth"):
+        (tmp_path / name).mkdir()
+    saved(tmp_path, 2, 3, keep=1)
+    assert "Cannot remove" in caplog.text and (tmp_path / "model_0000003.pth").is_file()
 
 
 def test_a_flipped_bit_is_one_that_torch_does_not_notice(tmp_path):

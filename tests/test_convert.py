@@ -3,21 +3,29 @@
 import collections
 import os
 import pickle
+import re
+from functools import partial
 
 import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
-from conftest import assert_one_line_error
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
-from detectron2.modeling import build_model
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model, build_resnet_backbone
 from parity.measure import detector_cfg, run_both
 from parity.worker import randomise
+from robust.corpus import run_case
+from robust.corpus.weights import WEIGHTS
+from robust.fuzz import fuzz
+from support import assert_one_line_error
 
 from resnest_d2 import ResNeSt, UserError, add_resnest_config, model_zoo
-from resnest_d2.checkpoint import Checkpointer, convert, read_weights, write_weights
+from resnest_d2.checkpoint import Checkpointer, Coverage, convert, read_weights, write_weights
+from resnest_d2.checkpoint.unpickle import _Steps
+from resnest_d2.engine.trainer import _check_start
 
 AUTHORS = "the authors' or timm's classification network (their names agree)"
 
@@ -128,7 +136,7 @@ def test_whole_released_detectors(released):
 
 
 @pytest.mark.parametrize("options", [
-    {"radix": 0}, {"deep_stem": False}, {"norm": "GN"}, {"norm": ""}, {"out_features": ["res3"]},
+    {"radix": 0}, {"deep_stem": False}, {"norm": "LN"}, {"norm": ""}, {"out_features": ["res3"]},
     {"deform_on_per_stage": (False, True, True, True), "deform_modulated": True, "deform_num_groups": 2},
     {"in_channels": 5}, {"num_classes": 7}, {"cardinality": 2, "bottleneck_width": 40, "radix": 4},
 ], ids=str)  # fmt: skip
@@ -220,6 +228,160 @@ def test_tensor_of_another_shape_is_missing_and_unplaced():
     assert conversion.missing == conversion.unplaced == ["res4.0.conv1.weight"]
 
 
+# --------------------------------------------------------------------------- whether they fit the model
+
+NARROW = {"stem_width": 4, "res2_out_channels": 8, "bottleneck_width": 4}
+
+
+def narrow(depth=14, **options):
+    return ResNeSt(depth, **{**NARROW, **options}).state_dict()
+
+
+def backbone_only(net, name="bottom_up"):
+    model = torch.nn.Module()
+    model.backbone = torch.nn.Module()
+    model.backbone.add_module(name, net)
+    model.head = torch.nn.Linear(2, 2)
+    return model
+
+
+def start(model, content, path, check=Coverage.check_backbone):
+    """Load a file as training does."""
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    checkpointer = Checkpointer(model)
+    checkpointer.check = check
+    checkpointer.load(str(path))
+    return checkpointer
+
+
+def as_detector(state, **heads):
+    return {"model": {**{f"backbone.bottom_up.{k}": v for k, v in state.items()}, **heads}}
+
+
+@pytest.mark.parametrize("detector", (False, True))
+@pytest.mark.parametrize("depth, options, said", [
+    (26, {}, r"no place for \d+ of its own \(.*res2.1.*seems to be ResNeSt of depth 26.*wants ResNeSt of depth 14"),
+    (14, {"radix": 1}, "nothing for .*seems to be ResNeSt of depth 14, radix 1,.*wants .*radix 2"),
+    (14, {"radix": 0}, "nothing for .*seems to be ResNeSt of depth 14, radix 0"),
+    (14, {"cardinality": 2}, "nothing for .*seems to be .*cardinality 2"),
+    (14, {"norm": "LN"}, "norms of another kind.*no running statistics, the configuration .* running statistics"),
+    (14, {"norm": ""}, "nothing for .*no norms, the configuration"),
+    (14, {"deep_stem": False}, r"nothing for .*\(backbone.bottom_up.stem.conv1_1.weight"),
+    (14, {"in_channels": 4}, r"nothing for 1 of the model's tensors \(backbone.bottom_up.stem.conv1_1.weight\)"),
+    (14, {"deform_on_per_stage": (True,) * 4}, r"no place for .*conv2_offset.*deformable"),
+])  # fmt: skip
+def test_weights_of_another_backbone_are_refused(depth, options, said, detector, tmp_path):
+    state, model = narrow(depth, **options), backbone_only(ResNeSt(14, **NARROW))
+    content = as_detector(state, extra=torch.zeros(1)) if detector else state
+    with pytest.raises(UserError, match=f"^MODEL.WEIGHTS: {tmp_path}/x.pth does not fit the model: .*{said}"):
+        start(model, content, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"^MODEL.WEIGHTS: "):
+        start(model, content, tmp_path / "x.pth", Coverage.check_all)
+    start(model, content, tmp_path / "x.pth", None)
+
+
+@pytest.mark.parametrize("heads", [{}, {"head.weight": torch.zeros(5, 2)}, {"head.weight": torch.ones(2, 2)}])
+@pytest.mark.parametrize(
+    "options", [{}, {"out_features": ["res2", "res4"]}, {"norm": "LN"}, {"norm": "FrozenBN"}]
+)
+def test_weights_of_the_backbone_start_training_whatever_the_heads_are(heads, options, tmp_path):
+    same = {"norm": "LN"} if options.get("norm") == "LN" else {}
+    content = as_detector(narrow(**same), **heads) if heads else narrow(**same)
+    checkpointer = start(backbone_only(ResNeSt(14, **NARROW, **options)), content, tmp_path / "x.pth")
+    assert ("head.weight" in checkpointer.missing) == (heads.get("head.weight", torch.zeros(0)).sum() == 0)
+
+
+def test_replaced_heads_are_one_line_of_the_log(tmp_path, caplog):
+    model = backbone_only(ResNeSt(14, **NARROW))
+    content = as_detector(narrow(), **{"head.weight": torch.zeros(5, 2)})
+    with caplog.at_level("INFO", logger="resnest_d2"):
+        start(model, content, tmp_path / "x.pth", partial(_check_start, allow_random=False))
+    said = [record.message for record in caplog.records if record.name == "resnest_d2.engine.trainer"]
+    assert said == ["MODEL.WEIGHTS has nothing for head.bias, head.weight: they start at random"]
+
+
+def test_the_flag_lets_another_backbones_weights_start_training(tmp_path):
+    model = backbone_only(ResNeSt(14, **NARROW))
+    start(model, narrow(26), tmp_path / "x.pth", partial(_check_start, allow_random=True))
+
+
+def test_offsets_and_counters_may_be_missing_when_training_starts(tmp_path):
+    deformable = ResNeSt(14, **NARROW, deform_on_per_stage=(False, True, True, True))
+    state = {k: v for k, v in narrow().items() if not k.endswith("num_batches_tracked")}
+    start(backbone_only(deformable), state, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"holds no weights for backbone.bottom_up, which would stay zero"):
+        model = backbone_only(deformable)
+        del model.head
+        start(model, state, tmp_path / "x.pth", Coverage.check_all)
+
+
+def test_a_checkpoint_of_another_configuration_is_not_resumed(tmp_path):
+    content = {"model": backbone_only(ResNeSt(14, **NARROW)).state_dict()}
+    start(backbone_only(ResNeSt(14, **NARROW)), content, tmp_path / "x.pth", Coverage.check_resumed)
+    for change in ({"more": torch.zeros(1)}, {"head.bias": torch.zeros(3)}):
+        other = {"model": {**content["model"], **change}}
+        with pytest.raises(UserError, match=f"^--resume: {tmp_path}/x.pth does not fit the model: n"):
+            start(backbone_only(ResNeSt(14, **NARROW)), other, tmp_path / "x.pth", Coverage.check_resumed)
+
+
+def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path):
+    state = narrow()
+    state["res4.0.conv1.weight"][0, 0] = torch.nan
+    state["res5.0.conv1.weight"][0, 0] = torch.inf
+    for content in (
+        state,
+        as_detector(state, extra=torch.zeros(1)),
+        {"model": {**state, "linear": torch.zeros(1)}},
+    ):
+        with pytest.raises(
+            UserError, match=r"x.pth is damaged: \S*res4.0.conv1.weight holds numbers that are not"
+        ):
+            start(backbone_only(ResNeSt(14, **NARROW)), content, tmp_path / "x.pth", None)
+
+
+def resnet(depth, norm="FrozenBN"):
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.RES2_OUT_CHANNELS", 32])
+    cfg.merge_from_list(["MODEL.RESNETS.WIDTH_PER_GROUP", 8, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8])
+    cfg.merge_from_list(["MODEL.RESNETS.NORM", norm])
+    return backbone_only(build_resnet_backbone(cfg, ShapeSpec(channels=3)))
+
+
+def caffe2(depth):
+    """Weights as MSRA's are: norms merged, a classifier, and a bias that nobody uses."""
+    renamed = {
+        **{r"^stem\.conv1\.norm": "res_conv1_bn", r"^stem\.": "", r"\.shortcut": "_branch1"},
+        **{rf"(^res\d\.\d+)\.conv{i + 1}": rf"\1_branch2{letter}" for i, letter in enumerate("abc")},
+        **{r"\.norm": "_bn", r"_bn\.weight": "_bn_s", r"\.weight": "_w", r"\.bias": "_b", r"\.": "_"},
+    }
+    weights = {"fc1000_w": np.ones((3, 3)), "fc1000_b": np.ones(3), "conv1_b": np.ones(8)}
+    for key, value in resnet(depth).backbone.bottom_up.state_dict().items():
+        if "running" not in key:
+            for pattern, new in renamed.items():
+                key = re.sub(pattern, new, key)
+            weights[key] = np.ones(value.shape, np.float32)
+    assert {"conv1_w", "res_conv1_bn_s", "res2_0_branch2a_w", "res2_0_branch1_bn_b"} <= set(weights)
+    return pickle.dumps(weights, 2)
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+def test_msra_weights_start_training(norm, tmp_path):
+    model = resnet(50, norm)
+    start(model, caffe2(50), tmp_path / "R-50.pkl")
+    state = model.backbone.bottom_up.state_dict()
+    learned = [key for key in state if not re.search("running|num_batches", key)]
+    assert len(learned) > 100 and all(state[key].eq(1).all() for key in learned)
+
+
+@pytest.mark.parametrize("depth, norm, said", [
+    (101, "BN", r"no place for \d+ .*res4.10.*seems to be ResNet of depth 101.*wants ResNet of depth 50"),
+    (50, "LN", "norms of another kind"),
+])  # fmt: skip
+def test_msra_weights_of_another_network_are_refused(depth, norm, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        start(resnet(50, norm), caffe2(depth), tmp_path / "R-101.pkl")
+
+
 # --------------------------------------------------------------------------- reading
 
 
@@ -250,16 +412,162 @@ def test_harmful_pkl_is_refused_as_model_weights(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("protocol", (2, 4))
-def test_pickle_of_arrays_is_read(protocol, tmp_path):
-    content = collections.OrderedDict(a=np.arange(6, dtype=np.float32).reshape(2, 3))
-    (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
-    assert np.array_equal(read_weights(tmp_path / "x.pkl")["a"], content["a"])
+ARRAYS = {
+    "whole": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "columns first": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "other byte order": np.arange(3, dtype=">i4"),
+    "half": np.ones(2, np.float16),
+    "empty": np.zeros((0, 3), np.float32),
+    "number": np.array(3.5),
+    "scalar": np.float32(0.5),
+    "truth": np.bool_(True),
+}
 
 
-def test_torch_file_of_arrays_is_read(tmp_path):
-    torch.save({"a": np.ones(3, np.float32)}, tmp_path / "x.pth")
-    assert read_weights(tmp_path / "x.pth")["a"].sum() == 3
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("module", ["numpy._core", "numpy.core"])
+def test_pickle_of_arrays_is_read(protocol, module, tmp_path):
+    content = pickle.dumps(collections.OrderedDict(ARRAYS), protocol)
+    if protocol < 4:  # whose texts have no length before them
+        content = content.replace(b"numpy._core", module.encode())
+    (tmp_path / "x.pkl").write_bytes(content)
+    for key, value in read_weights(tmp_path / "x.pkl").items():
+        assert np.array_equal(value, ARRAYS[key]) and value.dtype == ARRAYS[key].dtype.newbyteorder("=")
+
+
+@pytest.mark.parametrize("zipped", (True, False))
+def test_torch_file_is_read_as_torch_reads_it(zipped, tmp_path):
+    """A whole training checkpoint, and whatever else of torch a file may hold."""
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(torch.randn(5, 3)).sum().backward()
+    optimizer.step()
+    weight = torch.randn(6, 4)
+    content = {
+        "model": net.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "types": [
+            torch.ones(2).to(dtype) for dtype in (torch.bfloat16, torch.int8, torch.bool, torch.complex64)
+        ],
+        "views": [weight, weight.t(), weight[2:, 1], weight[:0], torch.tensor(3)],
+        "parameter": torch.nn.Parameter(weight),
+        "plain": [1, 2.5, None, True, "x", b"y", (1, {2: {3}}), 2**70, 1j],
+        "torch": [torch.Size([2, 3]), torch.float16],
+        "counter": collections.Counter("aab"),
+    }
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    found, expected = read_weights(tmp_path / "x.pth"), torch.load(tmp_path / "x.pth", weights_only=True)
+    flat, structure = torch.utils._pytree.tree_flatten(found)
+    other, same = torch.utils._pytree.tree_flatten(expected)
+    assert structure == same
+    for a, b in zip(flat, other):
+        assert torch.equal(a, b) and a.dtype == b.dtype if isinstance(b, torch.Tensor) else a == b
+    assert found["model"]._metadata == expected["model"]._metadata
+    found["views"][0].zero_()
+    assert found["views"][1].eq(0).all()  # still one memory
+
+
+def test_torch_file_of_arrays_is_read_and_nothing_is_allowed_to_torch(tmp_path):
+    torch.save({"a": np.ones(3, np.float32), "b": np.float32(2)}, tmp_path / "x.pth")
+    found = read_weights(tmp_path / "x.pth")
+    assert found["a"].sum() == 3 and found["b"] == 2
+    assert not any("numpy" in str(allowed) for allowed in torch.serialization.get_safe_globals())
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    torch.save({"weight": torch.zeros(1000)}, tmp_path / "x.pth")
+    content = bytearray((tmp_path / "x.pth").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"is damaged .*CRC"):
+        read_weights(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in WEIGHTS if n.startswith(("pickle of a type", "archive: a tensor"))]
+)
+def test_memory_is_not_what_a_file_says(name, tmp_path):
+    outcome = run_case("weights", name, tmp_path, 0)
+    assert outcome.good, outcome
+
+
+def test_a_byte_of_a_pickle_cannot_cost_memory_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(_Steps, "left", 1000)
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x04(" + b"\x8f" * 1000 + b"t.")
+    with pytest.raises(UserError, match="more steps than a file of weights has"):
+        read_weights(tmp_path / "x.pkl")
+
+
+def test_damaged_files_by_the_hundred(tmp_path):
+    result = fuzz(tmp_path, 400, seed=1)
+    assert result.bad == [] and sum(result.outcomes.values()) == 400
+    assert result.outcomes["refused"] > 100 and result.outcomes["converted"] > 5
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".pyth", ".bin"])
+@pytest.mark.parametrize("kind", ["zip", "legacy", "pickle", "safetensors"])
+def test_a_suffix_decides_nothing(suffix, kind, tmp_path):
+    """detectron2 has .pkl unpickled and .pyth loaded by torch, which may run code."""
+    model, path = torch.nn.Sequential(torch.nn.Linear(2, 2)), tmp_path / f"x{suffix}"
+    state = {key: torch.ones_like(value) for key, value in model.state_dict().items()}
+    if kind == "safetensors":
+        safetensors.torch.save_file(state, path)
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps({"model": {k: v.numpy() for k, v in state.items()}, "__author__": "x"}))
+    else:
+        torch.save({"model": state, "__author__": "x"}, path, _use_new_zipfile_serialization=kind == "zip")
+    if suffix != ".pkl" or kind != "safetensors":  # whose names would be Caffe2's
+        Checkpointer(model).load(str(path))
+        assert all(value.eq(1).all() for value in model.state_dict().values())
+    hostile = {"model_state": Harmful(tmp_path / "ran")}
+    path.write_bytes(pickle.dumps(hostile)) if kind == "pickle" else torch.save(hostile, path)
+    with pytest.raises(UserError, match="would run code"):
+        Checkpointer(model).load(str(path))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pycls_models_are_matched_by_the_ends_of_their_names(tmp_path):
+    model = torch.nn.ModuleDict({"backbone": torch.nn.Linear(2, 2)})
+    torch.save(
+        {"model_state": {"weight": torch.ones(2, 2), "bias": torch.ones(2)}, "epoch": 3}, tmp_path / "x.pyth"
+    )
+    Checkpointer(model).load(str(tmp_path / "x.pyth"))
+    assert model["backbone"].weight.eq(1).all()
+
+
+def test_only_detectron2s_query_is_known(tmp_path):
+    model = torch.nn.ModuleDict({"backbone": torch.nn.Linear(2, 2)})
+    torch.save({"weight": torch.ones(2, 2)}, tmp_path / "x.pth")
+    Checkpointer(model).load(f"{tmp_path}/x.pth?matching_heuristics=True")
+    assert model["backbone"].weight.eq(1).all()
+    with pytest.raises(UserError, match=r"x.pth\?other: the only query is matching_heuristics=True"):
+        Checkpointer(model).load(f"{tmp_path}/x.pth?other=1")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"weight": torch.ones(2, 2, dtype=torch.complex64)}, "weight holds complex numbers"),
+        ({"weight": 3}, "weight is a int"),
+        ({3: torch.ones(2)}, "3 is a Tensor"),
+        (
+            {"model": {"weight": torch.ones(2, 2) / 0}},
+            "x.pth is damaged: 0.weight holds numbers that are not",
+        ),
+        (
+            {"model": {"weight": torch.ones(2, 2)}, "matching_heuristics": True},
+            "does not fit the model .*multiple keys",
+        ),
+    ],
+)
+def test_what_cannot_be_loaded_is_said_in_one_line(content, message, tmp_path):
+    model = torch.nn.ModuleList([torch.nn.Linear(2, 2)] * (2 if "matching_heuristics" in content else 1))
+    if "inf" in str(content):
+        content = {"model": {"0.weight": content["model"]["weight"]}}
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=message) as e:
+        Checkpointer(model).load(str(tmp_path / "x.pth"))
+    assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

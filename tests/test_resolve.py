@@ -1,24 +1,27 @@
 """``resnest://NAME``: where weights are looked for, and every way a download can go wrong."""
 
+import gzip
 import hashlib
 import http.server
 import io
 import os
-import signal
+import resource
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
+import forks
 import pytest
 import safetensors.torch
 import timm
 import torch
-from conftest import assert_one_line_error
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
+from support import assert_one_line_error
 
 from resnest_d2 import UserError, model_zoo
 from resnest_d2.checkpoint import LinkHandler, ResNeStHandler, convert, resolve
@@ -46,6 +49,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.requests, self.behave = {}, [], "well"
+        self.instead = {}  # of a file: what is sent in its place
 
     @property
     def url(self):
@@ -58,13 +62,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server.requests.append(name)
         if server.behave in ("403", "404", "500") or name not in server.files:
             return self.send_error(int(server.behave) if server.behave.isdigit() else 404)
-        content = server.files[name]
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
+        content, sent = server.files[name], server.instead.get(name, {})
+        content = sent.get("content", lambda content: content)(content)
+        self.send_response(sent.get("status", 200))
+        if sent.get("length", True):
+            self.send_header("Content-Length", str(len(content)))
+        for header, value in sent.get("headers", {}).items():
+            self.send_header(header, value)
         self.end_headers()
         if server.behave == "dropped":  # the connection ends half-way
             content = content[: len(content) // 2]
-        step = len(content) // (20 if server.behave == "slow" else 1)
+        step = len(content) // (20 if server.behave == "slow" else 1) or 1
         for start in range(0, len(content), step):
             self.wfile.write(content[start : start + step])
             if server.behave == "slow":
@@ -182,6 +190,113 @@ def test_damaged_file_in_the_folder_is_refused(handler, file, tmp_path, monkeypa
         handler.resolve("resnest_test")
 
 
+# --------------------------------------------------------------------------- files without a known hash
+
+HUB = "timm/test/model.safetensors"
+PAGE = b"<!DOCTYPE html><html>Sign in</html>"
+WRONG = {
+    "a web page": {"content": lambda content: PAGE},
+    "compressed": {"content": gzip.compress, "headers": {"Content-Encoding": "gzip"}},
+    "nothing": {"content": lambda content: b""},
+    "a part": {"status": 206, "content": lambda content: content[:1000]},
+    "all as a part": {"status": 206},
+    "cut, of no known length": {"content": lambda content: content[:-1000], "length": False},
+    "something else": {"content": lambda content: safetensors.torch.save({"weight": torch.zeros(3)})},
+    "a deeper network": {
+        "content": lambda content: safetensors.torch.save(timm.create_model("resnest26d").state_dict())
+    },
+    "NaN": {
+        "content": lambda content: safetensors.torch.save(
+            {
+                k: v * torch.nan if v.is_floating_point() else v
+                for k, v in safetensors.torch.load(content).items()
+            }
+        )
+    },
+}
+
+
+@pytest.fixture
+def unhashed(server, state, monkeypatch):
+    """A backbone of a depth in its name, on the hub and nowhere else."""
+    monkeypatch.setitem(BACKBONES, "resnest14", Backbone(hub="timm/test"))
+    server.files = {HUB: safetensors.torch.save(state)}
+    return "resnest14"
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_no_weight_never_enters_the_cache(wrong, handler, server, unhashed, state):
+    server.instead[HUB] = WRONG[wrong]
+    with pytest.raises(UserError) as e:
+        handler.resolve(unhashed)
+    assert "\n" not in str(e.value) and server.url + HUB in str(e.value)
+    assert leftovers(handler) == []
+    server.instead.clear()
+    check(handler.resolve(unhashed), state)
+
+
+def test_the_next_source_is_asked_after_what_is_no_weight(handler, server, state, monkeypatch):
+    monkeypatch.setitem(BACKBONES, "resnest14", Backbone("resnest14.pth", "timm/test"))
+    server.files = {"resnest14.pth": PAGE, HUB: safetensors.torch.save(state)}
+    check(handler.resolve("resnest14"), state)
+    assert server.requests == ["resnest14.pth", HUB]
+
+
+@pytest.mark.parametrize("content", [PAGE, b"", b"PK", safetensors.torch.save({"weight": torch.zeros(3)})])
+def test_a_file_of_the_cache_that_is_no_weight_is_fetched_again(content, handler, server, unhashed, state):
+    handler.cache.mkdir()
+    (handler.cache / "resnest14.safetensors").write_bytes(content)
+    check(handler.resolve(unhashed), state)
+    assert (handler.cache / "resnest14.safetensors").read_bytes() == server.files[HUB]
+
+
+def test_a_damaged_copy_in_the_cache_is_made_again(handler, server, state):
+    path = handler.resolve("resnest_test")
+    path.write_bytes(path.read_bytes()[:-1000])
+    check(handler.resolve("resnest_test"), state)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("content", [PAGE, b"", safetensors.torch.save({"weight": torch.zeros(3)})])
+def test_the_users_own_file_is_named_and_stays(content, handler, server, unhashed, tmp_path, monkeypatch):
+    own = tmp_path / "resnest14.safetensors"
+    own.write_bytes(content)
+    monkeypatch.setenv("RESNEST_D2_WEIGHTS", str(tmp_path))
+    with pytest.raises(UserError, match=str(own)):
+        handler.resolve(unhashed)
+    assert own.read_bytes() == content and server.requests == []
+
+
+def test_a_name_stands_for_no_other_network(handler, state, tmp_path, monkeypatch):
+    torch.save(state, tmp_path / "resnest26.pth")
+    monkeypatch.setenv("RESNEST_D2_WEIGHTS", str(tmp_path))
+    with pytest.raises(UserError, match=r"resnest26.pth is not resnest26, .*depth 26.* it is of depth 14"):
+        handler.resolve("resnest26")
+
+
+def test_a_file_is_read_once(handler, server):
+    path = handler.resolve("resnest_test")
+    source = handler.cache / BACKBONES["resnest_test"].official
+    stat = source.stat()
+    source.write_bytes(bytes(stat.st_size))  # what a second look would find
+    os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert handler.resolve("resnest_test") == path
+
+
+def test_a_full_disk_costs_no_file_of_the_cache(handler, server):
+    """A cache that cannot be written must not be taken for a damaged file."""
+    source = handler.cache / BACKBONES["resnest_test"].official
+    handler.resolve("resnest_test").unlink()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(UserError, match="cannot write"):
+            handler.resolve("resnest_test")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert source.exists() and len(server.requests) == 1
+
+
 def test_unknown_name_lists_the_known(handler):
     with pytest.raises(UserError, match="there is no resnest://resnest51; names are resnest14, resnest26"):
         handler.resolve("resnest51")
@@ -272,12 +387,9 @@ print(resolve.download(sys.argv[1], Path(sys.argv[2])))
 
 def fetch(server, target, before=""):
     url = server.url + BACKBONES["resnest_test"].official
-    return subprocess.Popen(
-        [sys.executable, "-c", before + FETCH, url, str(target)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    said = tempfile.mkdtemp(dir=target.parent.parent)
+    words = ["-c", before + FETCH, url, target]
+    return forks.start(words, Path(said, "out"), Path(said, "err"), cwd=target.parent)
 
 
 def test_two_processes_at_once_fetch_it_once(server, file, tmp_path):
@@ -298,8 +410,7 @@ def test_killed_download_leaves_no_weight_and_the_next_one_succeeds(server, file
     while not server.requests:
         time.sleep(0.05)
     time.sleep(0.5)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
     assert not target.exists()
     server.behave = "well"
     assert resolve.download(server.url + target.name, target).read_bytes() == file
@@ -311,7 +422,7 @@ def test_full_disk_leaves_nothing_behind(server, tmp_path):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
     target = tmp_path / BACKBONES["resnest_test"].official
     _, err = fetch(server, target, limit).communicate(timeout=120)
-    assert "OSError: [Errno 27] File too large" in err.strip().splitlines()[-1]
+    assert "(File too large); make room" in err.strip().splitlines()[-1]
     assert [p for p in tmp_path.iterdir() if p.suffix != ".lock"] == []
 
 
@@ -326,13 +437,14 @@ def test_downloads_show_progress(server, tmp_path):
 
 def test_stock_checkpointer_in_a_strangers_project_loads_it_by_name_and_by_released_link(state, tmp_path):
     torch.save(state, tmp_path / "resnest14.pth")
-    torch.save({k: 2 * v for k, v in state.items()}, tmp_path / "resnest50.pth")
+    deeper = timm.create_model("resnest50d").state_dict()
+    torch.save(deeper, tmp_path / "resnest50.pth")
     code = f"""
 import torch, resnest_d2
 from detectron2.checkpoint import DetectionCheckpointer
-net = torch.nn.Module()
-net.encoder = resnest_d2.ResNeSt(14)
-for weights in ("resnest://resnest14", "{LINK}", "{LINK}"):
+for depth, weights in ((14, "resnest://resnest14"), (50, "{LINK}"), (50, "{LINK}")):
+    net = torch.nn.Module()
+    net.encoder = resnest_d2.ResNeSt(depth)
     DetectionCheckpointer(net).load(weights)
     print(net.encoder.res5[0].conv3.weight.sum().item())
 """
@@ -341,9 +453,9 @@ for weights in ("resnest://resnest14", "{LINK}", "{LINK}"):
         [sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=tmp_path
     )
     assert result.returncode == 0, result.stderr
-    expected = state["layer4.0.conv3.weight"].sum().item()
+    first, second = (weights["layer4.0.conv3.weight"].sum().item() for weights in (state, deeper))
     sums = [float(line) for line in result.stdout.splitlines()[-3:]]
-    assert sums == pytest.approx([expected, 2 * expected, 2 * expected], rel=1e-5)
+    assert sums == pytest.approx([first, second, second], rel=1e-4)
     said = [line for line in result.stderr.splitlines() if LINK in line]
     assert said == [f"{LINK}: its host is gone; resnest://resnest50 stands for it, {tmp_path}/resnest50.pth"]
 

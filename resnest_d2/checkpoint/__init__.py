@@ -2,18 +2,21 @@
 
 from .checkpointer import Checkpointer
 from .convert import Conversion, convert, write_weights
+from .coverage import Coverage
 from .links import LinkHandler, register_handlers
 from .read import read_weights
-from .resolve import ResNeStHandler
+from .resolve import ResNeStHandler, local_weights
 
 register_handlers()
 
 __all__ = [
     "Checkpointer",
     "Conversion",
+    "Coverage",
     "LinkHandler",
     "ResNeStHandler",
     "convert",
+    "local_weights",
     "read_weights",
     "write_weights",
 ]

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
+import re
+import stat
 import zipfile
-import zlib
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from urllib.parse import parse_qs
 
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils import comm
 
 from ..errors import UserError
-from ..files import atomic_write_text, atomic_writer
-from .convert import as_checkpoint
-from .read import read_numpy_pickle, read_weights
+from ..files import atomic_write_text, atomic_writer, read_text
+from ..processes import found_by_main
+from .convert import as_checkpoint, check_finite, not_finite
+from .coverage import Coverage, cover
+from .read import read_weights
 
 logger = logging.getLogger(__name__)
+
+_NUMBERED = re.compile(r"model_(\d{7,})\.pth")
+#: Of a file. detectron2 compares each name with each of the model.
+_MAX_TENSORS = 20_000
 
 
 class Checkpointer(DetectionCheckpointer):
     """Loads checkpoints of any detectron2 model, and ResNeSt weights in the formats of :func:`convert`.
 
-    A checkpoint appears complete or not at all, and the newest that is undamaged is resumed from.
+    A checkpoint appears complete or not at all, and the newest that is undamaged is resumed from. That is
+    the one which ``last_checkpoint`` names, that users edit to go back, else that of the highest iteration.
 
     Args:
         keep: how many numbered checkpoints stay; 0 for all. ``model_final`` always stays.
@@ -34,9 +44,15 @@ class Checkpointer(DetectionCheckpointer):
 
     Attributes:
         missing: names of the model's parameters and buffers that the last file held nothing for.
+        unexpected: names in that file that the model has no place for.
+        check: is told how weights fit the model, before anything else of their file is loaded, and raises
+            UserError where that does not suffice.
     """
 
     missing: List[str] = []
+    unexpected: List[str] = []
+    check: Optional[Callable[[Coverage], None]] = None
+    _file = ""
 
     def __init__(self, *arguments: Any, keep: int = 0, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -54,7 +70,7 @@ class Checkpointer(DetectionCheckpointer):
         data.update({key: thing.state_dict() for key, thing in self.checkpointables.items()})
         path = self._folder() / f"{name}.pth"
         for stale in self._folder().glob(".model_*.pth-*"):  # of a process that was killed
-            stale.unlink()
+            _remove(stale)
         logger.info("Saving checkpoint to %s", path)
         remedy = "earlier checkpoints are untouched: make room and go on with --resume"
         # `last_checkpoint` is written first: a process killed in between leaves a name without a file, which
@@ -62,77 +78,170 @@ class Checkpointer(DetectionCheckpointer):
         with atomic_writer(path, before=lambda: self.tag_last_checkpoint(path.name), remedy=remedy) as file:
             torch.save(data, file)
         if self._keep:
-            numbered = sorted(self._folder().glob("model_" + "[0-9]" * 7 + ".pth"), key=_age)
-            for old in numbered[self._keep :]:
-                old.unlink()
+            later = self.later_than(kwargs.get("iteration", math.inf))
+            numbered = [p for p in self._found().values() if _NUMBERED.fullmatch(p.name) and p.is_file()]
+            for old in sorted(set(numbered) - set(later), key=_iteration)[: -self._keep]:
+                _remove(old)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Note which checkpoint is the newest, in ``last_checkpoint``."""
         atomic_write_text(self._folder() / "last_checkpoint", last_filename_basename)
 
     def has_checkpoint(self) -> bool:
-        """Whether there is any in the folder, damaged or not."""
-        return bool(self._checkpoints())
+        """Whether there is any in the folder, damaged or not; the same in all processes."""
+        return found_by_main(self.holds_any)
+
+    def holds_any(self) -> bool:
+        """Whether this process sees any in the folder, damaged or not."""
+        return next(self._checkpoints(), None) is not None
 
     def is_newest(self, *names: str) -> bool:
-        """Whether one of ``names`` was written last."""
-        return any(path.stem in names for path in self._checkpoints()[:1])
+        """Whether one of ``names`` is the newest."""
+        newest = next(self._checkpoints(), None)
+        return newest is not None and newest.stem in names
+
+    def later_than(self, iteration: float) -> List[Path]:
+        """Those of a branch of the run that the user has left by editing ``last_checkpoint``."""
+        return [path for path in self._checkpoints() if _iteration(path) > iteration]
 
     def get_checkpoint_file(self) -> str:
         """The newest checkpoint that is undamaged; the same in all processes.
 
         Raises:
-            UserError: all are damaged. Training must not start from scratch unnoticed.
+            UserError: all are damaged, and training must not start from scratch unnoticed; or what would be
+                taken is no checkpoint of a training, and must not be taken for one.
         """
-        damaged, found = [], None
-        if comm.is_main_process():
-            for path in self._checkpoints():
-                problem = damage(path)
-                if problem is None:
-                    found = str(path)
-                    break
-                logger.warning("Skipping %s: %s", path, problem)
-                damaged.append(f"{path.name} ({problem})")
-        found, damaged = comm.all_gather((found, damaged))[0]
-        if found is None:
+        return found_by_main(lambda: str(self._newest_undamaged()))
+
+    def _newest_undamaged(self) -> Path:
+        damaged = []
+        for path in self._checkpoints():
+            problem = damage(path)
+            if problem is None:
+                self._check_state(path)
+                return path
+            logger.warning("Skipping %s: %s", path, problem)
+            damaged.append(f"{path.name} ({problem})")
+        raise UserError(
+            f"--resume: no checkpoint in {self.save_dir} can be read: {', '.join(damaged)}; restore one, "
+            "or start anew in another OUTPUT_DIR"
+        )
+
+    def _check_state(self, path: Path) -> None:
+        """Raise UserError unless a training was saved there, under that name."""
+        number, reason = _NUMBERED.fullmatch(path.name), ""
+        try:
+            content = _content(path)
+            absent = [key for key in ("model", "iteration", *self.checkpointables) if key not in content]
+            if absent:
+                reason = f"it holds no {absent[0]!r}; is it a file of weights?"
+            elif not isinstance(content["iteration"], int) or content["iteration"] < 0:
+                reason = f"its iteration is {content['iteration']!r}"
+            elif number and int(number[1]) != content["iteration"]:
+                reason = f"it is of iteration {content['iteration']}"
+        except Exception as e:  # whatever is in its pickle
+            reason = " ".join(str(e).split())[:120]
+        if reason:
             raise UserError(
-                f"--resume: no checkpoint in {self.save_dir} can be read: {', '.join(damaged)}; restore one, "
-                "or start anew in another OUTPUT_DIR"
+                f"--resume: {path} is no checkpoint that a training wrote there ({reason}); move it away, or "
+                "name another in last_checkpoint"
             )
-        return found
+
+    def load(self, path: str, checkpointables: Optional[List[str]] = None) -> Dict[str, Any]:
+        """As detectron2's.
+
+        Raises:
+            UserError: the state of a training in the file is not that of this one.
+        """
+        try:
+            return super().load(path, checkpointables)
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+            if checkpointables is not None:
+                raise
+            raise UserError(
+                f"--resume: the state of the training in {path} does not fit this one "
+                f"({type(e).__name__}: {' '.join(str(e).split())[:200]}); name another in last_checkpoint, "
+                "or start anew without --resume"
+            ) from None
 
     def _folder(self) -> Path:
         return Path(self.path_manager.get_local_path(self.save_dir))
 
-    def _checkpoints(self) -> List[Path]:
-        """Newest first: the one that was noted, then by time."""
+    def _found(self) -> Dict[str, Path]:
+        """All that have a checkpoint's suffix, by name."""
         if not self.save_dir or not self.path_manager.isdir(self.save_dir):
-            return []
-        noted = self._folder() / "last_checkpoint"
-        newest = noted.read_text().strip() if noted.exists() else None
-        paths = self._folder().glob("model_*.pth")
-        return sorted(paths, key=lambda path: (path.name != newest, _age(path)))
+            return {}
+        folder = self._folder()
+        try:
+            return {name: folder / name for name in os.listdir(folder) if name.endswith(".pth")}
+        except OSError as e:
+            raise UserError(f"cannot read OUTPUT_DIR {folder} ({e.strerror})") from None
+
+    def _checkpoints(self) -> Iterator[Path]:
+        """Newest first: the one that was noted, then by iteration."""
+        found = self._found()
+        noted = self._noted(found)
+        if noted:
+            yield found.pop(noted)
+        others = [path for name, path in found.items() if name.startswith("model_")]
+        yield from sorted(others, key=_iteration_and_name, reverse=True)
+
+    def _noted(self, found: Dict[str, Path]) -> str:
+        """Which of the files ``last_checkpoint`` names; empty where it names none, for whatever reason."""
+        file = self._folder() / "last_checkpoint" if found else Path()
+        if not found or not os.path.lexists(file):
+            return ""
+        try:
+            text = read_text(file).strip()
+        except UserError as e:
+            logger.warning("The newest checkpoint is taken by its iteration: %s", e)
+            return ""
+        for name, path in found.items():
+            if text in (name, str(path)):
+                return name
+        logger.warning("%s names %.100r, which is not there", file, text)
+        return ""
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
-        if filename.endswith(".pkl"):  # detectron2 unpickles it; look first at what that would run
-            try:
-                content = read_numpy_pickle(filename)
-            except pickle.UnpicklingError as e:
-                raise UserError(f"{filename} is refused: its pickle would run code ({e})") from None
-            if not isinstance(content, dict):
-                raise UserError(f"{filename} holds a {type(content).__name__}, not a dict of weights")
-        loaded = super()._load_file(filename)
+        """The content of a file, whatever its suffix, which detectron2 would go by."""
+        loaded = as_checkpoint(read_weights(filename), filename)
+        given = self._parsed_url_during_load
+        query = parse_qs(given.query) if given else {}
+        if query.pop("matching_heuristics", ["False"]) == ["True"]:
+            loaded["matching_heuristics"] = True
+        if query:
+            raise UserError(f"{filename}?{'&'.join(query)}: the only query is matching_heuristics=True")
+        if len(loaded["model"]) > _MAX_TENSORS:
+            raise UserError(f"{filename} is no file of weights: it holds {len(loaded['model'])} tensors")
         for name, value in loaded["model"].items():
-            if not isinstance(value, (torch.Tensor, np.ndarray)):
-                raise UserError(f"{filename} is no file of weights: {name} is a {type(value).__name__}")
+            if not isinstance(name, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
+                raise UserError(
+                    f"{filename} is no file of weights: {str(name)[:80]} is a {type(value).__name__}"
+                )
+        self._convert_ndarray_to_tensor(loaded["model"])
+        for name, value in loaded["model"].items():
+            if value.is_complex():
+                raise UserError(f"{filename} is no file of weights: {name} holds complex numbers")
+        self._file = f"{given.geturl()} ({filename})" if given and given.scheme else filename
         return loaded
 
-    def _torch_load(self, f: str) -> Dict[str, Any]:
-        return as_checkpoint(read_weights(f), f)
-
     def _load_model(self, checkpoint: Dict[str, Any]) -> Any:
-        incompatible = super()._load_model(checkpoint)
-        self.missing = [*incompatible.missing_keys, *(k for k, *_ in incompatible.incorrect_shapes)]
+        weights, excepted = dict(checkpoint["model"]), not_finite(self.model.state_dict())
+        try:
+            incompatible = super()._load_model(checkpoint)
+        except (AssertionError, LookupError, ValueError, RuntimeError) as e:  # detectron2's matching of names
+            if isinstance(e, (UserError, torch.OutOfMemoryError)):
+                raise
+            reason = " ".join(str(e).split())[:200]
+            raise UserError(f"{self._file} does not fit the model ({type(e).__name__}: {reason})") from None
+        misshapen = [k for k, *_ in incompatible.incorrect_shapes]
+        self.missing = list(dict.fromkeys([*incompatible.missing_keys, *misshapen]))
+        self.unexpected = [*incompatible.unexpected_keys, *misshapen]
+        if self.check is not None:
+            self.check(cover(self.model, self._file, weights, self.missing, self.unexpected))
+        check_finite(self.model.state_dict(), self._file, excepted)
         return incompatible
 
 
@@ -142,17 +251,52 @@ def damage(path: Path) -> Optional[str]:
     torch writes a CRC-32 with each tensor, and does not check it on reading.
     """
     try:
-        if os.path.getsize(path) == 0:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # a FIFO would have its reader wait
+            return "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        if status.st_size == 0:
             return "empty"
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
+        if bad:
+            return f"bad checksum of {bad}"
+        with suppress(pickle.UnpicklingError):  # that is not damage
+            _content(path)
     except (zipfile.BadZipFile, EOFError):
         return "truncated"
-    except (OSError, zlib.error, NotImplementedError, RuntimeError) as e:
-        return f"unreadable, {e}"
-    return f"bad checksum of {bad}" if bad else None
+    except OSError as e:
+        return f"unreadable, {e.strerror or e}"
+    except Exception as e:  # zipfile raises anything for a bit that is flipped between the parts
+        return f"unreadable, {' '.join(str(e).split())[:120]}"
+    return None
 
 
-def _age(path: Path) -> int:
-    """For sorting by age, the newest first."""
-    return -path.stat().st_mtime_ns
+def _content(path: Path) -> Dict[str, Any]:
+    """What is in a file of torch.save; its tensors stay on the disk."""
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _iteration(path: Path) -> float:
+    """That a checkpoint is of: by its name, else by its content, else the last, which will be looked at."""
+    number = _NUMBERED.fullmatch(path.name)
+    if number:
+        return int(number[1])
+    try:
+        return float(_content(path)["iteration"]) if path.is_file() else math.inf
+    except Exception:  # whatever it is
+        return math.inf
+
+
+def _iteration_and_name(path: Path) -> Tuple[float, str]:
+    """For sorting by age; ``model_final`` is later than the numbered one of its iteration."""
+    return _iteration(path), path.name
+
+
+def _remove(path: Path) -> None:
+    """That it cannot be removed ends no training."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        pass
+    except OSError as e:
+        logger.warning("Cannot remove %s (%s)", path, e.strerror)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 import safetensors.torch
@@ -15,11 +16,13 @@ from ..errors import OptionError, UserError
 from ..files import atomic_writer
 from ..modeling import ResNeSt
 from ..modeling.resnest import STAGE_BLOCKS
+from .read import WeightsError
 
 State = Dict[str, Tensor]
 
 #: Keys under which training codes wrap the weights.
 _WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict")
+_MAX_WRAPPERS = 10  # a malformed file may hold itself
 #: Where a detectron2 model keeps its backbone.
 _PREFIXES = ("backbone.bottom_up.", "backbone.", "bottom_up.", "")
 
@@ -37,7 +40,7 @@ _BLOCK = {
 _LAYER = re.compile(r"layer(\d)\.(\d+)\.(.+)\.(\w+)")
 
 
-class UnknownFormatError(UserError):
+class UnknownFormatError(WeightsError):
     """The file holds no ResNeSt in a format that is known here."""
 
 
@@ -72,13 +75,13 @@ class Conversion(NamedTuple):
         return {"model": self.state, "__author__": author, "matching_heuristics": not self.is_detector}
 
     def check_complete(self, name: str) -> None:
-        """Raise UserError, naming the file ``name``, unless the backbone is completely covered."""
+        """Raise WeightsError, naming the file ``name``, unless the backbone is covered by numbers."""
         if self.missing:
-            some = ", ".join(self.missing[:3]) + (", ..." if len(self.missing) > 3 else "")
-            raise UserError(
+            raise WeightsError(
                 f"{name} ({self.source}) does not cover the backbone: nothing for {len(self.missing)} "
-                f"tensors ({some}); it is incomplete or of another architecture"
+                f"tensors ({some(self.missing)}); it is incomplete or of another architecture"
             )
+        check_finite(self.state, name)
 
 
 def convert(content: Dict[str, Any], name: str = "the file") -> Conversion:
@@ -110,34 +113,66 @@ def convert(content: Dict[str, Any], name: str = "the file") -> Conversion:
         if "conv1.weight" in part:
             source = "a classification network with a plain stem"
             return _from_layers(part, source, _plain_stem, heads, name)
-    some = ", ".join(list(state)[:3])
     raise UnknownFormatError(
-        f"{name} holds no ResNeSt in a known format; its {len(state)} tensors are {some}, ..."
+        f"{name} holds no ResNeSt in a known format; its {len(state)} tensors are {some(state)}"
     )
 
 
 def as_checkpoint(content: Dict[str, Any], name: str) -> Dict[str, Any]:
     """``content`` as detectron2's checkpointer takes it.
 
-    Backbones are converted, and refused where they are incomplete. Whole detectors, of ResNeSt or not,
-    keep their names.
+    Backbones are converted, and refused where they are incomplete. Whole detectors, of ResNeSt or not, and
+    what detectron2 or pycls have published keep their names, for detectron2's heuristics to match.
 
     Args:
         content: as :func:`read_weights` returns it.
-        name: of the file, for errors.
+        name: of the file, for errors. Where it ends in ``.pkl``, names that nobody knows are Caffe2's.
 
     Raises:
-        UserError: it is a ResNeSt backbone that lacks tensors.
+        WeightsError: it is a ResNeSt backbone that lacks tensors, or holds NaN.
     """
-    in_layout = isinstance(content.get("model"), dict)
+    in_layout, published = isinstance(content.get("model"), dict), str(name).endswith(".pkl")
+    if published and in_layout and "__author__" in content:  # of detectron2's model zoo
+        return content
     try:
         conversion = convert(content, name)
     except UnknownFormatError:
-        return content if in_layout else {"model": content}
+        if in_layout:
+            return content
+        if isinstance(content.get("model_state"), dict):
+            return {"model": unwrap(content), "__author__": "pycls", "matching_heuristics": True}
+        if published:
+            weights = content["blobs"] if isinstance(content.get("blobs"), dict) else content
+            weights = {k: v for k, v in weights.items() if not str(k).endswith("_momentum")}
+            return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+        return {"model": content}
     if conversion.is_detector:
         return content if in_layout else {"model": conversion.state}
     conversion.check_complete(name)
     return {**(content if in_layout else {}), **conversion.checkpoint()}
+
+
+def check_finite(state: Mapping[str, Tensor], name: str, excepted: Iterable[str] = ()) -> None:
+    """Raise WeightsError, naming the file ``name`` and the tensor, where one holds NaN or an infinity."""
+    bad = [key for key in not_finite(state) if key not in excepted]
+    if bad:
+        raise WeightsError(
+            f"{name} is damaged: {bad[0]} holds numbers that are not finite; take an earlier checkpoint or "
+            "another file"
+        )
+
+
+def not_finite(state: Mapping[str, Tensor]) -> List[str]:
+    """Names of the tensors that hold NaN or an infinity."""
+    floating = ((key, value) for key, value in state.items() if value.is_floating_point())
+    # Types of one byte know neither question nor sum.
+    return [k for k, v in floating if not (v if v.element_size() > 1 else v.float()).isfinite().all()]
+
+
+def some(names: Iterable[str], shown: int = 3) -> str:
+    """The first few names, for an error."""
+    names = list(names)
+    return ", ".join(str(n)[:80] for n in names[:shown]) + (", ..." if len(names) > shown else "")
 
 
 def write_weights(conversion: Conversion, path: str) -> None:
@@ -153,19 +188,24 @@ def write_weights(conversion: Conversion, path: str) -> None:
         if suffix == ".pth":
             torch.save(conversion.checkpoint(), file)
         else:
-            tensors = {key: value.contiguous() for key, value in conversion.state.items()}
+            tensors = {  # of which safetensors wants no two in one memory
+                key: value.clone(memory_format=torch.contiguous_format)
+                for key, value in conversion.state.items()
+            }
             file.write(safetensors.torch.save(tensors, {"source": conversion.source}))
 
 
 def unwrap(content: Dict[str, Any]) -> State:
     """The tensors in ``content``, out of any state_dict, model and module. wrapping."""
-    for key in _WRAPPERS:
-        if isinstance(content.get(key), dict):
-            return unwrap(content[key])
+    for _ in range(_MAX_WRAPPERS):
+        inner = [content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)]
+        if not inner:
+            break
+        content = inner[0]
     state = {
-        key: torch.from_numpy(np.asarray(value)) if isinstance(value, np.ndarray) else value
+        key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
         for key, value in content.items()
-        if isinstance(value, (Tensor, np.ndarray))
+        if isinstance(key, str) and isinstance(value, (Tensor, np.ndarray))
     }
     while state and all(key.startswith("module.") for key in state):
         state = {key[len("module.") :]: value for key, value in state.items()}
@@ -241,11 +281,18 @@ def _expected(backbone: State, name: str) -> Tuple[Dict[str, Tuple[int, ...]], D
     """Names and shapes of the ResNeSt that the tensors belong to, and its options."""
     try:
         options = infer_options(backbone)
-        with torch.device("meta"):
-            net = ResNeSt(**options)
-    except (KeyError, OptionError, ZeroDivisionError) as e:
-        raise UnknownFormatError(f"{name} holds no complete ResNeSt ({e})") from None
-    return {key: tuple(value.shape) for key, value in net.state_dict().items()}, options
+        hashable = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+        return _shapes(tuple(hashable.items())), options
+    except (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError) as e:  # of wrong shapes
+        reason = " ".join(str(e).split())[:200]
+        raise UnknownFormatError(f"{name} holds no complete ResNeSt ({reason})") from None
+
+
+@functools.lru_cache(maxsize=8)  # a file is recognised more than once, and building takes up to a second
+def _shapes(options: Tuple) -> Dict[str, Tuple[int, ...]]:
+    with torch.device("meta"):
+        net = ResNeSt(**dict(options))
+    return {key: tuple(value.shape) for key, value in net.state_dict().items()}
 
 
 def _missing(backbone: State, expected: Dict[str, Tuple[int, ...]]) -> List[str]:

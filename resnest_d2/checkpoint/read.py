@@ -2,101 +2,148 @@
 
 from __future__ import annotations
 
-import codecs
-import pickle
-import re
-from collections import OrderedDict
+import io
+import struct
+import sys
+import zipfile
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..errors import UserError
+from ..files import PathLike, check_readable
+from .unpickle import TORCH_TYPES, RefusedError, Storage, Unpickler, loads
 
-# All that a pickle of numpy arrays needs. numpy 2 moved the module; files name it as of their writing.
-_NUMPY = {
-    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct
-    if hasattr(np, "_core")
-    else np.core.multiarray._reconstruct,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): codecs.encode,  # how protocol 2 writes bytes
-}
-
-# Some files of torch.save hold arrays; they are as harmless there.
-torch.serialization.add_safe_globals(
-    [
-        *(_NUMPY[key] for key in _NUMPY if key[0].startswith("numpy")),
-        *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int64")),
-    ]
-)
+#: How files of torch.save before version 1.6 start, as a pickle.
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
-def read_weights(path: str) -> Dict[str, Any]:
+class WeightsError(UserError):
+    """The content of a file is no use: damaged, hostile, or weights of something else."""
+
+
+def read_weights(path: PathLike) -> Dict[str, Any]:
     """The content of a file of torch.save, of safetensors, or of a pickle of numpy arrays.
 
-    What it is decided by content, not by name.
+    What it is decided by content, not by name. The memory that it takes is a small multiple of the file's.
 
     Raises:
-        UserError: it is missing, empty, damaged, holds no dict, or is a pickle that would run code.
+        UserError: it is missing, no regular file, or larger than memory.
+        WeightsError: it is empty, damaged, holds no dict, or is a pickle that would run code.
     """
-    path = Path(path)
+    path = check_readable(path)
+    if path.stat().st_size == 0:
+        raise WeightsError(f"{path} is empty; fetch it again")
     try:
-        if path.stat().st_size == 0:
-            raise UserError(f"{path} is empty; fetch it again")
-        with path.open("rb") as file:
-            start = file.read(9)
-    except OSError as e:
-        raise UserError(f"cannot read {path} ({e.strerror})") from None
-    try:
-        if start[8:9] == b"{":
-            content = load_file(path)
-        elif start[:2] == b"PK" or _is_legacy_torch(path):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            content = read_numpy_pickle(path)
-    except pickle.UnpicklingError as e:
-        names = re.search(r"(?:GLOBAL|Unsupported global:(?: GLOBAL)?|class) ([\w.]+)", str(e))
-        what = f" ({names[1]})" if names else ""
-        if "eights only" not in str(e) and not names:
-            raise UserError(f"{path} is damaged or no weight file ({e}); fetch it again") from None
-        raise UserError(
-            f"{path} is refused: its pickle would run code{what}, which a file of weights does not need"
+        content = _read(path)
+    except RefusedError as e:
+        raise WeightsError(
+            f"{path} is refused: its pickle would run code ({e}), which a file of weights does not need"
         ) from None
-    except (RuntimeError, SafetensorError, EOFError, OSError, ValueError, KeyError, IndexError) as e:
-        reason = str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
-        raise UserError(f"{path} is damaged or no weight file ({reason}); fetch it again") from None
+    except MemoryError:
+        raise UserError(f"memory does not suffice to read {path}") from None
+    except Exception as e:  # damaged bytes make the formats' readers raise anything
+        reason = " ".join(str(e).split())[:200] or type(e).__name__
+        raise WeightsError(f"{path} is damaged or no weight file ({reason}); fetch it again") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a dict of weights")
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not a dict of weights")
     return content
 
 
-def read_numpy_pickle(path: Path) -> Any:
-    """A pickle of numpy arrays in plain containers, as detectron2's ``.pkl`` files are.
+def _read(path: Path) -> Any:
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start[:2] == b"PK":
+        return _read_zip(path)
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        tensors = load_file(path)
+        for name, tensor in tensors.items():
+            if tensor.dtype not in TORCH_TYPES.values():
+                raise ValueError(f"{name[:60]} is of {tensor.dtype}, which weights are not")
+        return tensors
+    content = path.read_bytes()
+    if _is_legacy_torch(content):
+        return _read_legacy(content)
+    return loads(content)
 
-    Raises:
-        pickle.UnpicklingError: it names anything else.
+
+def _read_zip(path: Path) -> Any:
+    """A file of torch.save: an archive of one pickle, and one record for each storage.
+
+    torch writes a checksum with each record, which is compared here, and does not compress them.
     """
-    with Path(path).open("rb") as file:
-        return _NumpyUnpickler(file, encoding="latin1").load()
+    with zipfile.ZipFile(path) as archive:
+        pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise ValueError(f"an archive with {len(pickles)} data.pkl")
+        root, left, storages = pickles[0].split("/")[0], path.stat().st_size, {}
+
+        def read(name: str) -> bytes:
+            nonlocal left
+            record = archive.getinfo(f"{root}/{name}")
+            left -= record.file_size
+            if record.compress_type != zipfile.ZIP_STORED or left < 0:
+                raise ValueError("records that are compressed, or overlap")
+            return archive.read(record)
+
+        def storage(dtype: Optional[torch.dtype], key: str, length: int) -> Storage:
+            if key not in storages:
+                storages[key] = Storage(dtype, bytearray(read(f"data/{key}")))
+            return _checked(storages[key], dtype, length)
+
+        if f"{root}/constants.pkl" in archive.namelist():
+            raise ValueError("a TorchScript program; save its state_dict()")
+        if f"{root}/byteorder" in archive.namelist():
+            _check_byte_order(read("byteorder").decode())
+        return Unpickler(io.BytesIO(read("data.pkl")), storage).load()
 
 
-class _NumpyUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _NUMPY[module.replace("numpy._core", "numpy.core"), name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"class {module}.{name} is not allowed") from None
-
-
-def _is_legacy_torch(path: Path) -> bool:
-    """Whether the file starts with the pickled magic number of torch.save before version 1.6."""
+def _is_legacy_torch(content: bytes) -> bool:
     try:
-        with path.open("rb") as file:
-            return _NumpyUnpickler(file).load() == 0x1950A86A20F9469CFC6C
+        return loads(content[:100]) == _LEGACY_MAGIC
     except Exception:
         return False
+
+
+def _read_legacy(content: bytes) -> Any:
+    """A file of torch.save before version 1.6: pickles, the last but one with tensors, then the storages."""
+    file, storages, left = io.BytesIO(content), {}, len(content)
+
+    def storage(dtype: Optional[torch.dtype], key: str, length: int) -> Storage:
+        nonlocal left
+        if key not in storages:
+            size = length * (dtype.itemsize if dtype else 1)
+            left -= size
+            if left < 0:
+                raise ValueError("storages larger than the file")
+            storages[key] = Storage(dtype, bytearray(size))
+        return _checked(storages[key], dtype, length)
+
+    Unpickler(file).load()  # the magic number
+    Unpickler(file).load()  # the version of the protocol, which has been one since
+    system = Unpickler(file).load()
+    _check_byte_order("little" if system["little_endian"] else "big")
+    result = Unpickler(file, storage).load()
+    keys = [str(key) for key in Unpickler(file).load()]
+    if sorted(keys) != sorted(storages):
+        raise ValueError("other storages than its tensors need")
+    for key in keys:
+        buffer = memoryview(storages[key].buffer)
+        (length,) = struct.unpack("<q", file.read(8))
+        _checked(storages[key], storages[key].dtype, length)
+        if file.readinto(buffer) != len(buffer):
+            raise EOFError("it ends in a storage")
+    return result
+
+
+def _checked(storage: Storage, dtype: Optional[torch.dtype], length: int) -> Storage:
+    if storage.dtype != dtype or length * (dtype.itemsize if dtype else 1) != len(storage.buffer):
+        raise ValueError(f"a storage of {len(storage.buffer)} bytes where {length} elements should be")
+    return storage
+
+
+def _check_byte_order(order: str) -> None:
+    if order != sys.byteorder:
+        raise ValueError(f"written on a machine whose byte order is {order!r}; save it again on another")

@@ -7,20 +7,24 @@ import http.client
 import logging
 import os
 import re
+import socket
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator, List, Optional
+from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Tuple
 
 import torch
+from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..files import atomic_writer
+from ..files import atomic_write_text, atomic_writer, check_readable
 from ..model_zoo.records import DETECTORS
 from ..model_zoo.weights import BACKBONES, HUB_URL, OFFICIAL_URL, Backbone
-from .convert import as_checkpoint
-from .read import read_weights
+from .checkpointer import damage
+from .convert import convert
+from .read import WeightsError, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -96,26 +100,38 @@ class ResNeStHandler(PathHandler):
         Raises:
             UserError: there is no such name.
         """
+        return next(self._found(name, kept), None)
+
+    def resolve(self, name: str, kept: Optional[Path] = None) -> Path:
+        """The converted file of that weight, fetched if it must be. Arguments of :meth:`find`.
+
+        A damaged file that was fetched once is removed, and fetched again.
+
+        Raises:
+            UserError: there is no such name, the weights are nowhere, or the user's own file is damaged or of
+                another network.
+        """
+        for source in self._found(name, kept):
+            try:
+                return self._checked(name, source)
+            except WeightsError as e:
+                if source.parent == _folder():
+                    raise
+                logger.warning("%s; it is removed", e)
+                source.unlink(missing_ok=True)
+        return self._checked(name, *self._fetch(name))
+
+    def _found(self, name: str, kept: Optional[Path]) -> Iterator[Path]:
         files, places = self._files(name), [self.cache]
-        folder = os.getenv(FOLDER_VARIABLE)
+        folder = _folder()
         if folder:
-            places.insert(0, Path(folder).expanduser())
+            places.insert(0, folder)
         if kept:
             files.insert(0, kept.name)
             places.append(kept.parent)
         for place in places:
-            for file in files:
-                if (place / file).is_file():
-                    return place / file
-        return None
-
-    def resolve(self, name: str, kept: Optional[Path] = None) -> Path:
-        """The converted file of that weight, fetched if it must be. Arguments of :meth:`find`."""
-        source = self.find(name, kept) or self._fetch(name)
-        _verify(source)
-        if name in DETECTORS:
-            return source
-        return self._converted(name, source)
+            present = Path.exists if place == folder else Path.is_file  # the user's own is never ignored
+            yield from filter(present, (place / file for file in files))
 
     def _files(self, name: str) -> List[str]:
         if name in DETECTORS:
@@ -127,17 +143,20 @@ class ResNeStHandler(PathHandler):
             "of the configurations"
         )
 
-    def _fetch(self, name: str) -> Path:
+    def _fetch(self, name: str) -> Tuple[Path, Optional[Dict[str, Any]]]:
+        """The file, and its converted content unless another process has fetched it."""
         record = BACKBONES.get(name, Backbone())
         sources = []
         if record.official:
             sources.append((self.official_url + record.official, record.official))
         if record.hub:
             sources.append((self.hub_url.format(model=record.hub), f"{name}.safetensors"))
-        failures = []
+        failures: List[str] = []
+        content: List[Dict[str, Any]] = []
         for url, file in sources:
             try:
-                return download(url, self.cache / file)
+                path = download(url, self.cache / file, lambda path: content.append(_read(name, path)))
+                return path, content[0] if content else None
             except OSError as e:
                 failures.append(f"{url}: {e}")
                 logger.warning("Cannot fetch %s (%s)", url, e)
@@ -149,27 +168,75 @@ class ResNeStHandler(PathHandler):
             f"{self.cache} or the folder that {FOLDER_VARIABLE} names.{tried}"
         )
 
-    def _converted(self, name: str, source: Path) -> Path:
-        """The converted copy in the cache, made when there is none of this very file."""
-        stat = source.stat()
+    def _checked(self, name: str, source: Path, content: Optional[Dict[str, Any]] = None) -> Path:
+        """What to load for this very file: it, or of a backbone the converted copy in the cache.
+
+        The copy, or for a detector a note, says that the file has been checked and need not be read again.
+
+        Args:
+            content: of the file, converted, where it has been read already.
+        """
+        stat = check_readable(source).stat()
         identity = f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-        target = self.cache / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.d2.pth"
-        if not target.is_file():
-            checkpoint = as_checkpoint(read_weights(source), str(source))
+        stem = f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+        if name in DETECTORS:
+            note = self.cache / f"{stem}.checked"
+            if not note.is_file():
+                _verify(source)
+                with suppress(UserError):  # it needs no cache
+                    atomic_write_text(note, f"{source}\n")
+            return source
+        target = self.cache / f"{stem}.d2.pth"
+        if not target.is_file() or damage(target):
+            if content is None:
+                _verify(source)
+                content = _read(name, source)
             with atomic_writer(target) as file:
-                torch.save(checkpoint, file)
+                torch.save(content, file)
             logger.info("Converted %s to %s", source, target)
         return target
 
 
-def download(url: str, target: Path) -> Path:
+def local_weights(weights: str) -> Path:
+    """The file on this machine that MODEL.WEIGHTS stands for, fetched and cached if it must be.
+
+    Raises:
+        UserError: there is none, it cannot be fetched, or it is no regular file.
+    """
+    scratch = 'MODEL.WEIGHTS "" trains from scratch'
+    if any(ord(letter) < 32 for letter in weights):
+        raise UserError(f"MODEL.WEIGHTS {weights!r} is no name of a file; {scratch}")
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT)  # for servers whose handlers set none
+    try:
+        path = PathManager.get_local_path(weights.partition("?")[0])  # detectron2 takes the rest for a query
+    except UserError:
+        raise
+    except Exception as e:  # of whatever handles the prefix
+        reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+        raise UserError(
+            f"MODEL.WEIGHTS: cannot get {weights} ({reason}); fetch it elsewhere and name the local file, "
+            f"or {scratch}"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(patience)
+    if not os.path.exists(path):
+        raise UserError(f"MODEL.WEIGHTS: there is no file {Path(path).absolute()}; {scratch}")
+    return check_readable(path, "MODEL.WEIGHTS")
+
+
+def download(url: str, target: Path, check: Callable[[Path], object] = lambda path: None) -> Path:
     """Fetch ``url`` into ``target``, which appears complete and verified or not at all.
 
     Several processes may ask for one target; one of them fetches it. Eight hex digits at the end of the
     target's stem must be the start of its SHA-256.
 
+    Args:
+        check: raises WeightsError where the file that was fetched is not what it should be.
+
     Raises:
-        OSError: no answer, a bad answer, a broken or incomplete transfer, a wrong hash, a full disk.
+        OSError: no answer, a bad answer, a broken or incomplete transfer, a wrong hash or file.
+        UserError: the file cannot be written.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -179,6 +246,12 @@ def download(url: str, target: Path) -> Path:
                     stale.unlink()
                 with atomic_writer(target) as file:
                     _transfer(url, file, target.name)
+                    file.flush()
+                    try:
+                        check(Path(file.name))
+                    except WeightsError as e:
+                        reason = str(e).replace(file.name, "what was sent").split("; fetch")[0]
+                        raise TransferError(reason) from e
     except TransferError as e:
         raise OSError(str(e)) from e
     return target
@@ -204,6 +277,8 @@ def _chunks(url: str, name: str) -> Iterator[bytes]:
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "resnest_d2"})
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+            if response.status != 200:  # 206 sends a part
+                raise TransferError(f"HTTP status {response.status} {response.reason}")
             size, received = int(response.headers.get("Content-Length") or 0), 0
             with tqdm(total=size or None, unit="B", unit_scale=True, desc=name) as progress:
                 while chunk := response.read(1 << 20):
@@ -218,8 +293,46 @@ def _chunks(url: str, name: str) -> Iterator[bytes]:
         raise TransferError(str(e)) from e
 
 
+def _folder() -> Optional[Path]:
+    """The user's own folder of weight files."""
+    folder = os.getenv(FOLDER_VARIABLE)
+    return Path(folder).expanduser() if folder else None
+
+
+def _read(name: str, path: Path) -> Dict[str, Any]:
+    """The weights of that name in a file, converted.
+
+    Raises:
+        WeightsError: they cannot be read, or are not those of a backbone of that name.
+    """
+    conversion = convert(read_weights(path), str(path))
+    if conversion.is_detector:
+        raise WeightsError(f"{path} holds a whole detector, not {name}; name the file in MODEL.WEIGHTS")
+    conversion.check_complete(str(path))
+    options = {key: conversion.options[key] for key in ("depth", "radix", "cardinality", "bottleneck_width")}
+    wanted = _options_of(name)
+    if any(options[key] != value for key, value in wanted.items()):
+        raise WeightsError(
+            f"{path} is not {name}, a ResNeSt of {_in_words(wanted)}; it is of {_in_words(options)}"
+        )
+    return conversion.checkpoint()
+
+
+def _options_of(name: str) -> Dict[str, int]:
+    """The options of :class:`ResNeSt` that the name of a backbone holds; none where it names none."""
+    match = re.fullmatch(r"resnest(\d+)(?:_fast_(\d)s(\d)x(\d+)d)?", name)
+    if match is None:
+        return {}
+    numbers = match[1], match[2] or 2, match[3] or 1, match[4] or 64
+    return dict(zip(("depth", "radix", "cardinality", "bottleneck_width"), map(int, numbers)))
+
+
+def _in_words(options: Dict[str, int]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in options.items())
+
+
 def _verify(path: Path) -> None:
-    """Raise UserError where the file's name holds the start of a SHA-256 that its content has not."""
+    """Raise WeightsError where the file's name holds the start of a SHA-256 that its content has not."""
     if _expected_hash(path.name) is None:
         return
     with path.open("rb") as file:
@@ -229,7 +342,7 @@ def _verify(path: Path) -> None:
     try:
         _compare(path.name, digest.hexdigest())
     except OSError as e:
-        raise UserError(f"{path} is damaged: {e}; remove it or fetch it again") from None
+        raise WeightsError(f"{path} is damaged: {e}; remove it or fetch it again") from None
 
 
 def _compare(name: str, digest: str) -> None:

@@ -1,0 +1,185 @@
+"""What the weights of a file leave random in a model, and what they seem to be of."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
+
+from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
+from detectron2.layers import CNNBlockBase
+from detectron2.modeling.backbone import Backbone
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .convert import UnknownFormatError, convert, some
+
+_REMEDY = "name weights of that, or give --allow-random-weights"
+
+
+class Coverage(NamedTuple):
+    """How the weights of a file fit a model.
+
+    Attributes:
+        file: its path.
+        missing: names of the model that the file has nothing for, or a tensor of another shape.
+        backbone: those of them that belong to the backbone, and have to come from somewhere.
+        misplaced: names of the file that make it another backbone.
+        norms: the norms of one have running statistics, those of the other have not.
+        unexpected: names of the file for which the model has no place.
+        found, wanted: the tensors of the file, and of the model's backbone.
+    """
+
+    file: str
+    missing: List[str]
+    backbone: List[str]
+    misplaced: List[str]
+    norms: bool
+    unexpected: List[str]
+    found: Mapping[str, Tensor]
+    wanted: Mapping[str, Tensor]
+
+    @property
+    def parts(self) -> str:
+        """The parts of the model in ``missing``."""
+        return ", ".join(sorted({".".join(key.split(".")[:2]) for key in self.missing}))
+
+    def check_backbone(self) -> None:
+        """Raise UserError unless these are the weights of the model's backbone."""
+        if self.backbone or self.misplaced or self.norms:
+            raise UserError(f"MODEL.WEIGHTS: {self._mismatch(self.backbone, self.misplaced)}; {_REMEDY}")
+
+    def check_all(self) -> None:
+        """Raise UserError unless there are weights for all of the model."""
+        if self.missing:
+            offsets = all(_is_offset(key) for key in self.missing)
+            other = f"; {self._seems()}" if self.backbone or self.misplaced else ""
+            raise UserError(
+                f"MODEL.WEIGHTS: {self.file} holds no weights for {self.parts}, which would stay "
+                f"{'zero' if offsets else 'random'}{other}; name a trained detector, "
+                "or give --allow-random-weights"
+            )
+        self.check_backbone()
+
+    def check_resumed(self) -> None:
+        """Raise UserError unless the file is a checkpoint of this configuration."""
+        if self.missing or self.unexpected:
+            mismatch = self._mismatch(self.missing, self.unexpected)
+            raise UserError(
+                f"--resume: {mismatch}; resume with the configuration it was written with, or start anew "
+                "in another OUTPUT_DIR"
+            )
+
+    def _mismatch(self, missing: List[str], misplaced: List[str]) -> str:
+        reasons = []
+        if missing:
+            reasons.append(f"nothing for {len(missing)} of the model's tensors ({some(missing)})")
+        if misplaced:
+            reasons.append(f"no place for {len(misplaced)} of its own ({some(misplaced)})")
+        if self.norms:
+            reasons.append("norms of another kind")
+        return f"{self.file} does not fit the model: {', '.join(reasons)}; {self._seems()}"
+
+    def _seems(self) -> str:
+        return f"it seems to be {_describe(self.found)}, the configuration wants {_describe(self.wanted)}"
+
+
+def cover(
+    model: nn.Module,
+    file: str,
+    weights: Mapping[str, Tensor],
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+) -> Coverage:
+    """How weights fit a model.
+
+    A classifier's weights leave the heads of a detector open, which is how training starts. So do norms that
+    have been merged into scale and bias, as in detectron2's weights from MSRA: statistics then start at 0
+    and 1. Offsets of deformable convolutions start at zero.
+
+    Args:
+        file: where the weights are from.
+        weights: by the file's own names.
+        missing, unexpected: what fvcore's checkpointer says of them: names of the model for which there was
+            nothing, and names for which the model has no place.
+    """
+    state, prefixes = model.state_dict(), _backbones(model)
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    own = [key for key in state if key.startswith(prefixes)]
+    merged = any("_bn_" in key for key in weights)
+    has_statistics = any(key.endswith("running_mean") for key in weights)
+    normalized = merged or any(re.search(r"norm\.weight$|_gn_s$|bn\d?\.weight$", key) for key in weights)
+    wants_statistics = any(key.endswith("running_mean") for key in own)
+    wants_norms = any(key.endswith("norm.weight") for key in own)
+    norms = normalized and wants_norms and (has_statistics or merged) != wants_statistics
+    open_backbone = [
+        key
+        for key in missing
+        if key.startswith(prefixes)
+        and not _is_offset(key)
+        and not key.split(".")[-2:-1] == ["linear"]  # a classifier's head
+        and (has_statistics or norms or not re.search(r"running_(mean|var)$", key))
+    ]
+    if len(missing) == len([key for key in state if not key.endswith("num_batches_tracked")]):
+        open_backbone = open_backbone or missing  # nothing fits, whatever the model calls its backbone
+    places = {match[0] for match in map(_BLOCK.search, own) if match}
+    stages = {place.split(".")[0] for place in places}
+    misplaced = [
+        key
+        for key in unexpected
+        if (match := _BLOCK.search(key))
+        and match["stage"] in stages
+        and (match[0] not in places or re.search(r"conv2_offset|\.norm\.(?!num_batches)", key))
+    ]
+    prefix = next((p for p in prefixes if any(k.startswith(p) for k in own)), "")
+    return Coverage(
+        file,
+        missing,
+        open_backbone,
+        misplaced,
+        norms,
+        list(unexpected),
+        weights,
+        {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)},
+    )
+
+
+_BLOCK = re.compile(r"(?:(?<=\.)|^)(?P<stage>res[2-5])\.\d+(?=\.)")
+
+
+def _backbones(model: nn.Module) -> tuple:
+    """Prefixes of what classifiers are trained as: innermost backbones, and res5 in the heads of C4."""
+    backbones = {name: m for name, m in model.named_modules() if isinstance(m, Backbone)}
+    inner = [
+        name for name, m in backbones.items() if sum(isinstance(part, Backbone) for part in m.modules()) == 1
+    ]
+    prefixes = [f"{name}." if name else "" for name in inner]
+    blocks = [f"{name}." for name, m in model.named_modules() if isinstance(m, CNNBlockBase)]
+    return tuple(prefixes + [name for name in blocks if not name.startswith(tuple(prefixes) or ("\0",))])
+
+
+def _is_offset(key: str) -> bool:
+    return "conv2_offset." in key
+
+
+def _describe(state: Mapping[str, Any]) -> str:
+    """The network that tensors of these names and shapes are of, in words."""
+    if not any("." in key for key in state):  # Caffe2's names
+        state = dict(zip(convert_basic_c2_names(list(state)), state.values()))
+    try:
+        options = convert(dict(state)).options
+    except UnknownFormatError:
+        return f"another network ({len(state)} tensors: {some(state)})"
+    return _in_words(options)
+
+
+def _in_words(options: Dict[str, Any]) -> str:
+    name = "ResNeSt" if options["radix"] or options["deep_stem"] else "ResNet"
+    numbers = {
+        key: options[key]
+        for key in ("depth", "radix", "cardinality", "bottleneck_width", "res2_out_channels")
+    }
+    words = [f"{key} {value}" for key, value in numbers.items()]
+    if any(options.get("deform_on_per_stage", ())):
+        words.append("deformable")
+    words.append({"BN": "running statistics", "LN": "no running statistics"}.get(options["norm"], "no norms"))
+    return f"{name} of {', '.join(words)}"
