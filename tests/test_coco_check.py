@@ -3,19 +3,26 @@
 import copy
 import io
 import json
+import os
+import resource
 import shutil
+import stat
+import tracemalloc
+from contextlib import contextmanager
 
 import numpy as np
 import pycocotools.mask
 import pytest
-from conftest import assert_one_line_error
 from detectron2.data.datasets import load_coco_json
+from detectron2.data.detection_utils import read_image
 from PIL import Image
 from pycocotools.coco import COCO
+from support import assert_one_line_error
 
 from resnest_d2 import UserError
-from resnest_d2.data import check_coco, generate_shapes
-from resnest_d2.data.coco_check import KINDS, _Finite, _runs
+from resnest_d2.data import check_coco, generate_shapes, load_coco
+from resnest_d2.data.annotations import Lenient
+from resnest_d2.data.coco_check import KINDS, Report, _real_size, _runs
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +40,17 @@ def dataset(clean, tmp_path):
     """A copy to spoil: the folder and the content of its annotation file."""
     shutil.copytree(clean, tmp_path / "data")
     return tmp_path / "data", json.loads((clean / "annotations.json").read_text())
+
+
+@contextmanager
+def files_of_at_most(size):
+    """A block in which files cannot grow beyond so many bytes, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def polygon_of(content):
@@ -82,6 +100,29 @@ def spoil_rle(content, change):
     first.update(segmentation=rle)
 
 
+def list_twice(folder, content):
+    """One entry an object, as some exports have it."""
+    first = copy.deepcopy(content["images"][0])
+    content["images"].append({**first, "id": 10**6})
+    of_first = [a for a in content["annotations"] if a["image_id"] == first["id"]]
+    of_first[-1]["image_id"] = 10**6
+
+
+def pair_points(content, nested):
+    annotation = polygon_of(content)
+    pairs = np.reshape(annotation["segmentation"][0], (-1, 2)).tolist()
+    annotation["segmentation"] = [pairs] if nested else pairs
+
+
+def name_keypoints(content, change):
+    content["categories"][0]["keypoints"] = ["nose", "tail"]
+    for annotation in content["annotations"]:
+        if annotation["category_id"] == content["categories"][0]["id"]:
+            annotation.update(keypoints=[1, 1, 2, 0, 0, 0], num_keypoints=1)
+            last = annotation
+    change(last)
+
+
 _RUNS = "run-length encoding damaged or of another size"
 SPOILT = [
     ("entry is no object", lambda f, c: c["annotations"].append(3)),
@@ -103,7 +144,28 @@ SPOILT = [
     ("image file unreadable", lambda f, c: file_of(f, c).write_text("no image")),
     ("image of another size", spoil_image_entry(width=1000)),
     ("image of another size", rotate_by_exif),
+    ("id missing or of a wrong type", spoil_annotation(id=2.0)),
+    ("id missing or of a wrong type", spoil_annotation(id=2**63)),
+    (
+        "id missing or of a wrong type",
+        lambda f, c: polygon_of(c).update(image_id=str(polygon_of(c)["image_id"])),
+    ),
+    ("id missing or of a wrong type", lambda f, c: c["categories"][0].update(id="1")),
+    ("duplicate category name", lambda f, c: c["categories"].append({"id": 9, "name": "circle"})),
+    ("annotation id below 1", spoil_annotation(id=0)),
+    ("annotation id below 1", spoil_annotation(id=-5)),
+    ("name that is no Unicode", lambda f, c: c["categories"][0].update(name="caf\ud800")),
+    ("keypoint names of a wrong type", lambda f, c: c["categories"][0].update(keypoints="nose")),
+    (
+        "file_name, width or height of a wrong type",
+        lambda f, c: c["images"][0].update(width=float(c["images"][0]["width"])),
+    ),
+    ("image file missing", spoil_image_entry(file_name="a\0.jpg")),
+    ("image file missing", spoil_image_entry(file_name="a" * 5000)),
+    ("image file missing", spoil_image_entry(file_name="caf\udcff.jpg")),
+    ("image listed twice", list_twice),
     ("unknown image", spoil_annotation(image_id=10**6)),
+    ("unknown image", spoil_annotation(image_id=10**30)),
     ("unknown image", spoil_annotation(image_id=None)),
     ("unknown category", spoil_annotation(category_id=77)),
     ("unknown category", spoil_annotation(category_id="circle")),
@@ -112,6 +174,7 @@ SPOILT = [
     ("box of a wrong type", spoil_annotation(bbox=None)),
     ("number that is not finite", spoil_annotation(bbox=[1, 2, float("nan"), 4])),
     ("number that is not finite", spoil_annotation(bbox=[1, 2, float("inf"), 4])),
+    ("number that is not finite", spoil_annotation(bbox=[1, 2, 10**400, 4])),
     ("number that is not finite", spoil_annotation(segmentation=[[1, 2, float("nan"), 4, 5, 6, 7, 8]])),
     ("box without area", spoil_annotation(bbox=[5, 5, 0, 10])),
     ("box without area", spoil_annotation(bbox=[5, 5, -3, 10])),
@@ -121,6 +184,12 @@ SPOILT = [
     ("segmentation of a wrong type", spoil_annotation(segmentation=[1, 2, 3, 4, 5, 6])),
     ("segmentation of a wrong type", spoil_annotation(segmentation={"counts": 3, "size": [1, 1]})),
     ("segmentation of a wrong type", spoil_annotation(segmentation=[["a", "b", "c", "d", "e", "f"]])),
+    ("segmentation of a wrong type", spoil_annotation(segmentation=[["1", "2", "9", "2", "9", "9"]])),
+    ("segmentation of a wrong type", spoil_annotation(segmentation=[[1, 2, [3], 4, 5, 9]])),
+    ("polygon as pairs of points", lambda f, c: pair_points(c, nested=True)),
+    ("polygon as pairs of points", lambda f, c: pair_points(c, nested=False)),
+    ("polygon far outside the image", spoil_annotation(segmentation=[[0, 0, 1e9, 0, 1e9, 1e9, 0, 1e9]])),
+    ("polygon far outside the image", spoil_annotation(segmentation=[[1e9, 1e9, 2e9, 1e9, 2e9, 2e9]])),
     ("degenerate polygon", spoil_annotation(segmentation=[[1, 2, 3, 4]])),
     ("degenerate polygon", spoil_annotation(segmentation=[[1, 2, 3, 4, 5, 6, 7]])),
     ("degenerate polygon", spoil_annotation(segmentation=[[1, 1, 2, 2, 3, 3]])),
@@ -132,7 +201,14 @@ SPOILT = [
     (_RUNS, lambda f, c: spoil_rle(c, lambda rle: rle.update(counts="\x7f"))),
     (_RUNS, lambda f, c: spoil_rle(c, lambda rle: rle.update(counts=[-1, 10]))),
     ("iscrowd of a wrong type", spoil_annotation(iscrowd="no")),
+    ("area missing or not above 0", lambda f, c: polygon_of(c).pop("area")),
+    ("area missing or not above 0", spoil_annotation(area=0)),
+    ("area missing or not above 0", spoil_annotation(area="12")),
+    ("iscrowd missing", lambda f, c: polygon_of(c).pop("iscrowd")),
+    ("ignore, which detectron2 does not know", spoil_annotation(ignore=1)),
+    ("keypoints missing", lambda f, c: name_keypoints(c, lambda a: a.pop("keypoints"))),
     ("keypoints of a wrong type", spoil_annotation(keypoints=[1, 2])),
+    ("keypoints of a wrong type", lambda f, c: name_keypoints(c, lambda a: a["keypoints"].extend([1, 1, 2]))),
 ]
 
 
@@ -175,6 +251,8 @@ def test_problem_is_found_and_mended(kind, spoil, dataset):
     kept = len(json.loads(fixed.read_text())["annotations"])
     assert kept >= report.annotations - 6
     assert not list(folder.glob(".fixed*"))
+    for annotation in json.loads(fixed.read_text())["annotations"]:
+        assert annotation["area"] > 0 and annotation["iscrowd"] in (0, 1) and annotation["id"] > 0
 
 
 def test_nan_inside_a_name_is_no_number(dataset):
@@ -185,12 +263,172 @@ def test_nan_inside_a_name_is_no_number(dataset):
 
 
 def test_tokens_cut_by_the_end_of_a_chunk_are_replaced():
-    text = b'{"a": [' + b"NaN, -Infinity, 1.5, " * 50 + b"NaN]}"
-    for size in range(1, 40):
-        file, read = _Finite(io.BytesIO(text)), []
+    text = (
+        rb'{"a": ['
+        + rb"NaN, -Infinity, 1.5, 99999999999999999999, 9223372036854775807, 1e999, " * 30
+        + rb"NaN],"
+    )
+    text += rb' "b": ["\ud800x", "\ud83d\ude00", "\\ud800", "\udcff"]}'
+    for size in range(1, 60):
+        file, read = Lenient(io.BytesIO(text)), []
         while chunk := file.read(size):
             read.append(chunk)
-        assert json.loads(b"".join(read))["a"] == [None, None, 1.5] * 50 + [None]
+        content = json.loads(b"".join(read))
+        assert content["a"] == [None, None, 1.5, None, 2**63 - 1, None] * 30 + [None]
+        assert content["b"] == ["\ufffdx", "\U0001f600", "\\ud800", "\ufffd"]
+
+
+def test_objects_of_an_image_listed_twice_come_together(dataset):
+    folder, content = dataset
+    list_twice(folder, content)
+    extra = copy.deepcopy(content["annotations"][0])
+    content["annotations"].append({**extra, "id": 10**6, "image_id": 10**6})  # the same object again
+    (folder / "annotations.json").write_text(json.dumps(content))
+    check_coco(folder / "annotations.json", folder / "images", fix=folder / "fixed.json")
+    fixed = json.loads((folder / "fixed.json").read_text())
+    assert len(fixed["images"]) == 8 and len(fixed["annotations"]) == len(content["annotations"]) - 1
+    assert {a["image_id"] for a in fixed["annotations"]} <= {i["id"] for i in fixed["images"]}
+
+
+def test_a_missing_area_is_that_of_the_mask_else_of_the_box(dataset):
+    folder, content = dataset
+    coco = COCO(str(folder / "annotations.json"))
+    masks = {a["id"]: int(coco.annToMask(a).sum()) for a in content["annotations"]}
+    for annotation in content["annotations"]:
+        annotation.pop("area")
+    first = content["annotations"][0]
+    first.pop("segmentation")
+    (folder / "annotations.json").write_text(json.dumps(content))
+    check_coco(folder / "annotations.json", folder / "images", fix=folder / "fixed.json")
+    for file in ("annotations.json", "fixed.json"):
+        completed = load_coco(folder / file)["annotations"]
+        assert completed[0]["area"] == pytest.approx(first["bbox"][2] * first["bbox"][3])
+        assert [a["area"] for a in completed[1:]] == [masks[a["id"]] for a in completed[1:]]
+
+
+def exif_image(form, orientation):
+    """(bytes) an image of 8x4 pixels with an orientation, of any type."""
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.new("RGB", (8, 4), "red").save(file, form, exif=exif)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("how", ["header", "decode"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_sizes_are_those_that_detectron2_reads(form, how, tmp_path):
+    for orientation in (None, 0, *range(1, 11), 65535):
+        path = tmp_path / f"{orientation}"
+        path.write_bytes(exif_image(form, orientation))
+        assert _real_size(str(path), how, "", Report()) == read_image(path, "BGR").shape[1::-1]
+
+
+@pytest.mark.parametrize("how", ["header", "decode"])
+def test_a_broken_orientation_turns_nothing(how, tmp_path):
+    whole = exif_image("JPEG", 6)
+    tag = (
+        whole.index(b"\x12\x01\x03\x00") if b"\x12\x01\x03\x00" in whole else whole.index(b"\x01\x12\x00\x03")
+    )
+    start = whole.index(b"Exif\0\0")
+    spoilt = [
+        whole[:place] + bytes([value]) + whole[place + 1 :]
+        for place in range(start, tag + 12)
+        for value in (0, 2, 7, 255)
+    ]
+    for number, content in enumerate(spoilt):
+        path = tmp_path / f"{number}.jpg"
+        path.write_bytes(content)
+        assert _real_size(str(path), how, "", Report()) == read_image(path, "BGR").shape[1::-1]
+
+
+def test_the_copy_replaces_no_other_file(dataset, tmp_path):
+    folder, content = dataset
+    image = file_of(folder, content)
+    (folder / "link.json").symlink_to("annotations.json")
+    os.link(folder / "annotations.json", folder / "hard.json")
+    (folder / "earlier.json").write_text('{"images": []}')
+    closed = [
+        (folder / "annotations.json", "is the annotation file itself"),
+        (folder / "images/../annotations.json", "is the annotation file itself"),
+        (folder / "link.json", "is the annotation file itself"),
+        (folder / "hard.json", "is the annotation file itself"),
+        (image, "is there and no annotation file"),
+        ("/dev/null", "is a FIFO, socket or device"),
+        (folder, "is a folder"),
+        (folder / "annotations.json/x.json", "cannot write"),
+        (folder / ("x" * 300), "cannot write"),
+    ]
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for target, message in closed:
+        with pytest.raises(UserError, match=message):
+            check_coco(folder / "annotations.json", folder / "images", "none", fix=target)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    check_coco(folder / "annotations.json", folder / "images", "none", fix=folder / "earlier.json")
+    assert json.loads((folder / "earlier.json").read_text())["images"]
+
+
+def test_a_copy_that_has_no_room_leaves_what_was_there(dataset):
+    folder, _ = dataset
+    (folder / "earlier.json").write_text("{}")
+    names = {path.name for path in folder.iterdir()}
+    with files_of_at_most(5000), pytest.raises(UserError, match=r"cannot write .*File too large.*make room"):
+        check_coco(folder / "annotations.json", folder / "images", "none", fix=folder / "earlier.json")
+    assert {path.name for path in folder.iterdir()} == names
+    assert (folder / "earlier.json").read_text() == "{}"
+
+
+def test_a_folder_of_images_that_is_not_there_is_named(dataset):
+    folder, _ = dataset
+    for images in ("none", "annotations.json", "x" * 5000):
+        with pytest.raises(UserError, match="there is no folder of images /"):
+            check_coco(folder / "annotations.json", folder / images, fix=folder / "fixed.json")
+    assert not (folder / "fixed.json").exists()
+
+
+def test_a_check_that_fails_leaves_what_was_there(dataset):
+    folder, _ = dataset
+    (folder / "earlier.json").write_text("{}")
+    whole = (folder / "annotations.json").read_bytes()
+    (folder / "annotations.json").write_bytes(whole[:-20])
+    names = {path.name for path in folder.iterdir()}
+    with pytest.raises(UserError, match="is no valid JSON"):
+        check_coco(folder / "annotations.json", folder / "images", "none", fix=folder / "earlier.json")
+    assert {path.name for path in folder.iterdir()} == names
+    assert (folder / "earlier.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("before", ["", '"images": [], ', '"categories": [{"id": 1, "name": "[[[\\"["}], '])
+def test_nesting_is_bounded_while_a_file_is_streamed(before, tmp_path):
+    (tmp_path / "a.json").write_text("{" + before + '"annotations": ' + "[" * 200_000)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"a\.json is nested more than 100 deep"):
+        check_coco(tmp_path / "a.json", tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("value", ["null", "3", '"x"', "{}"])
+@pytest.mark.parametrize("name", ["images", "annotations", "categories"])
+def test_what_is_no_list_is_named(name, value, clean, tmp_path):
+    content = json.loads((clean / "annotations.json").read_text())
+    content[name] = json.loads(value)
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"a.json: '{name}' is no list"):
+        check_coco(tmp_path / "a.json", clean / "images", "none")
+
+
+def test_objects_whose_masks_are_run_lengths_are_told(dataset):
+    folder, content = dataset
+    spoil_rle(content, lambda rle: None)
+    (folder / "annotations.json").write_text(json.dumps(content))
+    report = check_coco(folder / "annotations.json", folder / "images", "none")
+    assert report.counts == {} and report.encoded == 1
+    assert f"1 of {report.objects} objects have masks as run lengths: train on them with INPUT.MASK" in str(
+        report
+    )
 
 
 @pytest.mark.parametrize(

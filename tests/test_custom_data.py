@@ -3,13 +3,23 @@
 import json
 
 import pytest
-from conftest import assert_one_line_error
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from support import assert_one_line_error
 from test_train_net import TINY, ap_tables
 
-from resnest_d2 import UserError, model_zoo
-from resnest_d2.data import check_pairs, check_registered, fit_config, generate_shapes, pairs_of
+from resnest_d2 import OptionError, UserError, model_zoo
+from resnest_d2.data import (
+    check_classes,
+    check_pairs,
+    check_registered,
+    fit_config,
+    generate_shapes,
+    pairs_of,
+)
+from resnest_d2.data.custom import pair_keypoints
+from resnest_d2.engine.command import argument_parser
+from resnest_d2.engine.setup import fit_to_own_data
 
 
 @pytest.fixture(scope="module")
@@ -96,15 +106,169 @@ def test_fatal_problems_stop_before_training_and_harmless_ones_are_said(shapes, 
     assert len(check_pairs(harmless)) == 1
 
 
-def test_registered_datasets_are_checked_too(shapes, tmp_path):
-    (file, images), *_ = spoilt(shapes, tmp_path, lambda c: c["annotations"][0].update(category_id=9))
-    register_coco_instances("test_registered", {}, file, images)
-    try:
-        with pytest.raises(UserError, match="1 x unknown category: annotation 1 "):
-            check_registered(["test_registered"])
-    finally:
-        DatasetCatalog.remove("test_registered")
-        MetadataCatalog.remove("test_registered")
+@pytest.fixture
+def registered(shapes, tmp_path):
+    """registered(change): the name of a dataset whose annotations were changed."""
+    names = []
+
+    def register(change):
+        names.append(f"test_registered_{len(names)}")
+        file = tmp_path / f"{names[-1]}.json"
+        content = json.loads(json.dumps(shapes[1]))
+        change(content)
+        file.write_text(json.dumps(content))
+        register_coco_instances(names[-1], {}, str(file), shapes[0][0][1])
+        return names[-1]
+
+    yield register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def to_runs(content):
+    """One object's mask as run lengths, among polygons."""
+    image = content["images"][0]
+    of_image = [a for a in content["annotations"] if a["image_id"] == image["id"] and not a["iscrowd"]]
+    size = [image["height"], image["width"]]
+    of_image[0]["segmentation"] = {"size": size, "counts": [5, 50, size[0] * size[1] - 55]}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c["annotations"][0].update(category_id=9), "1 x unknown category: annotation 1 "),
+        (
+            lambda c: c["annotations"][0].pop("segmentation"),
+            "1 of [0-9]+ objects have no segmentation, which",
+        ),
+    ],
+)
+def test_registered_datasets_are_checked_too(change, message, registered):
+    cfg, name = model_zoo.get_config("mask_resnest50"), registered(change)
+    for train, test in (([name], []), ([], [name])):
+        with pytest.raises(UserError, match=message):
+            check_registered(cfg, train, test)
+
+
+def test_masks_as_run_lengths_want_bitmasks(registered, shapes, tmp_path):
+    cfg, name = model_zoo.get_config("mask_resnest50"), registered(to_runs)
+    with pytest.raises(
+        UserError, match=r"1 of [0-9]+ objects have masks as run lengths, .*MASK_FORMAT bitmask"
+    ):
+        check_registered(cfg, [name], [])
+    assert check_registered(cfg, [], [name]) == []
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    assert check_registered(cfg, [name], []) == []
+    cfg = model_zoo.get_config("mask_resnest50")
+    notes, _ = fit_config(cfg, spoilt(shapes, tmp_path, to_runs), [], 1)
+    assert cfg.INPUT.MASK_FORMAT == "bitmask" and any("MASK_FORMAT bitmask instead" in note for note in notes)
+    assert fitted("mask_resnest50", shapes, epochs=1)[0].INPUT.MASK_FORMAT == "polygon"
+
+
+@pytest.mark.parametrize("count", [2, 80])
+@pytest.mark.parametrize(
+    "name, key", [("faster_resnest50", "ROI_HEADS"), ("retinanet_resnest50", "RETINANET")]
+)
+def test_other_numbers_of_classes_than_the_data_have_are_named(name, key, count, registered):
+    cfg, dataset = model_zoo.get_config(name), registered(lambda content: None)
+    cfg.MODEL[key].NUM_CLASSES = 3
+    check_classes(cfg, [dataset, "shapes_val"])
+    cfg.MODEL[key].NUM_CLASSES = count
+    for wrong in (dataset, "shapes_train"):  # read from the file, and known
+        with pytest.raises(
+            OptionError, match=f"{key}.NUM_CLASSES must be 3, the number of classes of {wrong}"
+        ):
+            check_classes(cfg, [wrong])
+
+
+def test_numbers_of_keypoints_are_checked():
+    cfg = model_zoo.get_config("faster_resnest50")
+    cfg.merge_from_list(["MODEL.KEYPOINT_ON", True, "MODEL.ROI_HEADS.NUM_CLASSES", 1])
+    check_classes(cfg, ["keypoints_coco_2017_val"])
+    cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = 5
+    with pytest.raises(
+        OptionError, match=r"ROI_KEYPOINT_HEAD\.NUM_KEYPOINTS must be 17, the number of keypoints"
+    ):
+        check_classes(cfg, ["keypoints_coco_2017_val"])
+
+
+def test_validation_data_alone_are_for_evaluation(shapes):
+    words = ["--val-json", shapes[0][1][0], "--val-images", shapes[0][1][1]]
+    cfg = model_zoo.get_config("faster_resnest50")
+    with pytest.raises(UserError, match="--val-json without --train-json would train on the recipe's data"):
+        fit_to_own_data(cfg, argument_parser("").parse_args(words))
+    fit_to_own_data(cfg, argument_parser("").parse_args([*words, "--eval-only"]))
+    assert cfg.DATASETS.TEST == ("user_val_1",)
+
+
+@pytest.mark.parametrize(
+    "left, right",
+    [
+        ("left_eye", "right_eye"), ("Left_eye", "Right_eye"), ("L_eye", "R_eye"), ("l_eye", "r_eye"),
+        ("eye_left", "eye_right"), ("LeftEye", "RightEye"), ("leftEye", "rightEye"), ("eyeLeft", "eyeRight"),
+        ("EYE_LEFT", "EYE_RIGHT"), ("eye_l", "eye_r"), ("eye.L", "eye.R"), ("eye-l", "eye-r"), ("eye l", "eye r"),
+        ("eyeL", "eyeR"), ("lEye", "rEye"), ("LEye", "REye"), ("leye", "reye"), ("L1", "R1"), ("Leye", "Reye"),
+        ("left eye", "right eye"), ("lefteye", "righteye"), ("eye (left)", "eye (right)"), ("eye_L_1", "eye_R_1"),
+        ("left_of_right_eye", "right_of_left_eye"), ("left_ear", "Right_Ear"),
+    ],
+)  # fmt: skip
+def test_pairs_of_keypoints_are_known_by_their_names(left, right):
+    for names in (["nose", left, right], [right, "nose", left]):
+        assert pair_keypoints(names) == ([(left, right)], [])
+
+
+def test_keypoints_without_another_side_are_told():
+    assert pair_keypoints(["leg", "rear", "nose", "LOWER_LIP"]) == ([], [])
+    assert pair_keypoints(["left_eye", "right_eye", "l_ear", "EyeL", "nose"])[1] == ["l_ear", "EyeL"]
+
+
+def with_keypoints(content, names):
+    for category in content["categories"]:
+        category["keypoints"] = names
+    for annotation in content["annotations"]:
+        annotation.update(keypoints=[5, 5, 2] * len(names), num_keypoints=len(names))
+
+
+@pytest.mark.parametrize(
+    "names, said",
+    [
+        (
+            ["head", "tail"],
+            "none are left and right of a pair, so they keep their names when an image is flipped",
+        ),
+        (["l_eye", "r_eye", "l_ear"], "l_ear have no other side, so they keep their names"),
+        (["l_eye", "r_eye", "nose"], None),
+    ],
+)
+def test_flips_of_keypoints_are_said_in_one_note(names, said, shapes, tmp_path):
+    cfg = model_zoo.get_config("quickstart")
+    cfg.MODEL.KEYPOINT_ON = True
+    pairs = spoilt(shapes, tmp_path, lambda content: with_keypoints(content, names))
+    notes, metadata = fit_config(cfg, pairs, [], 1)
+    assert len(notes) == bool(said) and all(said in note for note in notes)
+    assert metadata["keypoint_flip_map"] == ([("l_eye", "r_eye")] if "l_eye" in names else [])
+
+
+def test_objects_without_keypoints_are_named_before_training(shapes, tmp_path):
+    def change(content):
+        with_keypoints(content, ["a", "b"])
+        del content["annotations"][0]["keypoints"]
+
+    cfg = model_zoo.get_config("quickstart")
+    cfg.MODEL.KEYPOINT_ON = True
+    with pytest.raises(
+        UserError, match=r"1 of [0-9]+ objects have no keypoints, which MODEL.KEYPOINT_ON needs"
+    ):
+        fit_config(cfg, spoilt(shapes, tmp_path, change), [], 1)
+
+
+def test_validation_data_without_an_object_are_told(shapes, tmp_path):
+    empty = spoilt(shapes, tmp_path, lambda content: content["annotations"].clear())
+    notes, _ = fit_config(model_zoo.get_config("quickstart"), [shapes[0][0]], empty, 1)
+    assert notes == [
+        f"{empty[0][0]}: no image holds an object, so there is nothing to find and AP will be undefined"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -153,6 +317,6 @@ def test_command_line_trains_and_evaluates_on_own_data(shapes, run_python, tmp_p
 def test_command_line_names_what_is_missing(shapes, run_python, tmp_path):
     base = ("tools/train_net.py", "--config-file", "configs/quickstart.yaml", "--train-json")
     result = run_python(*base, "none.json", "--train-images", tmp_path)
-    assert_one_line_error(result, "cannot read none.json (No such file")
+    assert_one_line_error(result, "cannot read --train-json none.json (No such file")
     result = run_python(*base, shapes[0][0][0], "--train-images", tmp_path / "none")
     assert_one_line_error(result, f"there is no folder of images {tmp_path}/none")

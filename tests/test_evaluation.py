@@ -1,19 +1,32 @@
 """Evaluators by dataset, and what they say in corner cases."""
 
+import copy
 import json
 import math
+import os
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import SemSegEvaluator
 from detectron2.structures import BitMasks, Boxes, Instances
+from PIL import Image
 
 from resnest_d2 import OptionError, UserError, model_zoo
-from resnest_d2.data import register_shapes
+from resnest_d2.data import load_coco, register_pairs, register_shapes
+from resnest_d2.data.annotations import complete, encode_mask
+from resnest_d2.data.check import note_annotations
+from resnest_d2.data.loader import build_test_loader
 from resnest_d2.data.shapes import generate_shapes
 from resnest_d2.evaluation import build_evaluator
-from resnest_d2.evaluation.coco import BACKENDS, COCOEvaluator, default_backend, evaluate_coco
+from resnest_d2.evaluation.coco import (
+    BACKENDS,
+    COCOEvaluator,
+    default_backend,
+    evaluate_coco,
+    match_detections,
+)
+from resnest_d2.evaluation.evaluators import SemanticEvaluator
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +148,7 @@ def test_average_recall_is_reported_on_request(shapes_val, tmp_path):
         assert 0 < asked[task]["AR1"] < 100  # one detection an image does not find all
 
 
-@pytest.mark.parametrize("kind, expected", [("coco", COCOEvaluator), ("sem_seg", SemSegEvaluator)])
+@pytest.mark.parametrize("kind, expected", [("coco", COCOEvaluator), ("sem_seg", SemanticEvaluator)])
 def test_evaluator_follows_the_metadata_of_the_dataset(kind, expected, shapes_val, tmp_path):
     name = f"test_evaluator_{kind}"
     DatasetCatalog.register(name, lambda: [])
@@ -149,3 +162,236 @@ def test_dataset_without_a_known_evaluator_is_named(tmp_path):
     DatasetCatalog.register("test_no_evaluator", lambda: [])
     with pytest.raises(UserError, match="'test_no_evaluator' has evaluator_type None"):
         build_evaluator(model_zoo.get_config("quickstart"), "test_no_evaluator", str(tmp_path))
+
+
+def perfect(truth, iou_type):
+    """The objects of an annotation file as detections, by whose own mask or box they are."""
+    key = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}[iou_type]
+    found = []
+    for annotation in complete(copy.deepcopy(truth))["annotations"]:
+        if annotation["iscrowd"]:
+            continue
+        shape = annotation[key]
+        if iou_type == "segm":
+            image = next(i for i in truth["images"] if i["id"] == annotation["image_id"])
+            shape = encode_mask(shape, int(image["height"]), int(image["width"]))
+        found.append({**{k: annotation[k] for k in ("image_id", "category_id")}, key: shape, "score": 0.9})
+    return found
+
+
+def number_by(ids):
+    def change(truth):
+        for number, annotation in zip(ids(len(truth["annotations"])), truth["annotations"]):
+            annotation["id"] = number
+
+    return change
+
+
+def drop(*keys):
+    def change(truth):
+        for annotation in truth["annotations"]:
+            if not annotation["iscrowd"]:
+                for key in keys:
+                    annotation.pop(key)
+
+    return change
+
+
+def with_float_sizes(truth):
+    for image in truth["images"]:
+        image.update(width=float(image["width"]), height=str(image["height"]))
+
+
+def move(lists, key, by):
+    def change(truth):
+        for entry in truth[lists]:
+            entry["id"] += by
+        for annotation in truth["annotations"]:
+            annotation[key] += by
+
+    return change
+
+
+CARELESS = {
+    "ids from 0": number_by(range),
+    "negative ids": number_by(lambda n: range(-n, 0)),
+    "ids around 0": number_by(lambda n: range(-n // 2, n)),
+    "equal ids": number_by(lambda n: [7] * n),
+    "no ids": lambda truth: [a.pop("id") for a in truth["annotations"]],
+    "ids as text": number_by(lambda n: map(str, range(n))),
+    "ids that floats cannot tell apart": number_by(lambda n: range(2**53, 2**53 + n)),
+    "no area": drop("area"),
+    "area 0": lambda truth: [a.update(area=0) for a in truth["annotations"]],
+    "area of a wrong type": lambda truth: [a.update(area=["x"]) for a in truth["annotations"]],
+    "no iscrowd": drop("iscrowd"),
+    "iscrowd null": lambda truth: [a.update(iscrowd=a["iscrowd"] or None) for a in truth["annotations"]],
+    "none of them": drop("area", "iscrowd", "id"),
+    "sizes of another type": with_float_sizes,
+    "category 0": move("categories", "category_id", -1),
+    "negative categories": move("categories", "category_id", -100),
+    "categories of nearly 64 bits": move("categories", "category_id", 2**63 - 1000),
+    "image 0": move("images", "image_id", -1),
+    "negative images": move("images", "image_id", -100),
+    "images of nearly 64 bits": move("images", "image_id", 2**63 - 1000),
+}
+
+
+@pytest.fixture(scope="module")
+def shapes_truth(tmp_path_factory):
+    """Content of an annotation file with crowds and an image without objects."""
+    folder = tmp_path_factory.mktemp("truth") / "shapes"
+    generate_shapes(folder, num_images={"val": 21}, sizes=[(96, 128)])
+    return json.loads((folder / "annotations/instances_val.json").read_text())
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+@pytest.mark.parametrize("name", CARELESS)
+def test_perfect_detections_have_ap_100_whoever_wrote_the_annotations(name, iou_type, shapes_truth):
+    truth = copy.deepcopy(shapes_truth)
+    CARELESS[name](truth)
+    given, results = copy.deepcopy(truth), perfect(truth, iou_type)
+    evals = [evaluate_coco(truth, results, iou_type, backend=backend) for backend in BACKENDS]
+    stats = [coco_eval.stats[:12] for coco_eval in evals]
+    for key, ids in (("images", evals[0].params.imgIds), ("categories", evals[1].params.catIds)):
+        assert list(ids) == sorted(entry["id"] for entry in truth[key])
+    assert list(stats[0]) == pytest.approx(list(stats[1]), abs=1e-12)
+    whole = evaluate_coco(shapes_truth, perfect(shapes_truth, iou_type), iou_type).stats[:12]
+    # Undefined by size where the original is: areas are those of the masks, give or take a border.
+    defined = np.array(stats[0]) > -1
+    assert np.array_equal(defined, np.array(whole) > -1) and stats[0][0] == pytest.approx(1)
+    assert np.array(stats[0])[[0, 1, 2, 8]] == pytest.approx(1)
+    matches = match_detections(truth, results, iou_type)
+    assert len({match.truth for match in matches}) == len(results) and all(match.truth for match in matches)
+    assert truth == given  # nothing is changed in place
+
+
+def test_what_is_complete_is_left_alone(shapes_truth, facts_of_cocoapi):
+    for truth in (shapes_truth, facts_of_cocoapi("bbox")[0]):
+        assert complete(truth) == truth
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_keypoints_without_their_number_and_without_keypoints(backend, coco_root):
+    file = coco_root / "coco/annotations/person_keypoints_val2017.json"
+    truth = json.loads(file.read_text())
+    results = [
+        {**{k: a[k] for k in ("image_id", "category_id", "keypoints")}, "score": 1.0}
+        for a in truth["annotations"]
+        if a["num_keypoints"] and not a["iscrowd"]
+    ]
+    for annotation in truth["annotations"]:
+        if not annotation.pop("num_keypoints"):
+            del annotation["keypoints"]
+    assert evaluate_coco(truth, results, "keypoints", backend=backend).stats[0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_nothing_to_find_is_undefined_and_no_failure(backend, iou_type, shapes_truth):
+    truth = {**shapes_truth, "annotations": []}
+    assert evaluate_coco(truth, [], iou_type, backend=backend).stats[0] == -1
+    results = perfect(shapes_truth, iou_type)
+    assert evaluate_coco(truth, results, iou_type, backend=backend).stats[0] == -1
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t["annotations"][0].update(bbox="[1 2 3 4]"), r"annotation 1 has the box \[1 2 3 4\], and not"),
+        (lambda t: t["annotations"][0].update(bbox=[1, 2, 3, math.nan]), "annotation 1 has the box"),
+        (lambda t: t["annotations"][0].update(iscrowd="no"), "annotation 1 has the iscrowd no, and not 0 or 1"),
+        (lambda t: t["annotations"].insert(2, 3), "number 2 of the annotations has no image_id that is a whole"),
+        (lambda t: t["annotations"][0].update(category_id=[1]), "number 0 of the annotations has no category_id"),
+        (lambda t: t["images"][0].update(id=2**63), "number 0 of the images has no id that is a whole number"),
+        (lambda t: t["categories"][1].pop("name"), "a category has no name"),
+    ],
+)  # fmt: skip
+def test_annotations_that_cannot_be_completed_are_named(change, message, shapes_truth, tmp_path):
+    truth = copy.deepcopy(shapes_truth)
+    change(truth)
+    with pytest.raises(UserError, match=message):
+        evaluate_coco(truth, [], "bbox")
+    (tmp_path / "a.json").write_text(json.dumps(truth))
+    with pytest.raises(UserError, match=r"a\.json: .*tools/check_dataset\.py"):
+        load_coco(tmp_path / "a.json")
+
+
+def test_detections_of_other_images_and_objects_without_masks_are_named(shapes_truth):
+    results = [{"image_id": 99, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 1.0}]
+    with pytest.raises(UserError, match="1 images with detections, 99 and others, are not in the annotation"):
+        evaluate_coco(shapes_truth, results, "bbox")
+    truth = copy.deepcopy(shapes_truth)
+    objects = [a for a in truth["annotations"] if not a["iscrowd"]]
+    objects[3].pop("segmentation")
+    with pytest.raises(UserError, match=f"1 objects, annotation {objects[3]['id']} the first, have no segm"):
+        evaluate_coco(truth, perfect(shapes_truth, "segm"), "segm")
+
+
+@pytest.fixture
+def own_val(tmp_path):
+    """A registered validation set, its annotation file, and a configuration that names it."""
+    generate_shapes(tmp_path / "shapes", num_images={"val": 3}, sizes=[(64, 64)])
+    file = tmp_path / "shapes/annotations/instances_val.json"
+    (name,) = register_pairs("val", [(str(file), str(tmp_path / "shapes/val"))], {})
+    cfg = model_zoo.get_config("quickstart")
+    cfg.merge_from_list(["DATASETS.TEST", (name,), "DATALOADER.NUM_WORKERS", 0])
+    return name, file, cfg
+
+
+def test_a_file_that_changes_during_training_is_noticed_at_evaluation(own_val, tmp_path, caplog):
+    name, file, cfg = own_val
+    note_annotations([name])
+    with caplog.at_level("WARNING", logger="resnest_d2"):
+        build_test_loader(cfg, name)
+        assert "has changed" not in caplog.text
+        content = json.loads(file.read_text())
+        content["annotations"].pop()
+        file.write_text(json.dumps(content))
+        build_test_loader(cfg, name)
+        build_evaluator(cfg, name, str(tmp_path))
+    assert caplog.text.count(f"{file} has changed since training started; evaluation is by the new file") == 1
+    content["categories"].append({"id": 4, "name": "star"})
+    for broken in (json.dumps(content), "{", '{"images": 3}'):
+        file.write_text(broken)
+        with pytest.raises(UserError, match=r"instances_val\.json cannot be loaded \("):
+            build_test_loader(cfg, name)
+    os.unlink(file)
+    for build in (build_test_loader, lambda cfg, name: build_evaluator(cfg, name, str(tmp_path))):
+        with pytest.raises(UserError, match=r"instances_val\.json cannot be loaded \(FileNotFoundError"):
+            build(cfg, name)
+
+
+@pytest.fixture
+def label_map(tmp_path):
+    """label_map(): the result of evaluating a 4x3 image, all of class 1, by the map labels.png."""
+    name, image, labels = "test_label_map", str(tmp_path / "x.jpg"), tmp_path / "labels.png"
+    DatasetCatalog.register(name, lambda: [{"file_name": image, "sem_seg_file_name": str(labels)}])
+    MetadataCatalog.get(name).set(evaluator_type="sem_seg", stuff_classes=["a", "b"], ignore_label=255)
+    evaluator = build_evaluator(model_zoo.get_config("quickstart"), name, str(tmp_path))
+
+    def process():
+        evaluator.reset()
+        scores = torch.tensor([0.0, 1.0])[:, None, None].expand(2, 3, 4)
+        evaluator.process([{"file_name": image}], [{"sem_seg": scores}])
+        return evaluator.evaluate()["sem_seg"]
+
+    yield labels, process
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def test_label_maps_that_do_not_fit_are_named(label_map):
+    labels, process = label_map
+    Image.new("L", (4, 3), 1).save(labels)
+    assert process()["IoU-b"] == 100
+    spoilt = (
+        lambda: Image.new("L", (5, 3), 1).save(labels),
+        lambda: Image.new("L", (4, 3), 7).save(labels),
+        lambda: Image.new("RGB", (4, 3)).save(labels),
+        lambda: labels.write_bytes(b"no image"),
+        labels.unlink,
+    )
+    for spoil in spoilt:
+        spoil()
+        with pytest.raises(UserError, match=r"labels\.png is no label map"):
+            process()

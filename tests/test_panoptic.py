@@ -1,17 +1,20 @@
 """Panoptic quality by COCO's rules, and the files that panoptic recipes are trained on."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
-from conftest import assert_one_line_error
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
+from support import assert_one_line_error
+from test_coco_check import files_of_at_most
 
 from resnest_d2 import UserError
 from resnest_d2.data.panoptic import (
     panoptic_of_instances,
+    read_panoptic,
     read_segment_ids,
     write_segment_ids,
     write_semantic_maps,
@@ -211,6 +214,221 @@ def test_semantic_maps_tool_and_what_it_refuses(coco_sample, run_python, tmp_pat
     (tmp_path / "bad.json").write_text('{"annotations": [{"file_name": 3}]}')
     result = run_python("tools/prepare_panoptic.py", tmp_path / "bad.json", tmp_path, tmp_path / "out")
     assert_one_line_error(result, "bad.json is not COCO's panoptic format")
+
+
+def write_small(folder, change=lambda content: None, ids=None):
+    """A panoptic file of one image, 4x3 pixels with a person and a wall, and its PNG in segments/."""
+    (folder / "segments").mkdir(exist_ok=True)
+    ids = np.array([[1, 1, 2, 2]] * 3) if ids is None else ids
+    write_segment_ids(ids, folder / "segments/7.png")
+    content = {
+        "annotations": [
+            {
+                "image_id": 7,
+                "file_name": "7.png",
+                "segments_info": [{"id": 1, "category_id": 1}, {"id": 2, "category_id": 199}],
+            }
+        ],
+        "categories": [{"id": 1, "name": "person", "isthing": 1}, {"id": 199, "name": "wall", "isthing": 0}],
+    }
+    change(content)
+    (folder / "p.json").write_text(json.dumps(content))
+    return folder / "p.json", folder / "segments"
+
+
+def set_in_annotation(**values):
+    return lambda content: content["annotations"][0].update(values)
+
+
+MALFORMED = [
+    (lambda c: c.pop("annotations"), "holds no annotations"),
+    (lambda c: c.update(annotations=3), "'annotations' is no list"),
+    (lambda c: c.pop("categories"), "holds no categories"),
+    (lambda c: c["annotations"].append(3), "annotation number 1 has no image_id"),
+    (
+        lambda c: c["annotations"].append(dict(c["annotations"][0])),
+        "image 7 or its file '7.png' is there twice",
+    ),
+    (
+        lambda c: c["annotations"].append({**c["annotations"][0], "image_id": 8}),
+        "its file '7.png' is there twice",
+    ),
+    (set_in_annotation(image_id="7"), "annotation number 0 has no image_id that is a whole number"),
+    (set_in_annotation(file_name=3), "that of image 7 names no file"),
+    (set_in_annotation(segments_info=None), "image 7 has no list segments_info"),
+    (set_in_annotation(segments_info=[3]), "a segment of image 7 has no id"),
+    (set_in_annotation(segments_info=[{"id": 1.5, "category_id": 1}]), "a segment of image 7 has no id"),
+    (set_in_annotation(segments_info=[{"id": 1}]), "segment 1 of image 7 is of no known category"),
+    (set_in_annotation(segments_info=[{"id": 1, "category_id": [1]}]), "segment 1 of image 7 is of no known"),
+    (lambda c: c["categories"].append("x"), "a category is x, without a whole number as its id"),
+    (lambda c: c["categories"][0].pop("isthing"), "category 1 does not say by isthing"),
+]
+
+
+@pytest.mark.parametrize("change, message", MALFORMED)
+def test_malformed_panoptic_annotations_are_named(change, message, tmp_path):
+    file, segments = write_small(tmp_path, change)
+    for read in (read_panoptic, lambda file: write_semantic_maps(file, segments, tmp_path / "out")):
+        with pytest.raises(UserError, match=rf"p\.json.*{message}"):
+            read(file)
+    assert not (tmp_path / "out").exists()
+
+
+def test_deep_panoptic_annotations_are_refused(tmp_path):
+    (tmp_path / "p.json").write_text('{"annotations": ' + "[" * 100_000)
+    with pytest.raises(UserError, match=r"p\.json is nested more than 100 deep"):
+        read_panoptic(tmp_path / "p.json")
+
+
+def test_categories_that_are_not_cocos_are_named(tmp_path):
+    file, segments = write_small(tmp_path, lambda c: c["categories"].append({"id": 300, "isthing": 0}))
+    with pytest.raises(UserError, match="is not COCO's panoptic format: category 300 is not COCO's"):
+        write_semantic_maps(file, segments, tmp_path / "out")
+
+
+def damage(path, kind):
+    if kind == "missing":
+        path.unlink()
+    elif kind == "cut":
+        path.write_bytes(path.read_bytes()[:40])
+    elif kind == "text":
+        path.write_text("no image")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "folder":
+        path.unlink()
+        path.mkdir()
+    elif kind == "FIFO":
+        path.unlink()
+        os.mkfifo(path)
+    elif kind == "grey":
+        Image.new("L", (4, 3), 1).save(path)
+    elif kind == "palette":
+        Image.new("RGB", (4, 3)).convert("P").save(path)
+
+
+DAMAGED = {
+    "missing": "No such file", "cut": "is no image or a damaged one", "text": "is no image", "empty": "is no image",
+    "folder": "is a folder", "FIFO": "is a FIFO", "grey": "of mode L, and theirs is RGB", "palette": "of mode P",
+}  # fmt: skip
+
+
+@pytest.fixture
+def small_evaluator(tmp_path):
+    """small_evaluator(): an evaluator of what write_small() wrote, and a prediction of its image."""
+    name = "test_panoptic_small"
+    DatasetCatalog.register(name, lambda: [])
+    MetadataCatalog.get(name).set(
+        panoptic_json=str(tmp_path / "p.json"),
+        panoptic_root=str(tmp_path / "segments"),
+        thing_dataset_id_to_contiguous_id=META.thing_dataset_id_to_contiguous_id,
+        stuff_dataset_id_to_contiguous_id=META.stuff_dataset_id_to_contiguous_id,
+    )
+
+    def process():
+        evaluator = PanopticEvaluator(name)
+        output = as_output(np.array([[1, 1, 2, 2]] * 3), [{"id": 1, "category_id": 1}], {1: True})
+        evaluator.process([{"image_id": 7}], [output])
+        return evaluator.evaluate()
+
+    yield process
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_images_of_segments_are_named(kind, small_evaluator, tmp_path):
+    file, segments = write_small(tmp_path)
+    assert small_evaluator()["panoptic_seg"]["PQ_th"] == 100
+    damage(segments / "7.png", kind)
+    with pytest.raises(UserError, match=rf"7\.png.*{DAMAGED[kind]}"):
+        write_semantic_maps(file, segments, tmp_path / "out")
+    with pytest.raises(UserError, match=rf"7\.png.*{DAMAGED[kind]}"):
+        small_evaluator()
+
+
+@pytest.mark.parametrize(
+    "ids, message",
+    [
+        (np.ones((4, 3)), r"7\.png is of 3x4 pixels, and its image of 4x3"),
+        (np.array([[1, 1, 9, 9]] * 3), "segment 2 is in the annotations alone"),
+        (np.array([[1, 2, 9, 9]] * 3), "segment 9 is in the PNG alone"),
+    ],
+)
+def test_segments_of_another_image_are_named(ids, message, small_evaluator, tmp_path):
+    write_small(tmp_path, ids=ids.astype(int))
+    with pytest.raises(UserError, match=message):
+        small_evaluator()
+
+
+def test_semantic_maps_replace_nothing_they_are_made_of(tmp_path):
+    file, segments = write_small(tmp_path)
+    (tmp_path / "link").symlink_to("segments")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/7.png").symlink_to("../segments/7.png")
+    before = (segments / "7.png").read_bytes()
+    for output in (segments, tmp_path / "link", tmp_path / "segments/../segments", tmp_path / "./segments/"):
+        with pytest.raises(UserError, match="is the folder of the segments themselves"):
+            write_semantic_maps(file, segments, output)
+    with pytest.raises(UserError, match=r"the file name '7\.png' does not stay inside"):
+        write_semantic_maps(file, segments, tmp_path / "out")
+    assert (segments / "7.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["../7.png", "/{}/7.png", "a/../../7.png", "..", ".", "a\0.png"])
+def test_semantic_maps_stay_in_their_folder(name, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    file, segments = write_small(folder, set_in_annotation(file_name=name.format(tmp_path)))
+    write_segment_ids(np.ones((2, 2), int), tmp_path / "7.png")
+    before = (tmp_path / "7.png").read_bytes()
+    with pytest.raises(UserError, match=r"p\.json: the file name .* does not stay inside"):
+        write_semantic_maps(file, segments, tmp_path / "out")
+    assert (tmp_path / "7.png").read_bytes() == before
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_semantic_maps_of_images_in_folders_lie_in_folders(tmp_path):
+    file, segments = write_small(tmp_path, set_in_annotation(file_name="a/7.png"))
+    (segments / "a").mkdir()
+    (segments / "7.png").rename(segments / "a/7.png")
+    write_semantic_maps(file, segments, tmp_path / "out")
+    assert Image.open(tmp_path / "out/a/7.png").size == (4, 3)
+
+
+def test_a_map_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path):
+    file, segments = write_small(tmp_path)
+    (tmp_path / "out/7.png").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"7\.png: it is a folder"):
+        write_semantic_maps(file, segments, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["7.png"]
+    (tmp_path / "out/7.png").rmdir()
+    write_small(tmp_path, ids=np.random.default_rng(0).integers(0, 2, (200, 200)) + 1)
+    with files_of_at_most(2000), pytest.raises(UserError, match=r"cannot write .*File too large"):
+        write_semantic_maps(file, segments, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*file"):
+        write_semantic_maps(file, segments, tmp_path / "file")
+
+
+def test_images_of_one_name_have_segments_of_their_own(tmp_path):
+    images = [{"id": i, "file_name": f"{i}/x.jpg", "width": 4, "height": 3} for i in (1, 2)]
+    annotations = [
+        {
+            "id": i,
+            "image_id": i,
+            "category_id": 1,
+            "bbox": [0, 0, i, 3],
+            "segmentation": [[0, 0, i, 0, i, 3, 0, 3]],
+        }
+        for i in (1, 2)
+    ]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
+    (tmp_path / "i.json").write_text(json.dumps(content))
+    panoptic_of_instances(tmp_path / "i.json", tmp_path / "p.json", tmp_path / "p")
+    for i, annotation in enumerate(read_panoptic(tmp_path / "p.json")["annotations"], 1):
+        assert (read_segment_ids(tmp_path / "p" / annotation["file_name"]) == 2).sum() == 3 * i
 
 
 def test_panoptic_annotations_of_instances_hold_every_visible_object(coco_root, tmp_path):

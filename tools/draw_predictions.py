@@ -7,13 +7,17 @@
 from pathlib import Path
 
 from resnest_d2 import engine
+from resnest_d2.errors import check_number
 from resnest_d2.evaluation import draw_predictions
 
 
 def main(cfg, args):
-    folder = args.output or Path(cfg.OUTPUT_DIR) / "pictures"
+    check_number("--num-images", args.num_images, at_least=1)
+    check_number("--score-threshold", args.score_threshold, at_least=0, at_most=1)
+    root = args.output or Path(cfg.OUTPUT_DIR) / "pictures"
     model = engine.load_model(cfg, **engine.model_options(args))
     for dataset in cfg.DATASETS.TEST:
+        folder = root / dataset if len(cfg.DATASETS.TEST) > 1 else root
         paths = draw_predictions(cfg, model, dataset, folder, args.num_images, args.score_threshold)
         print(f"{len(paths)} pictures of {dataset} in {folder}/")
 

@@ -1,13 +1,15 @@
 """Datasets: what the package brings, and what a configuration needs to be there."""
 
-from .check import check_datasets
-from .coco_check import check_coco, load_coco
+from .annotations import load_coco
+from .check import check_classes, check_datasets
+from .coco_check import check_coco
 from .custom import check_pairs, check_registered, fit_config, pairs_of, register_pairs
 from .shapes import generate_shapes, register_shapes
 
 register_shapes()
 
 __all__ = [
+    "check_classes",
     "check_coco",
     "check_datasets",
     "check_pairs",

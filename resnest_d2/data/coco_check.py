@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
-import numbers
-import re
+import os
 from collections import Counter, defaultdict
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, BinaryIO, Dict, List, NamedTuple, Optional, Set, Tuple
 
-import ijson
 import numpy as np
-import pycocotools.mask as mask_util
+from detectron2.data.detection_utils import read_image
 from PIL import Image
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..files import atomic_writer, writing
+from .annotations import area_of, encode_mask, is_area, is_finite, is_id, is_number, read_list, whole_number
 
 #: Kinds of problem and whether training would stop at them or go silently wrong.
 KINDS = {
@@ -30,7 +30,12 @@ KINDS = {
     "duplicate image id": True,
     "duplicate annotation id": True,
     "duplicate category id": True,
+    "duplicate category name": False,
+    "annotation id below 1": False,
+    "name that is no Unicode": True,
+    "keypoint names of a wrong type": True,
     "file_name, width or height of a wrong type": True,
+    "image listed twice": False,
     "image file missing": True,
     "image file unreadable": True,
     "image of another size": True,
@@ -42,10 +47,16 @@ KINDS = {
     "box without area": False,
     "box outside the image": False,
     "segmentation of a wrong type": True,
+    "polygon as pairs of points": True,
     "degenerate polygon": True,
+    "polygon far outside the image": True,
     "run-length encoding damaged or of another size": True,
     "crowd as polygon": False,
+    "area missing or not above 0": False,
+    "iscrowd missing": False,
     "iscrowd of a wrong type": True,
+    "ignore, which detectron2 does not know": True,
+    "keypoints missing": False,
     "keypoints of a wrong type": True,
 }
 _EXAMPLES = 5
@@ -59,19 +70,23 @@ class Report:
     Attributes:
         images, annotations, categories: how many entries there are.
         empty: images without annotations, which is no problem.
+        objects: annotations that are no crowd.
+        without_mask: how many of them have no segmentation.
+        encoded: how many of them have a mask as run lengths, for which INPUT.MASK_FORMAT must be bitmask.
         counts: occurrences by kind of problem.
         examples: up to five places by kind.
     """
 
     def __init__(self) -> None:
         self.images = self.annotations = self.categories = self.empty = 0
+        self.objects = self.without_mask = self.encoded = 0
         self.counts: Counter = Counter()
         self.examples: Dict[str, List[str]] = defaultdict(list)
 
     def add(self, kind: str, where: str) -> None:
         self.counts[kind] += 1
         if len(self.examples[kind]) < _EXAMPLES:
-            self.examples[kind].append(where)
+            self.examples[kind].append(" ".join(where.split())[:200])  # names may hold anything
 
     @property
     def fatal(self) -> List[str]:
@@ -83,6 +98,11 @@ class Report:
             f"{self.images} images ({self.empty} without annotations), {self.annotations} annotations, "
             f"{self.categories} categories"
         ]
+        if self.encoded:
+            lines.append(
+                f"{self.encoded} of {self.objects} objects have masks as run lengths: train on them with "
+                "INPUT.MASK_FORMAT bitmask"
+            )
         for kind, count in self.counts.most_common():
             shown = ", ".join(self.examples[kind]) + (", ..." if count > _EXAMPLES else "")
             lines.append(f"{'problem' if KINDS[kind] else 'warning'}: {count} x {kind}: {shown}")
@@ -90,8 +110,11 @@ class Report:
 
 
 class _Image(NamedTuple):
-    width: float
-    height: float
+    """Id that an image is kept under, and its size in pixels."""
+
+    id: int
+    width: int
+    height: int
 
 
 def check_coco(
@@ -100,121 +123,107 @@ def check_coco(
     """Check a dataset, and with ``fix`` write a mended copy of its annotations.
 
     The copy lacks entries that cannot be mended; boxes are cut at the image's border, sizes are those of
-    the files, annotations are numbered from 1, crowd polygons become masks.
+    the files, annotations are numbered from 1, crowd polygons become masks, an image that is listed twice
+    has the annotations of both.
 
     Args:
         images: what of the image files is looked at: ``none``, ``exist``, ``header`` or ``decode``.
 
     Raises:
-        UserError: the file cannot be read, is no JSON, or holds no lists of images and annotations.
+        UserError: the file cannot be read, is no JSON, or holds no lists of images and annotations; there
+            is no folder of images; or the copy cannot be written, or would replace the file itself or what
+            is no annotation file.
     """
     report, json_file = Report(), Path(json_file)
-    kept: Dict[str, Any] = {}
-    categories = _check_categories(json_file, report, kept)
-    sizes = _check_images(json_file, Path(image_root), images, report, kept)
-    writer = _Writer(fix, kept) if fix else None
-    annotated: Set[Any] = set()
-    seen: Set[Any] = set()
-    for index, annotation in enumerate(read_list(json_file, "annotations")):
-        report.annotations += 1
-        mended = _inspect(annotation, index, sizes, categories, seen, report)
-        if mended is not None:
-            annotated.add(mended["image_id"])
-            if writer:
+    if images != "none" and not os.path.isdir(image_root):
+        raise UserError(f"there is no folder of images {os.path.abspath(image_root)}")
+    if fix:
+        _check_target(Path(fix), json_file)
+    with atomic_writer(fix) if fix else nullcontext() as file:
+        kept: Dict[str, Any] = {}
+        categories = _check_categories(json_file, report, kept)
+        known = _check_images(json_file, Path(image_root), images, report, kept)
+        writer = _Writer(file, kept) if file else None
+        inspector = _Inspector(known, categories, report)
+        for index, annotation in enumerate(read_list(json_file, "annotations")):
+            mended = inspector.inspect(annotation, index)
+            if mended is not None and writer:
                 writer.annotation(mended)
-    report.empty = len(sizes.keys() - annotated)
-    if writer:
-        writer.close()
+        report.empty = len({image.id for image in known.values()} - inspector.annotated)
+        if writer:
+            writer.close()
     return report
 
 
-# --------------------------------------------------------------------------- reading
+def _check_target(fix: Path, json_file: Path) -> None:
+    """Raise UserError where the mended copy would replace what is no earlier one."""
+    if not os.path.isfile(fix):  # atomic_writer refuses what is no file
+        return
+    if os.path.exists(json_file) and os.path.samefile(fix, json_file):
+        raise UserError(f"{fix} is the annotation file itself; name another file for the mended copy")
+    with writing(fix, "name another file for the mended copy"), fix.open("rb") as file:
+        start = file.read(100).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start and not start.startswith(b"{"):
+        raise UserError(f"{fix} is there and no annotation file; name another file for the mended copy")
 
 
-class _Finite:
-    """A file in which NaN and Infinity, which Python's json writes and JSON lacks, read as null."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.rest = file, b""
-
-    def read(self, size: int = -1) -> bytes:
-        while True:
-            chunk = self.file.read(size)
-            text = re.sub(rb"(?<=[\[,:\s])-?(?:NaN|Infinity)(?=[\s,\]}])", b"null", self.rest + chunk)
-            # The end of the chunk may cut a token: its last bytes wait for the next.
-            keep = min(16, len(text)) if chunk else 0
-            out, self.rest = text[: len(text) - keep], text[len(text) - keep :]
-            if out or not chunk:
-                return out
+# --------------------------------------------------------------------------- categories and images
 
 
-def read_list(json_file: Path, name: str) -> Iterator[Any]:
-    """Elements of the list ``name`` in a COCO file, one after the other.
-
-    Raises:
-        UserError: the file cannot be read, or is no JSON.
-    """
-    try:
-        with json_file.open("rb") as file:
-            count = 0
-            try:
-                for entry in _items(file, name):
-                    count += 1
-                    yield entry
-                return
-            except ijson.JSONError:
-                file.seek(0)  # again from the start, as only its numbers may be at fault
-            yield from itertools.islice(_items(_Finite(file), name), count, None)
-    except ijson.JSONError as e:
-        reason = " ".join(str(e).split())[:120]
-        raise UserError(f"{json_file} is no valid JSON ({reason})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{json_file} is no text in UTF-8") from None
-    except OSError as e:
-        raise UserError(f"cannot read {json_file} ({e.strerror})") from None
+def _id(value: Any, where: str, report: Report) -> Optional[int]:
+    """The id that was meant, or None."""
+    if not is_id(value):
+        report.add("id missing or of a wrong type", where)
+    return whole_number(value)
 
 
-def load_coco(json_file: Path) -> Dict[str, List[Any]]:
-    """The lists of a COCO file, all at once.
-
-    Raises:
-        UserError: the file cannot be read, is no JSON, or holds no images or no categories.
-    """
-    content = {name: list(read_list(json_file, name)) for name in ("images", "annotations", "categories")}
-    for name in ("images", "categories"):
-        if not content[name]:
-            raise UserError(f"{json_file} holds no list of {name}; is it a COCO annotation file?")
-    return content
-
-
-def _items(file: Any, name: str) -> Iterator[Any]:
-    return ijson.items(file, f"{name}.item", use_float=True, buf_size=1 << 20)
-
-
-def _check_categories(json_file: Path, report: Report, kept: Dict[str, Any]) -> Set[Any]:
-    ids: Set[Any] = set()
+def _check_categories(json_file: Path, report: Report, kept: Dict[str, Any]) -> Dict[int, int]:
+    """How many keypoints each category names, by id."""
+    keypoints: Dict[int, int] = {}
+    names: Set[str] = set()
     kept["categories"] = []
     for index, category in enumerate(read_list(json_file, "categories")):
         report.categories += 1
         where = f"category {index}"
         if not isinstance(category, dict):
             report.add("entry is no object", where)
-        elif not _is_id(category.get("id")) or not isinstance(category.get("name"), str):
-            report.add("id missing or of a wrong type", where)
-        elif category["id"] in ids:
-            report.add("duplicate category id", f"category {category['id']}")
-        else:
-            ids.add(category["id"])
-            kept["categories"].append(category)
+            continue
+        number = _id(category.get("id"), where, report)
+        if number is None:
+            continue
+        where, name = f"category {number}", category.get("name")
+        if not isinstance(name, str):
+            report.add("id missing or of a wrong type", f"{where} (its name)")
+            continue
+        if number in keypoints:
+            report.add("duplicate category id", where)
+            continue
+        if "\ufffd" in name:
+            report.add("name that is no Unicode", f"{where} ({name})")
+            name = name.replace("\ufffd", "?")
+        if name in names:
+            report.add("duplicate category name", f"{where} ({name})")
+            while name in names:
+                name = f"{name} {number}"
+        mended = {**category, "id": number, "name": name}
+        points = category.get("keypoints", [])
+        if not isinstance(points, list) or not all(isinstance(point, str) for point in points):
+            report.add("keypoint names of a wrong type", where)
+            points = []
+            del mended["keypoints"]
+        names.add(name)
+        keypoints[number] = len(points)
+        kept["categories"].append(mended)
     if not report.categories:
         raise UserError(f"{json_file} holds no list of categories; is it a COCO annotation file?")
-    return ids
+    return keypoints
 
 
 def _check_images(
     json_file: Path, root: Path, how: str, report: Report, kept: Dict[str, Any]
-) -> Dict[Any, _Image]:
-    sizes: Dict[Any, _Image] = {}
+) -> Dict[int, _Image]:
+    known: Dict[int, _Image] = {}
+    by_name: Dict[str, _Image] = {}
     kept["images"] = []
     entries = read_list(json_file, "images")
     for index, image in enumerate(tqdm(entries, desc="images", disable=how in ("none", "exist"))):
@@ -222,167 +231,280 @@ def _check_images(
         if not isinstance(image, dict):
             report.add("entry is no object", f"image {index}")
             continue
-        where = f"image {image.get('id', f'number {index}')}"
-        if not _is_id(image.get("id")):
-            report.add("id missing or of a wrong type", f"image number {index}")
+        number = _id(image.get("id"), f"image number {index}", report)
+        if number is None:
             continue
-        if image["id"] in sizes:
+        where = f"image {number}"
+        if number in known:
             report.add("duplicate image id", where)
             continue
-        size, name = (image.get("width"), image.get("height")), image.get("file_name")
-        if not isinstance(name, str) or not all(_is_number(v) and v > 0 for v in size):
+        given, name = (image.get("width"), image.get("height")), image.get("file_name")
+        size = tuple(whole_number(value) or 0 for value in given)
+        if not isinstance(name, str) or min(size) <= 0 or not all(map(is_id, given)):
             report.add("file_name, width or height of a wrong type", where)
+            if not isinstance(name, str) or min(size) <= 0:
+                continue
+        path = os.path.normpath(name)
+        if path in by_name:
+            report.add("image listed twice", f"{where} ({name})")
+            known[number] = by_name[path]
             continue
-        real = _real_size(root / name, how, f"{where} ({name})", report)
+        real = _real_size(os.path.join(root, name), how, f"{where} ({name})", report)
         if real is None:
             continue
         if real and real != size:
             report.add("image of another size", f"{where} ({name} is {real[0]}x{real[1]})")
-            image, size = {**image, "width": real[0], "height": real[1]}, real
-        sizes[image["id"]] = _Image(*size)
-        kept["images"].append(image)
+            size = real
+        known[number] = by_name[path] = _Image(number, *size)
+        kept["images"].append({**image, "id": number, "width": size[0], "height": size[1]})
     if not report.images:
         raise UserError(f"{json_file} holds no list of images; is it a COCO annotation file?")
-    return sizes
+    return known
 
 
-def _real_size(path: Path, how: str, where: str, report: Report) -> Optional[Tuple[int, ...]]:
+def _real_size(path: str, how: str, where: str, report: Report) -> Optional[Tuple[int, ...]]:
     """(width, height) as detectron2 reads the file, EXIF rotation applied; () if not looked at; or None."""
     if how == "none":
         return ()
-    if not path.is_file():
+    if not os.path.isfile(path):  # False too for what cannot be a name
         report.add("image file missing", where)
         return None
     if how == "exist":
         return ()
     try:
         with Image.open(path) as image:
-            size = image.size
-            if image.getexif().get(0x0112, 1) >= 5:  # rotated by a quarter turn
-                size = size[::-1]
             if image.mode.startswith(("I", "F")):  # Pillow would clip what is above 255
                 report.add("image of more than 8 bits a channel", where)
                 return None
-            if how == "decode":
-                image.load()
-        return size
+            if how == "header" and image.format != "TIFF":  # which Pillow turns itself when it decodes
+                return image.size[::-1] if _is_turned(image) else image.size
+        height, width = read_image(path, "RGB").shape[:2]
+        return width, height
     except Exception:  # a broken file makes Pillow raise nearly anything
         report.add("image file unreadable", where)
         return None
 
 
+def _is_turned(image: Image.Image) -> bool:
+    """Whether detectron2 turns the image by a quarter; it takes a broken EXIF header for none."""
+    try:
+        return image.getexif().get(0x0112) in (5, 6, 7, 8)
+    except Exception:
+        return False
+
+
 # --------------------------------------------------------------------------- annotations
 
 
-def _inspect(
-    annotation: Any,
-    index: int,
-    sizes: Dict[Any, _Image],
-    categories: Set[Any],
-    seen: Set[Any],
-    report: Report,
-) -> Optional[Dict[str, Any]]:
-    """Report what is wrong with an annotation. Returns it mended, or None where it must go."""
-    if not isinstance(annotation, dict):
-        report.add("entry is no object", f"annotation number {index}")
-        return None
-    number = annotation.get("id")
-    where = f"annotation {number}" if _is_id(number) else f"annotation number {index}"
-    if not _is_id(number):
-        report.add("id missing or of a wrong type", where)
-    elif number in seen:
-        report.add("duplicate annotation id", where)
-    else:
-        seen.add(number)
-    image_id, category = annotation.get("image_id"), annotation.get("category_id")
-    if not _is_id(image_id) or image_id not in sizes:
-        report.add("unknown image", f"{where} (image {image_id})")
-        return None
-    if not _is_id(category) or category not in categories:
-        report.add("unknown category", f"{where} (category {category})")
-        return None
-    crowd = annotation.get("iscrowd", 0)
-    if crowd not in (0, 1):
-        report.add("iscrowd of a wrong type", where)
-        return None
-    box = _inspect_box(annotation.get("bbox"), sizes[image_id], where, report)
-    if box is None:
-        return None
-    mended = {**annotation, "bbox": box}
-    keypoints = annotation.get("keypoints")
-    if keypoints is not None and not (
-        isinstance(keypoints, list) and len(keypoints) % 3 == 0 and all(map(_is_number, keypoints))
-    ):
-        report.add("keypoints of a wrong type", where)
-        return None
-    if annotation.get("segmentation"):
-        segmentation = _inspect_segmentation(
-            annotation["segmentation"], crowd, sizes[image_id], where, report
-        )
-        if segmentation is None:
+class _Inspector:
+    """Reports what is wrong with annotations, and mends them.
+
+    Args:
+        images: by id.
+        keypoints: how many keypoints a category names, by id.
+        report: where it is reported.
+
+    Attributes:
+        annotated: images with annotations that are kept.
+    """
+
+    def __init__(self, images: Dict[int, _Image], keypoints: Dict[int, int], report: Report) -> None:
+        self._images, self._keypoints, self._report = images, keypoints, report
+        self._ids: Set[int] = set()
+        self._merged = {image.id for number, image in images.items() if number != image.id}
+        self._objects: Set[Tuple] = set()
+        self.annotated: Set[int] = set()
+
+    def inspect(self, annotation: Any, index: int) -> Optional[Dict[str, Any]]:
+        """The annotation mended, or None where it must go."""
+        report = self._report
+        report.annotations += 1
+        if not isinstance(annotation, dict):
+            report.add("entry is no object", f"annotation number {index}")
             return None
-        mended["segmentation"] = segmentation
-    return mended
+        number = _id(annotation.get("id"), f"annotation number {index}", report)
+        where = f"annotation number {index}" if number is None else f"annotation {number}"
+        if number in self._ids:
+            report.add("duplicate annotation id", where)
+        elif number is not None:
+            self._ids.add(number)
+            if number < 1:
+                report.add("annotation id below 1", where)
+        image = self._find("image_id", self._images, "unknown image", annotation, where)
+        category = self._find("category_id", self._keypoints, "unknown category", annotation, where)
+        if image is None or category is None:
+            return None
+        crowd = self._crowd(annotation, where)
+        if crowd is None:
+            return None
+        size = self._images[image]
+        box = self._box(annotation.get("bbox"), size, where)
+        if box is None:
+            return None
+        mended = {
+            **{key: value for key, value in annotation.items() if key != "ignore"},
+            **{"image_id": size.id, "category_id": category, "iscrowd": crowd, "bbox": box},
+        }
+        if not self._mend_keypoints(mended, where):
+            return None
+        if annotation.get("segmentation"):
+            mended["segmentation"] = self._segmentation(annotation["segmentation"], crowd, size, where)
+            if mended["segmentation"] is None:
+                return None
+        if not is_area(annotation.get("area")):
+            report.add("area missing or not above 0", where)
+            mended["area"] = area_of(mended, (size.height, size.width))
+        if not crowd:
+            report.objects += 1
+            report.without_mask += not mended.get("segmentation")
+            report.encoded += isinstance(mended.get("segmentation"), dict)
+        if size.id in self._merged:  # the same object may be listed with both entries
+            same = (size.id, category, *box, str(mended.get("segmentation")))
+            if same in self._objects:
+                return None
+            self._objects.add(same)
+        self.annotated.add(size.id)
+        return mended
 
+    def _find(
+        self, key: str, known: Dict[int, Any], kind: str, annotation: Dict[str, Any], where: str
+    ) -> Optional[int]:
+        given = annotation.get(key)
+        number = whole_number(given)
+        if number not in known:
+            self._report.add(kind, f"{where} ({key} {given})")
+            return None
+        if not is_id(given):
+            self._report.add("id missing or of a wrong type", f"{where} ({key} {given!r})")
+        return number
 
-def _inspect_box(box: Any, size: _Image, where: str, report: Report) -> Optional[List[float]]:
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(v) or v is None for v in box):
-        report.add("box of a wrong type", where)
-        return None
-    if not all(v is not None and math.isfinite(v) for v in box):
-        report.add("number that is not finite", where)
-        return None
-    x, y, w, h = box
-    if w <= 0 or h <= 0:
-        report.add("box without area", f"{where} ({w:g}x{h:g})")
-        return None
-    if min(x, y) < -_SLACK or x + w > size.width + _SLACK or y + h > size.height + _SLACK:
-        report.add("box outside the image", where)
-        left, top = max(x, 0), max(y, 0)
-        w, h = min(x + w, size.width) - left, min(y + h, size.height) - top
-        return [left, top, w, h] if w > 0 and h > 0 else None
-    return box
+    def _crowd(self, annotation: Dict[str, Any], where: str) -> Optional[int]:
+        if annotation.get("iscrowd") is None:
+            self._report.add("iscrowd missing", where)
+        crowd = annotation.get("iscrowd") or 0
+        if crowd not in (0, 1):
+            self._report.add("iscrowd of a wrong type", where)
+            return None
+        if annotation.get("ignore", 0) != 0:  # detectron2 stops there; a crowd is what COCO ignores
+            self._report.add("ignore, which detectron2 does not know", where)
+            return 1
+        return int(crowd)
 
+    def _box(self, box: Any, size: _Image, where: str) -> Optional[List[float]]:
+        report = self._report
+        if not isinstance(box, list) or len(box) != 4 or not all(is_number(v) or v is None for v in box):
+            report.add("box of a wrong type", where)
+            return None
+        if not all(map(is_finite, box)):
+            report.add("number that is not finite", where)
+            return None
+        x, y, w, h = box
+        if w <= 0 or h <= 0:
+            report.add("box without area", f"{where} ({w:g}x{h:g})")
+            return None
+        if min(x, y) < -_SLACK or x + w > size.width + _SLACK or y + h > size.height + _SLACK:
+            report.add("box outside the image", where)
+            left, top = max(x, 0), max(y, 0)
+            w, h = min(x + w, size.width) - left, min(y + h, size.height) - top
+            return [left, top, w, h] if w > 0 and h > 0 else None
+        return box
 
-def _inspect_segmentation(
-    segmentation: Any, crowd: int, size: _Image, where: str, report: Report
-) -> Optional[Any]:
-    if isinstance(segmentation, dict):
-        counts = segmentation.get("counts")
-        if not isinstance(counts, (str, list)) or not isinstance(segmentation.get("size"), list):
+    def _mend_keypoints(self, annotation: Dict[str, Any], where: str) -> bool:
+        """Whether the annotation can stay."""
+        named, points = self._keypoints[annotation["category_id"]], annotation.get("keypoints")
+        if points is None:
+            if named:
+                self._report.add("keypoints missing", where)
+                annotation.update(keypoints=[0] * 3 * named, num_keypoints=0)
+            return True
+        right = 3 * named if named else len(points) // 3 * 3 if isinstance(points, list) else 0
+        if not isinstance(points, list) or len(points) != right or not all(map(is_number, points)):
+            self._report.add("keypoints of a wrong type", where)
+            return False
+        if not is_id(annotation.get("num_keypoints")):
+            annotation["num_keypoints"] = sum(visible > 0 for visible in points[2::3])
+        return True
+
+    def _segmentation(self, segmentation: Any, crowd: int, size: _Image, where: str) -> Optional[Any]:
+        report = self._report
+        if isinstance(segmentation, dict):
+            return self._runs(segmentation, size, where)
+        if not isinstance(segmentation, list):
             report.add("segmentation of a wrong type", where)
             return None
-        runs = _runs(counts) if isinstance(counts, str) else counts
-        whole = all(isinstance(run, int) and run >= 0 for run in runs)
-        fits = segmentation["size"] == [size.height, size.width]
-        if not whole or not fits or sum(runs) != size.height * size.width:
-            report.add("run-length encoding damaged or of another size", where)
+        good = [self._polygon(polygon, size, where) for polygon in self._flat(segmentation, where)]
+        good = [polygon for polygon in good if polygon]
+        if not good:
             return None
-        return segmentation
-    if not isinstance(segmentation, list) or not all(isinstance(p, list) for p in segmentation):
-        report.add("segmentation of a wrong type", where)
-        return None
-    good = []
-    for polygon in segmentation:
-        try:
-            points = np.array(polygon, dtype=float)
-        except (TypeError, ValueError):
+        if crowd:
+            report.add("crowd as polygon", where)
+            rle = encode_mask(good, size.height, size.width)
+            return {"size": [size.height, size.width], "counts": rle["counts"].decode()}
+        return good
+
+    def _flat(self, segmentation: List[Any], where: str) -> List[Any]:
+        """A list of polygons, each [x, y, x, y, ...]."""
+        if all(map(is_number, segmentation)):  # one polygon, not in a list
+            self._report.add("segmentation of a wrong type", where)
+            return [segmentation]
+        one = len(segmentation) > 2 and all(map(_is_pair, segmentation))
+        pairs = [one or (isinstance(p, list) and p and all(map(_is_pair, p))) for p in segmentation]
+        if not any(pairs):
+            return segmentation
+        self._report.add("polygon as pairs of points", where)
+        if one:
+            return [list(itertools.chain(*segmentation))]
+        return [list(itertools.chain(*p)) if paired else p for p, paired in zip(segmentation, pairs)]
+
+    def _polygon(self, polygon: Any, size: _Image, where: str) -> Optional[List[float]]:
+        report, points = self._report, _points(polygon)
+        if points is None:
             report.add("segmentation of a wrong type", where)
-            continue
+            return None
         if not np.isfinite(points).all():
             report.add("number that is not finite", where)
-        elif points.size < 6 or points.size % 2 or _area(points) == 0:
+            return None
+        if points.size < 6 or points.size % 2:
             report.add("degenerate polygon", where)
-        else:
-            good.append(polygon)
-    if not good:
+            return None
+        limits = np.resize((size.width, size.height), points.size)
+        if ((points < -limits) | (points > 2 * limits)).any():  # drawing it would need its size in memory
+            report.add("polygon far outside the image", where)
+            polygon = np.clip(points, 0, limits).tolist()
+            return polygon if _area(np.array(polygon)) > 0 else None
+        if _area(points) == 0:
+            report.add("degenerate polygon", where)
+            return None
+        return polygon
+
+    def _runs(self, segmentation: Dict[str, Any], size: _Image, where: str) -> Optional[Dict[str, Any]]:
+        counts, shape = segmentation.get("counts"), segmentation.get("size")
+        if not isinstance(counts, (str, list)) or not isinstance(shape, list):
+            self._report.add("segmentation of a wrong type", where)
+            return None
+        runs = _runs(counts) if isinstance(counts, str) else counts
+        whole = all(map(is_id, [*runs, *shape])) and all(run >= 0 for run in runs)
+        if not whole or shape != [size.height, size.width] or sum(runs) != size.height * size.width:
+            self._report.add("run-length encoding damaged or of another size", where)
+            return None
+        return segmentation
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+
+
+def _points(polygon: Any) -> Optional[np.ndarray]:
+    """The coordinates, NaN for null, or None where it is no list of numbers."""
+    try:
+        points = np.array(polygon)
+    except ValueError:  # lists of different lengths
         return None
-    if crowd:
-        report.add("crowd as polygon", where)
-        height, width = int(size.height), int(size.width)
-        rle = mask_util.merge(mask_util.frPyObjects(good, height, width))
-        return {"size": [height, width], "counts": rle["counts"].decode()}
-    return good
+    if points.ndim != 1:
+        return None
+    if points.dtype == object and all(value is None or is_number(value) for value in polygon):
+        points = np.array(polygon, dtype=float)
+    return points.astype(float) if points.dtype.kind in "iuf" else None
 
 
 def _runs(text: str) -> List[int]:
@@ -412,37 +534,26 @@ def _area(points: np.ndarray) -> float:
     return abs(x @ np.concatenate((y[1:], y[:1])) - y @ np.concatenate((x[1:], x[:1]))) / 2
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
 # --------------------------------------------------------------------------- writing
 
 
 class _Writer:
-    """The mended copy, written as the annotations come, and given its name at the end."""
+    """The mended copy, written as the annotations come.
 
-    def __init__(self, path: Path, kept: Dict[str, Any]) -> None:
-        self.path = Path(path)
-        self.temporary = self.path.with_name(f".{self.path.name}.part")
-        try:
-            self.file = self.temporary.open("w")
-        except OSError as e:
-            raise UserError(f"cannot write {path} ({e.strerror})") from None
-        self.count = 0
+    Args:
+        file: where to.
+        kept: the lists that come first.
+    """
+
+    def __init__(self, file: BinaryIO, kept: Dict[str, Any]) -> None:
+        self.file, self.count = file, 0
         lists = ", ".join(f'"{name}": {json.dumps(entries)}' for name, entries in kept.items())
-        self.file.write(f'{{{lists}, "annotations": [')
+        self.file.write(f'{{{lists}, "annotations": ['.encode())
 
     def annotation(self, annotation: Dict[str, Any]) -> None:
         self.count += 1
         entry = json.dumps({**annotation, "id": self.count})
-        self.file.write(f"{', ' if self.count > 1 else ''}{entry}")
+        self.file.write(f"{', ' if self.count > 1 else ''}{entry}".encode())
 
     def close(self) -> None:
-        self.file.write("]}")
-        self.file.close()
-        self.temporary.replace(self.path)
+        self.file.write(b"]}")

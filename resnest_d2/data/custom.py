@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError
-from .coco_check import Report, check_coco, read_list
+from .annotations import read_list
+from .coco_check import Report, check_coco
+from .panoptic import read_panoptic
 
 Pair = Tuple[str, str]
+
+#: Bytes of a registered annotation file above which it is not checked at every start.
+_CHECKED = 100e6
 
 
 class Facts(NamedTuple):
@@ -27,6 +35,8 @@ class Facts(NamedTuple):
         sizes: square roots of the boxes' areas as fractions of the image's shorter side.
         objects: how many there are.
         without_mask: how many of them have no segmentation.
+        encoded: how many of them have a mask as run lengths.
+        without_keypoints: how many of them have none.
     """
 
     classes: List[str]
@@ -35,13 +45,15 @@ class Facts(NamedTuple):
     sizes: np.ndarray
     objects: int
     without_mask: int
+    encoded: int
+    without_keypoints: int
 
 
 def register_pairs(split: str, pairs: Sequence[Pair], metadata: Dict[str, Any]) -> List[str]:
     """Register annotation files with their image folders. Registering again changes nothing.
 
     Args:
-        metadata: beyond what loading the files tells: keypoints.
+        metadata: what is known of the files: classes and keypoints.
 
     Returns:
         The datasets' names: ``user_train_1``, ...
@@ -66,28 +78,64 @@ def check_pairs(pairs: Sequence[Pair]) -> List[str]:
     Raises:
         UserError: at the first file with which training would stop or go wrong.
     """
-    warnings = []
-    for json_file, images in pairs:
-        if not Path(images).is_dir():
-            raise UserError(f"there is no folder of images {Path(images).absolute()}")
-        report: Report = check_coco(Path(json_file), Path(images), images="exist")
-        for kind, count in report.counts.items():
-            line = f"{json_file}: {count} x {kind}: {', '.join(report.examples[kind])}"
-            if kind in report.fatal:
-                raise UserError(f"{line}; tools/check_dataset.py --fix writes a mended copy")
-            warnings.append(line)
-    return warnings
+    return [line for json_file, images in pairs for line in _check_pair(json_file, images)[1]]
 
 
-def check_registered(names: Iterable[str]) -> List[str]:
-    """:func:`check_pairs` for registered datasets in COCO's format.
+def _check_pair(json_file: str, images: str) -> Tuple[Report, List[str]]:
+    report = check_coco(Path(json_file), Path(images), images="exist")
+    lines = {
+        kind: f"{json_file}: {count} x {kind}: {', '.join(report.examples[kind])}"
+        for kind, count in report.counts.items()
+    }
+    if report.fatal:
+        raise UserError(f"{lines[report.fatal[0]]}; tools/check_dataset.py --fix writes a mended copy")
+    return report, list(lines.values())
+
+
+def check_registered(cfg: CfgNode, train: Sequence[str], test: Sequence[str]) -> List[str]:
+    """:func:`check_pairs` for registered datasets in COCO's format, and whether they fit the recipe.
 
     Files above 100 MB are left to ``tools/check_dataset.py``: COCO's own would add half a minute to every
     start.
+
+    Args:
+        train, test: their names.
     """
-    metadata = [MetadataCatalog.get(name) for name in names]
-    pairs = [(m.json_file, m.image_root) for m in metadata if m.get("json_file") and m.get("image_root")]
-    return check_pairs([pair for pair in pairs if Path(pair[0]).stat().st_size < 100e6])
+    notes = []
+    for name in dict.fromkeys([*train, *test]):
+        metadata = MetadataCatalog.get(name)
+        if name.startswith("shapes_") or metadata.get("evaluator_type") not in ("coco", "coco_panoptic_seg"):
+            continue
+        panoptic, file, images = (metadata.get(key) for key in ("panoptic_json", "json_file", "image_root"))
+        if panoptic and _is_small(panoptic):
+            read_panoptic(panoptic)
+        if file and images and _is_small(file):
+            report, lines = _check_pair(file, images)
+            notes += lines
+            if cfg.MODEL.MASK_ON:
+                _check_masks(file, report.objects, report.without_mask)
+            if _takes_polygons(cfg) and report.encoded and name in train:
+                raise UserError(
+                    f"{file}: {report.encoded} of {report.objects} objects have masks as run lengths, which "
+                    "INPUT.MASK_FORMAT polygon cannot train on; set INPUT.MASK_FORMAT bitmask"
+                )
+    return notes
+
+
+def _is_small(file: str) -> bool:
+    return os.path.getsize(PathManager.get_local_path(file)) < _CHECKED
+
+
+def _takes_polygons(cfg: CfgNode) -> bool:
+    return cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon"
+
+
+def _check_masks(file: str, objects: int, without_mask: int) -> None:
+    if without_mask:
+        raise UserError(
+            f"{file}: {without_mask} of {objects} objects have no segmentation, which MODEL.MASK_ON needs; "
+            "take a configuration without masks (faster_..., cascade_...), or MODEL.MASK_ON False"
+        )
 
 
 def read_facts(json_file: str) -> Facts:
@@ -95,7 +143,7 @@ def read_facts(json_file: str) -> Facts:
     path = Path(json_file)
     categories = sorted(read_list(path, "categories"), key=lambda category: category["id"])
     short = {i["id"]: min(i["width"], i["height"]) for i in read_list(path, "images")}
-    sizes, annotated, objects, without_mask = [], set(), 0, 0
+    sizes, annotated, objects, without_mask, encoded, without_keypoints = [], set(), 0, 0, 0, 0
     for annotation in read_list(path, "annotations"):
         if annotation.get("iscrowd", 0):
             continue
@@ -103,6 +151,8 @@ def read_facts(json_file: str) -> Facts:
         annotated.add(annotation["image_id"])
         objects += 1
         without_mask += not annotation.get("segmentation")
+        encoded += isinstance(annotation.get("segmentation"), dict)
+        without_keypoints += not annotation.get("keypoints")
         if width > 0 and height > 0:
             sizes.append(math.sqrt(width * height) / short[annotation["image_id"]])
     return Facts(
@@ -112,6 +162,8 @@ def read_facts(json_file: str) -> Facts:
         np.array(sizes),
         objects,
         without_mask,
+        encoded,
+        without_keypoints,
     )
 
 
@@ -137,7 +189,7 @@ def fit_config(
     for file, other in zip(files, facts):
         if other.classes != facts[0].classes:
             raise UserError(f"{file} has the classes {other.classes}, {files[0]} has {facts[0].classes}")
-    metadata = _set_classes(cfg, facts[0], files[0])
+    metadata, notes = _set_classes(cfg, facts[0], files[0])
     if train:
         cfg.DATASETS.TRAIN = tuple(register_pairs("train", train, metadata))
     if train or val:
@@ -145,16 +197,26 @@ def fit_config(
     if train and not any(f.images for f in facts[: len(train)]):
         raise UserError(f"{', '.join(files[: len(train)])}: no image holds an object")
     for file, f in zip(files, facts):
-        if cfg.MODEL.MASK_ON and f.without_mask:
+        if cfg.MODEL.MASK_ON:
+            _check_masks(file, f.objects, f.without_mask)
+        if cfg.MODEL.KEYPOINT_ON and f.without_keypoints:
             raise UserError(
-                f"{file}: {f.without_mask} of {f.objects} objects have no segmentation, which MODEL.MASK_ON "
-                "needs; take a configuration without masks (faster_..., cascade_...), or MODEL.MASK_ON False"
+                f"{file}: {f.without_keypoints} of {f.objects} objects have no keypoints, which "
+                "MODEL.KEYPOINT_ON needs; tools/check_dataset.py --fix writes a copy with hidden ones"
             )
-    return (_fit_schedule(cfg, facts[: len(train)], epochs) if train else []), metadata
+    if _takes_polygons(cfg) and any(f.encoded for f in facts[: len(train)]):
+        cfg.INPUT.MASK_FORMAT = "bitmask"
+        notes.append("INPUT.MASK_FORMAT bitmask instead of polygon, as some masks are run lengths")
+    notes += [
+        f"{file}: no image holds an object, so there is nothing to find and AP will be undefined"
+        for file, f in zip(files[len(train) :], facts[len(train) :])
+        if not f.objects
+    ]
+    return notes + (_fit_schedule(cfg, facts[: len(train)], epochs) if train else []), metadata
 
 
-def _set_classes(cfg: CfgNode, facts: Facts, file: str) -> Dict[str, Any]:
-    """Sets numbers of classes and keypoints. Returns the metadata of keypoints."""
+def _set_classes(cfg: CfgNode, facts: Facts, file: str) -> Tuple[Dict[str, Any], List[str]]:
+    """Sets numbers of classes and keypoints. Returns the metadata of both, and notes."""
     if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN":
         raise UserError(
             "MODEL.META_ARCHITECTURE PanopticFPN needs semantic annotations, which a file of instances "
@@ -163,19 +225,56 @@ def _set_classes(cfg: CfgNode, facts: Facts, file: str) -> Dict[str, Any]:
     count = len(facts.classes)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = count
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = count + 1  # background
+    metadata: Dict[str, Any] = {"thing_classes": facts.classes}
     if not cfg.MODEL.KEYPOINT_ON:
-        return {}
+        return metadata, []
     if not facts.keypoints:
         raise UserError(f"MODEL.KEYPOINT_ON: the first category in {file} names no keypoints")
     cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(facts.keypoints)
     if len(facts.keypoints) != 17 and not cfg.TEST.KEYPOINT_OKS_SIGMAS:
         cfg.TEST.KEYPOINT_OKS_SIGMAS = [0.05] * len(facts.keypoints)
-    pairs = [
-        (name, name.replace("left", "right"))
-        for name in facts.keypoints
-        if "left" in name and name.replace("left", "right") in facts.keypoints
+    pairs, alone = pair_keypoints(facts.keypoints)
+    metadata.update(keypoint_names=facts.keypoints, keypoint_flip_map=pairs)
+    if pairs and not alone:
+        return metadata, []
+    what = f"{', '.join(alone[:5])} have no other side" if alone else "none are left and right of a pair"
+    return metadata, [
+        f"{file}: of the keypoints, {what}, so they keep their names when an image is flipped; call pairs "
+        "left_... and right_..., or set INPUT.RANDOM_FLIP none"
     ]
-    return {"keypoint_names": facts.keypoints, "keypoint_flip_map": pairs}
+
+
+_SIDES = (
+    re.compile(r"left|right", re.I),
+    re.compile(r"(?<![a-z])[lr](?![a-z])", re.I),  # l_eye, eye.L, R1
+    re.compile(r"(?<![A-Za-z])(?:[LR](?=[A-Z][a-z])|[lr](?=[A-Z]))|(?<=[a-z])[LR](?![a-z])"),  # lEye, eyeL
+    re.compile(r"^[lr]", re.I),  # leye, which has no side unless there is a reye
+)
+
+
+def pair_keypoints(names: Sequence[str]) -> Tuple[List[Pair], List[str]]:
+    """Which keypoints change places when an image is flipped, by their names.
+
+    ``left`` and ``right`` may stand anywhere, ``l`` and ``r`` where they are a word, set apart by a capital,
+    or the first letter; case does not matter.
+
+    Returns:
+        Pairs of left and right; and names that have a side, but not their other side.
+    """
+    pairs, alone, known = [], [], {name.casefold(): name for name in names}
+    for name in names:
+        sides = [(match[0], pattern) for pattern in _SIDES if (match := pattern.search(name))]
+        mirrored = [(side, known.get(pattern.sub(_other_side, name).casefold())) for side, pattern in sides]
+        found = [(side, other) for side, other in mirrored if other]
+        if found and found[0][0][0] in "lL":
+            pairs.append((name, found[0][1]))
+        elif not found and any(pattern is not _SIDES[-1] for _, pattern in sides):
+            alone.append(name)
+    return pairs, alone
+
+
+def _other_side(match: re.Match[str]) -> str:
+    return {"left": "right", "right": "left", "l": "r", "r": "l"}[match[0].casefold()]
 
 
 def _fit_schedule(cfg: CfgNode, facts: Sequence[Facts], epochs: Optional[float]) -> List[str]:

@@ -8,6 +8,7 @@ import threading
 from contextlib import nullcontext
 from typing import Any, Dict, Iterator, List, Optional, Sequence
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetFromList,
@@ -16,13 +17,20 @@ from detectron2.data import (
     build_detection_train_loader,
 )
 from detectron2.data.build import _train_loader_from_config
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ..errors import UserError
+from .check import loading, note_annotations
 from .seeding import seeded
+
+#: Where workers put tensors for the training process, on Linux.
+SHARED_MEMORY = "/dev/shm"
+#: Batches that each worker loads ahead: PyTorch's default.
+PREFETCHED = 2
 
 
 class TrainingPositions(Sampler):
@@ -125,6 +133,33 @@ class CheckedMapper:
             ) from None
 
 
+def in_shared_memory(batch: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """The batch, which a worker has put where the training process reads it.
+
+    The queue would do so in a thread of its own, drop the batch where there is no room, and leave the
+    training process waiting for it for ever.
+
+    Raises:
+        UserError: there is no room.
+    """
+    if get_worker_info() is None:
+        return batch
+    try:
+        for record in batch:
+            for value in record.values():
+                fields = value.get_fields().values() if isinstance(value, Instances) else [value]
+                for tensor in (getattr(field, "tensor", field) for field in fields):
+                    if isinstance(tensor, torch.Tensor):
+                        tensor.share_memory_()
+    except RuntimeError as e:
+        reason = " ".join(str(e).split())[:200]
+        raise UserError(
+            f"{SHARED_MEMORY} has no room for what the loader's workers load ({reason}); docker run "
+            "--shm-size 8g gives more, fewer DATALOADER.NUM_WORKERS need less, 0 none"
+        ) from None
+    return batch
+
+
 def _outlive_group_signals() -> None:
     """Let a worker end when its training process says so, and not by a signal to the whole process group.
 
@@ -151,7 +186,9 @@ def build_train_loader(cfg: CfgNode, mapper: Optional[Any] = None) -> DataLoader
         cfg: SEED is not negative.
         mapper: DatasetMapper by default.
     """
-    config = _train_loader_from_config(cfg, mapper or DatasetMapper(cfg, True))
+    with loading(cfg.DATASETS.TRAIN):
+        config = _train_loader_from_config(cfg, mapper or DatasetMapper(cfg, True))
+    note_annotations(cfg.DATASETS.TEST)
     records = config.pop("dataset")
     # detectron2 seeds some of its samplers by random numbers whatever SEED says.
     config["sampler"]._seed = cfg.SEED
@@ -160,9 +197,11 @@ def build_train_loader(cfg: CfgNode, mapper: Optional[Any] = None) -> DataLoader
     config["sampler"] = TrainingPositions(config["sampler"], len(records), batch_size, groups)
     config["mapper"] = CheckedMapper(config["mapper"], cfg.SEED)
     config["aspect_ratio_grouping"] = False  # done
-    return build_detection_train_loader(_Samples(records), **config)
+    return build_detection_train_loader(_Samples(records), collate_fn=in_shared_memory, **config)
 
 
 def build_test_loader(cfg: CfgNode, dataset: str) -> DataLoader:
     """detectron2's test loader, with :class:`CheckedMapper`."""
-    return build_detection_test_loader(cfg, dataset, mapper=CheckedMapper(DatasetMapper(cfg, False)))
+    mapper = CheckedMapper(DatasetMapper(cfg, False))
+    with loading([dataset]):
+        return build_detection_test_loader(cfg, dataset, mapper=mapper, collate_fn=in_shared_memory)

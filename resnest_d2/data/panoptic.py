@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Dict, List, Union
+from typing import Any, Dict, List, Union
 
 import numpy as np
 import pycocotools.mask
@@ -13,7 +13,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import UserError
-from .coco_check import read_list
+from ..files import atomic_write_text, atomic_writer, check_readable, inside, unused_name, writing
+from .annotations import encode_mask, is_id, load_coco, read_list
 
 #: Label of pixels that do not count, in semantic maps.
 _IGNORED = 255
@@ -21,17 +22,78 @@ _WALL = 199
 _STUFF = [category["id"] for category in COCO_CATEGORIES if not category["isthing"]]
 
 
+def read_panoptic(annotations: Union[str, Path]) -> Dict[str, List[Dict[str, Any]]]:
+    """Annotations and categories of a file in COCO's panoptic format.
+
+    Raises:
+        UserError: the file cannot be read, is no JSON, or is not in that format.
+    """
+    content = {name: list(read_list(annotations, name)) for name in ("categories", "annotations")}
+    for name, entries in content.items():
+        if not entries:
+            raise UserError(f"{annotations} is not COCO's panoptic format: it holds no {name}")
+    reason = _panoptic_fault(**content)
+    if reason:
+        raise UserError(f"{annotations} is not COCO's panoptic format: {reason}")
+    return content
+
+
+def _panoptic_fault(categories: List[Any], annotations: List[Any]) -> str:
+    """What is wrong, or an empty text."""
+    known, images, files = set(), set(), set()
+    for category in categories:
+        if not isinstance(category, dict) or not is_id(category.get("id")):
+            return f"a category is {str(category)[:100]}, without a whole number as its id"
+        if category.get("isthing") not in (0, 1):
+            return f"category {category['id']} does not say by isthing, 0 or 1, whether it is a thing"
+        known.add(category["id"])
+    for number, annotation in enumerate(annotations):
+        if not isinstance(annotation, dict) or not is_id(annotation.get("image_id")):
+            return f"annotation number {number} has no image_id that is a whole number"
+        image, file = annotation["image_id"], annotation.get("file_name")
+        if not isinstance(file, str) or not file:
+            return f"that of image {image} names no file"
+        if image in images or file in files:
+            return f"image {image} or its file {file!r} is there twice"
+        images.add(image)
+        files.add(file)
+        segments = annotation.get("segments_info")
+        if not isinstance(segments, list):
+            return f"that of image {image} has no list segments_info"
+        for segment in segments:
+            if not isinstance(segment, dict) or not is_id(segment.get("id")):
+                return f"a segment of image {image} has no id that is a whole number"
+            if not is_id(segment.get("category_id")) or segment["category_id"] not in known:
+                return f"segment {segment['id']} of image {image} is of no known category"
+    return ""
+
+
 def read_segment_ids(path: Union[str, Path]) -> np.ndarray:
-    """(H, W) int64, the segment of each pixel, from a PNG that holds it as R + 256 G + 65536 B."""
-    with Image.open(path) as image:
-        rgb = np.asarray(image.convert("RGB"), dtype=np.int64)
+    """(H, W) int64, the segment of each pixel, from a PNG that holds it as R + 256 G + 65536 B.
+
+    Raises:
+        UserError: it cannot be read, or has no such channels.
+    """
+    path = check_readable(path)
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("RGB", "RGBA"):
+                raise UserError(
+                    f"{path} is no image of segments: it is of mode {image.mode}, and theirs is RGB"
+                )
+            rgb = np.asarray(image.convert("RGB"), dtype=np.int64)
+    except UserError:
+        raise
+    except Exception as e:  # a broken file makes Pillow raise nearly anything
+        raise UserError(f"{path} is no image or a damaged one ({' '.join(str(e).split())[:100]})") from None
     return rgb @ np.array([1, 256, 256**2])
 
 
 def write_segment_ids(ids: np.ndarray, path: Union[str, Path]) -> None:
     """The reverse of :func:`read_segment_ids`."""
     rgb = np.stack((ids % 256, ids // 256 % 256, ids // 256**2), -1)
-    Image.fromarray(rgb.astype(np.uint8)).save(path)
+    with atomic_writer(path) as file:
+        Image.fromarray(rgb.astype(np.uint8)).save(file, "PNG")
 
 
 def write_semantic_maps(annotations: Path, segments: Path, output: Path) -> int:
@@ -47,25 +109,27 @@ def write_semantic_maps(annotations: Path, segments: Path, output: Path) -> int:
         The number of images.
 
     Raises:
-        UserError: a file is missing or malformed, or a category is not COCO's.
+        UserError: a file is missing or malformed, a category is not COCO's, or a map cannot be written or
+            would replace what it is made of.
     """
     label = {c["id"]: 0 if c["isthing"] else _STUFF.index(c["id"]) + 1 for c in COCO_CATEGORIES}
-    images = list(read_list(annotations, "annotations"))
-    if not images:
-        raise UserError(f"{annotations} holds no annotations")
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        for image in tqdm(images, desc=f"semantic maps into {output}"):
-            ids = read_segment_ids(segments / image["file_name"])
-            semantic = np.full(ids.shape, _IGNORED, dtype=np.uint8)
-            for segment in image["segments_info"]:
-                semantic[ids == segment["id"]] = label[segment["category_id"]]
-            Image.fromarray(semantic).save(output / image["file_name"])
-    except OSError as e:
-        raise UserError(f"{segments}: {e}") from None
-    except (KeyError, TypeError) as e:
-        raise UserError(f"{annotations} is not COCO's panoptic format: {e!r}") from None
-    return len(images)
+    content = read_panoptic(annotations)
+    foreign = sorted({category["id"] for category in content["categories"]} - label.keys())
+    if foreign:
+        raise UserError(f"{annotations} is not COCO's panoptic format: category {foreign[0]} is not COCO's")
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+    if segments.exists() and output.samefile(segments):
+        raise UserError(f"{output} is the folder of the segments themselves; name another for the maps")
+    for image in tqdm(content["annotations"], desc=f"semantic maps into {output}"):
+        target = inside(output, image["file_name"], annotations)
+        ids = read_segment_ids(segments / image["file_name"])
+        semantic = np.full(ids.shape, _IGNORED, dtype=np.uint8)
+        for segment in image["segments_info"]:
+            semantic[ids == segment["id"]] = label[segment["category_id"]]
+        with atomic_writer(target) as file:
+            Image.fromarray(semantic).save(file, "PNG")
+    return len(content["annotations"])
 
 
 def panoptic_of_instances(instances: Path, annotations: Path, segments: Path) -> None:
@@ -79,32 +143,26 @@ def panoptic_of_instances(instances: Path, annotations: Path, segments: Path) ->
         annotations: JSON file to write.
         segments: folder for its PNGs.
     """
-    images = list(read_list(instances, "images"))
-    of_image: Dict[int, List[dict]] = {image["id"]: [] for image in images}
-    for annotation in read_list(instances, "annotations"):
+    content = load_coco(instances)
+    of_image: Dict[int, List[dict]] = {image["id"]: [] for image in content["images"]}
+    for annotation in content["annotations"]:
         of_image[annotation["image_id"]].append(annotation)
-    segments.mkdir(parents=True, exist_ok=True)
-    result = []
-    for image in images:
+    result, used = [], set()
+    for image in content["images"]:
         height, width = image["height"], image["width"]
         ids = np.ones((height, width), dtype=np.int64)
         infos = [{"id": 1, "category_id": _WALL, "iscrowd": 0}]
         for number, annotation in enumerate(of_image[image["id"]], 2):
-            rle = annotation["segmentation"]
-            if isinstance(rle, list):
-                rle = pycocotools.mask.merge(pycocotools.mask.frPyObjects(rle, height, width))
-            elif isinstance(rle["counts"], list):
-                rle = pycocotools.mask.frPyObjects(rle, height, width)
+            rle = encode_mask(annotation["segmentation"], height, width)
             ids[pycocotools.mask.decode(rle).astype(bool)] = number
             infos.append({"id": number, **{k: annotation[k] for k in ("category_id", "iscrowd")}})
         visible = {int(i) for i in np.unique(ids)}
-        name = f"{Path(image['file_name']).stem}.png"
+        name = unused_name(Path(image["file_name"]).stem, ".png", used)
         write_segment_ids(ids, segments / name)
         kept = [info for info in infos if info["id"] in visible]
         result.append({"image_id": image["id"], "file_name": name, "segments_info": kept})
-    annotations.write_text(
-        json.dumps({"images": images, "annotations": result, "categories": COCO_CATEGORIES})
-    )
+    panoptic = {"images": content["images"], "annotations": result, "categories": COCO_CATEGORIES}
+    atomic_write_text(annotations, json.dumps(panoptic))
 
 
 def add_panoptic_of_instances(root: Path, output: Path) -> None:

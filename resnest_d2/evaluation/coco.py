@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import itertools
 import logging
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+import os
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import pycocotools.coco
@@ -13,7 +16,10 @@ import pycocotools.cocoeval
 from detectron2 import evaluation
 from detectron2.utils.logger import create_small_table
 
-from ..errors import OptionError
+from ..data.annotations import complete
+from ..data.check import loading
+from ..errors import OptionError, UserError
+from ..files import writing
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +54,7 @@ def evaluate_coco(
     A model that found nothing is evaluated too: its AP is 0 wherever there are objects to find.
 
     Args:
-        truth: content of an annotation file.
+        truth: content of an annotation file, which is completed by :func:`complete`.
         results: detections in COCO's format, with the category ids of ``truth``.
         iou_type: ``bbox``, ``segm`` or ``keypoints``.
         backend: one of :data:`BACKENDS`; None for :func:`default_backend`.
@@ -57,10 +63,13 @@ def evaluate_coco(
 
     Returns:
         The backend's COCOeval, with ``stats`` (fractions, -1 where undefined), ``eval`` and ``params``.
+
+    Raises:
+        UserError: the truth cannot be used, lacks masks or keypoints, or is of other images.
     """
-    coco_eval = _coco_eval(truth, results, iou_type, backend or default_backend())
+    coco_eval, images, categories = _coco_eval(truth, results, iou_type, backend or default_backend())
     if image_ids is not None:
-        coco_eval.params.imgIds = list(image_ids)
+        coco_eval.params.imgIds = [images[image_id] for image_id in image_ids]
     if iou_type == "keypoints":
         if keypoint_sigmas:
             coco_eval.params.kpt_oks_sigmas = np.array(keypoint_sigmas)
@@ -73,6 +82,7 @@ def evaluate_coco(
     coco_eval.evaluate()
     coco_eval.accumulate()
     coco_eval.summarize()
+    coco_eval.params.imgIds, coco_eval.params.catIds = list(images), list(categories)
     return coco_eval
 
 
@@ -108,7 +118,7 @@ class Match(NamedTuple):
 
     Attributes:
         detection: index into the list of results.
-        truth: id of the annotation, or None for a false positive.
+        truth: id of the annotation, as :func:`complete` has it, or None for a false positive.
     """
 
     detection: int
@@ -122,7 +132,7 @@ def match_detections(
 
     Detections that COCO ignores, such as those on crowds, and those beyond 100 an image are left out.
     """
-    coco_eval = _coco_eval(truth, results, iou_type, "pycocotools")  # the other tells no matches
+    coco_eval, *_ = _coco_eval(truth, results, iou_type, "pycocotools")  # the other tells no matches
     coco_eval.params.iouThrs = np.array([iou])
     coco_eval.params.areaRng, coco_eval.params.areaRngLbl = coco_eval.params.areaRng[:1], ["all"]
     coco_eval.params.maxDets = [20 if iou_type == "keypoints" else 100]
@@ -137,12 +147,36 @@ def match_detections(
     ]
 
 
-def _coco_eval(truth: Dict[str, Any], results: List[Dict[str, Any]], iou_type: str, backend: str) -> Any:
-    """A backend's COCOeval that has not run yet."""
+def _coco_eval(
+    truth: Dict[str, Any], results: List[Dict[str, Any]], iou_type: str, backend: str
+) -> Tuple[Any, Dict[int, int], Dict[int, int]]:
+    """A backend's COCOeval that has not run yet, and what it has for the ids of images and of categories.
+
+    Backends differ in which ids they take; their ranks, from 1, suit all and give the same order.
+    """
+    truth = complete(truth)
+    _check_annotated(truth, iou_type)
+    images, categories = (
+        {number: rank for rank, number in enumerate(sorted({entry["id"] for entry in truth[key]}), 1)}
+        for key in ("images", "categories")
+    )
+    unknown = {result["image_id"] for result in results} - images.keys()
+    if unknown:
+        raise UserError(
+            f"{len(unknown)} images with detections, {min(unknown, key=str)} and others, are not in the "
+            "annotation file; name the file that they were evaluated on"
+        )
     # A copy, since loading adds to the detections. With a box in it, a mask would count by the area of
     # the box, not by its own.
     drop = "bbox" if iou_type == "segm" else None
     results = [{k: v for k, v in result.items() if k != drop} for result in results]
+    for entry in truth["images"]:
+        entry["id"] = images[entry["id"]]
+    for entry in truth["categories"]:
+        entry["id"] = categories[entry["id"]]
+    for entry in (*truth["annotations"], *results):  # of an unknown one, 0 is evaluated by none
+        entry["image_id"] = images.get(entry["image_id"], 0)
+        entry["category_id"] = categories.get(entry["category_id"], 0)
     if backend == "faster-coco-eval":
         from faster_coco_eval import COCO, COCOeval_faster
 
@@ -153,7 +187,26 @@ def _coco_eval(truth: Dict[str, Any], results: List[Dict[str, Any]], iou_type: s
     if not results:  # neither reads an empty list
         dt.dataset = {**truth, "annotations": []}
         dt.createIndex()
-    return evaluator(gt, dt, iou_type)
+    return evaluator(gt, dt, iou_type), images, categories
+
+
+def _check_annotated(truth: Dict[str, Any], iou_type: str) -> None:
+    """Raise UserError where an object lacks what is evaluated. What COCO ignores gets it."""
+    key = {"segm": "segmentation", "keypoints": "keypoints"}.get(iou_type)
+    lacking = [a for a in truth["annotations"] if key and not a.get(key)]
+    objects = [a for a in lacking if not a["iscrowd"]]
+    if objects and key == "segmentation":
+        raise UserError(
+            f"{len(objects)} objects, annotation {objects[0]['id']} the first, have no segmentation, which "
+            "the evaluation of masks needs; MODEL.MASK_ON False evaluates boxes alone"
+        )
+    count = max((len(a["keypoints"]) for a in truth["annotations"] if a.get("keypoints")), default=51)
+    for annotation in lacking:
+        x, y, w, h = annotation["bbox"]
+        if key == "segmentation":
+            annotation[key] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        else:
+            annotation.update(keypoints=[0] * count, num_keypoints=0)
 
 
 def _pycocotools(truth: Dict[str, Any]) -> pycocotools.coco.COCO:
@@ -173,9 +226,20 @@ class COCOEvaluator(evaluation.COCOEvaluator):
         arguments: of detectron2's evaluator.
     """
 
-    def __init__(self, *arguments: Any, average_recall: bool = False, **keywords: Any) -> None:
-        super().__init__(*arguments, **keywords)
+    def __init__(
+        self, dataset_name: str, *arguments: Any, average_recall: bool = False, **keywords: Any
+    ) -> None:
+        with loading([dataset_name]):
+            super().__init__(dataset_name, *arguments, **keywords)
+        if self._do_evaluation:  # before anything is predicted
+            truth = complete(self._coco_api.dataset, self._metadata.json_file)
+            with contextlib.redirect_stdout(io.StringIO()):
+                self._coco_api = _pycocotools(truth)
         self._average_recall = average_recall
+
+    def evaluate(self, img_ids: Optional[Sequence[int]] = None) -> Dict[str, Any]:
+        with writing(os.path.join(self._output_dir or "", "instances_predictions.pth")):
+            return super().evaluate(img_ids)
 
     def _derive_coco_results(
         self, coco_eval: Any, iou_type: str, class_names: Optional[Sequence[str]] = None
@@ -196,7 +260,8 @@ class COCOEvaluator(evaluation.COCOEvaluator):
     ) -> None:
         evaluate, self._do_evaluation = self._do_evaluation, False
         try:  # translates category ids, in place, and writes the results
-            super()._eval_predictions(predictions, img_ids)
+            with writing(os.path.join(self._output_dir or "", "coco_instances_results.json")):
+                super()._eval_predictions(predictions, img_ids)
         finally:
             self._do_evaluation = evaluate
         if not evaluate:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Dict, Sequence
+
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -37,12 +39,12 @@ def build_evaluator(cfg: CfgNode, dataset: str, output_dir: str) -> DatasetEvalu
     if kind == "pascal_voc":
         return PascalVOCDetectionEvaluator(dataset)
     if kind == "sem_seg":
-        return _semantic_evaluator(dataset, output_dir)
+        return SemanticEvaluator(dataset, output_dir)
     if kind == "coco_panoptic_seg":
         return DatasetEvaluators(
             [
                 build_instance_evaluator(cfg, dataset, output_dir),
-                _semantic_evaluator(dataset, output_dir),
+                SemanticEvaluator(dataset, output_dir),
                 PanopticEvaluator(dataset, output_dir),
             ]
         )
@@ -52,14 +54,38 @@ def build_evaluator(cfg: CfgNode, dataset: str, output_dir: str) -> DatasetEvalu
     )
 
 
-def _semantic_evaluator(dataset: str, output_dir: str) -> SemSegEvaluator:
+class SemanticEvaluator(SemSegEvaluator):
     """detectron2's, with a way to read label maps that works with numpy 2, where its own does not."""
 
-    def read(path: str, dtype: type) -> np.ndarray:
+    def __init__(self, dataset: str, output_dir: str) -> None:
+        super().__init__(dataset, output_dir=output_dir, sem_seg_loading_fn=_read_labels)
+
+    def process(self, inputs: Sequence[Dict[str, Any]], outputs: Sequence[Dict[str, Any]]) -> None:
+        """Count the pixels of a batch.
+
+        Raises:
+            UserError: a label map cannot be read, is of another size, or has labels that are none.
+        """
+        for record, output in zip(inputs, outputs):
+            try:
+                super().process([record], [output])
+            except UserError:
+                raise
+            except ValueError as e:  # numpy's, of arrays that do not fit
+                file = self.input_file_to_gt_file[record["file_name"]]
+                raise UserError(
+                    f"{file} is no label map of {record['file_name']} ({' '.join(str(e).split())[:100]})"
+                ) from None
+
+
+def _read_labels(path: str, dtype: type) -> np.ndarray:
+    try:
         with PathManager.open(path, "rb") as file, Image.open(file) as image:
             return np.array(image, dtype=dtype)
-
-    return SemSegEvaluator(dataset, output_dir=output_dir, sem_seg_loading_fn=read)
+    except Exception as e:  # a broken file makes Pillow raise nearly anything
+        raise UserError(
+            f"{path} is no label map or a damaged one ({' '.join(str(e).split())[:100]})"
+        ) from None
 
 
 def build_instance_evaluator(cfg: CfgNode, dataset: str, output_dir: str) -> DatasetEvaluator:

@@ -19,7 +19,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
-from ..data.panoptic import read_segment_ids
+from ..data.panoptic import read_panoptic, read_segment_ids
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -108,8 +108,7 @@ class PanopticEvaluator(DatasetEvaluator):
     def __init__(self, dataset: str, output_dir: Optional[str] = None) -> None:
         self._metadata = MetadataCatalog.get(dataset)
         self._output_dir = output_dir
-        with PathManager.open(self._metadata.panoptic_json) as f:
-            content = json.load(f)
+        content = read_panoptic(PathManager.get_local_path(self._metadata.panoptic_json))
         self._truth = {annotation["image_id"]: annotation for annotation in content["annotations"]}
         self._categories = content["categories"]
         things, stuff = (
@@ -129,7 +128,7 @@ class PanopticEvaluator(DatasetEvaluator):
         """Count the segments of a batch.
 
         Raises:
-            UserError: an image has no panoptic annotation.
+            UserError: an image has no panoptic annotation, or its PNG is not of it.
         """
         for record, output in zip(inputs, outputs):
             image_id = record["image_id"]
@@ -141,9 +140,26 @@ class PanopticEvaluator(DatasetEvaluator):
                 {"id": s["id"], "category_id": self._category_of[bool(s["isthing"])][s["category_id"]]}
                 for s in segments
             ]
-            truth = read_segment_ids(os.path.join(self._metadata.panoptic_root, annotation["file_name"]))
-            counts = match_segments(truth, annotation["segments_info"], ids.cpu().numpy(), predicted)
+            ids = ids.cpu().numpy()
+            truth = self._read_truth(annotation, ids.shape)
+            counts = match_segments(truth, annotation["segments_info"], ids, predicted)
             self._images.append((image_id, counts))
+
+    def _read_truth(self, annotation: Dict[str, Any], shape: Tuple[int, ...]) -> np.ndarray:
+        """The segments of an image of (height, width)."""
+        path = os.path.join(self._metadata.panoptic_root, annotation["file_name"])
+        truth = read_segment_ids(path)
+        if truth.shape != shape:
+            sizes = [f"{width}x{height}" for height, width in (truth.shape, shape)]
+            raise UserError(f"{path} is of {sizes[0]} pixels, and its image of {sizes[1]}")
+        named = {segment["id"] for segment in annotation["segments_info"]}
+        differ = named ^ ({*np.unique(truth).tolist()} - {VOID})
+        if differ:
+            where = "the annotations alone" if differ & named else "the PNG alone"
+            raise UserError(
+                f"{path} does not fit to {self._metadata.panoptic_json}: segment {min(differ)} is in {where}"
+            )
+        return truth
 
     def evaluate(self) -> Optional[OrderedDict]:
         """``panoptic_seg``: the nine figures, in percent. On the main process only."""

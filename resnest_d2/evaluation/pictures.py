@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import List
+from typing import Any, Dict, List, Set, Tuple
 
+import matplotlib
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image, transform_instance_annotations
 from detectron2.data.transforms import ResizeTransform, TransformList
-from detectron2.utils.visualizer import ColorMode, Visualizer
+from detectron2.utils.visualizer import ColorMode, VisImage, Visualizer
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from tqdm import tqdm
 
+from ..data.check import loading
 from ..data.loader import CheckedMapper
+from ..errors import UserError
+from ..files import atomic_writer, unused_name, writing
 
 #: Width in pixels of each half of a picture.
 _WIDTH = 640
+#: Height in pixels, within which proportions are kept.
+_HEIGHTS = (_WIDTH // 16, _WIDTH * 8)
 _CAPTION_HEIGHT = 28
 
 
@@ -36,52 +42,81 @@ def draw_predictions(
     Args:
         model: a detector with its weights; it is put into eval mode.
         dataset: a registered dataset, whose first images that hold objects are drawn.
-        folder: where the pictures go, named like the images, as PNG.
+        folder: where the pictures go, as PNG, named like the images. Where several images of the dataset
+            have one name, numbers follow it.
         score_threshold: predictions with a lower score are left out.
 
     Returns:
         The paths written.
 
     Raises:
-        UserError: an image cannot be used.
+        UserError: an image or its annotations cannot be used, or a picture cannot be written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     metadata = MetadataCatalog.get(dataset)
     mapper = CheckedMapper(DatasetMapper(cfg, is_train=False))
-    records = [r for r in DatasetCatalog.get(dataset) if r.get("annotations")][:num_images]
+    with loading([dataset]):
+        records = DatasetCatalog.get(dataset)
+    used: Set[str] = set()
+    named = [(unused_name(Path(r["file_name"]).stem, ".png", used), r) for r in records]
+    named = [(name, record) for name, record in named if record.get("annotations")][:num_images]
     model.eval()
     paths = []
-    # Colours by class need the metadata to say which; others are random.
-    mode = ColorMode.SEGMENTATION if metadata.get("thing_colors") else ColorMode.IMAGE
-    for record in tqdm(records, desc="drawing predictions"):
+    for name, record in tqdm(named, desc="drawing predictions"):
         mapped = mapper(record)
         # Everything is drawn at the size of the picture, else labels on small images are tiny.
         image = read_image(record["file_name"], "RGB")
-        height, width = round(_WIDTH * image.shape[0] / image.shape[1]), _WIDTH
-        resize = TransformList([ResizeTransform(*image.shape[:2], height, width)])
+        height = min(max(round(_WIDTH * image.shape[0] / image.shape[1]), _HEIGHTS[0]), _HEIGHTS[1])
+        resize = TransformList([ResizeTransform(*image.shape[:2], height, _WIDTH)])
         image = resize.apply_image(image)
         with torch.no_grad():
-            inputs = {**mapped, "height": height, "width": width}
+            inputs = {**mapped, "height": height, "width": _WIDTH}
             instances = model([inputs])[0]["instances"].to("cpu")
-        predicted = Visualizer(image, metadata, instance_mode=mode).draw_instance_predictions(
-            instances[instances.scores >= score_threshold]
-        )
-        annotations = [
-            transform_instance_annotations(dict(annotation), resize, (height, width))
-            for annotation in record["annotations"]
-        ]
-        truth = Visualizer(image, metadata, instance_mode=mode).draw_dataset_dict(
-            {"annotations": annotations}
-        )
-        paths.append(folder / f"{Path(record['file_name']).stem}.png")
-        _side_by_side(
+        instances = instances[instances.scores >= score_threshold]
+        with matplotlib.rc_context({"text.parse_math": False}):  # a class may be named "$5"
+            predicted = _visualizer(image, metadata).draw_instance_predictions(instances)
+            truth = _draw_truth(_visualizer(image, metadata), record, resize, (height, _WIDTH))
+        page = _side_by_side(
             {
                 f"predictions, score >= {score_threshold:.0%}": predicted.get_image(),
                 "ground truth": truth.get_image(),
             }
-        ).save(paths[-1])
+        )
+        with atomic_writer(folder / name) as file:
+            page.save(file, "PNG")
+        paths.append(folder / name)
     return paths
+
+
+def _visualizer(image: np.ndarray, metadata: Metadata) -> Visualizer:
+    # Colours by class need the metadata to say which; others are random.
+    mode = ColorMode.SEGMENTATION if metadata.get("thing_colors") else ColorMode.IMAGE
+    return Visualizer(image, metadata, instance_mode=mode)
+
+
+def _draw_truth(
+    visualizer: Visualizer, record: Dict[str, Any], resize: TransformList, size: Tuple[int, int]
+) -> VisImage:
+    """The annotations of an image, resized to (height, width) in pixels."""
+    try:
+        annotations = [
+            transform_instance_annotations(dict(annotation), resize, size)
+            for annotation in record["annotations"]
+        ]
+        # detectron2 asks the first whether all have masks and keypoints.
+        if any("segmentation" in annotation for annotation in annotations):
+            annotations = [{"segmentation": [], **annotation} for annotation in annotations]
+        if len({np.size(annotation.get("keypoints", ())) for annotation in annotations}) > 1:
+            annotations = [{k: v for k, v in a.items() if k != "keypoints"} for a in annotations]
+        return visualizer.draw_dataset_dict({"annotations": annotations})
+    except Exception as e:  # detectron2 raises anything for what is wrong in them
+        reason = " ".join(str(e).split())[:200] or type(e).__name__
+        raise UserError(
+            f"the annotations of {record['file_name']} cannot be drawn ({reason}); tools/check_dataset.py "
+            "says what is wrong"
+        ) from None
 
 
 def _side_by_side(images: dict) -> Image.Image:

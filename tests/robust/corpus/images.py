@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Callable, Dict, List, Tuple
 
 import numpy as np
+import torch
+from detectron2.data.detection_utils import read_image
 from PIL import Image
+from support import ROOT
 
 from .. import tiny
 from .case import Case
@@ -190,3 +193,111 @@ def _broken_link(folder: Path, rng: np.random.Generator) -> Case:
 
 IMAGES["folder instead of a file"] = _folder_instead
 IMAGES["link to nowhere"] = _broken_link
+
+
+# The check's idea of an image's size against what detectron2 reads.
+def _tagged(orientation: object, form: str, rng: np.random.Generator) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return _encoded(_picture(rng), form, exif=exif)
+
+
+def _broken_exif(place: int, rng: np.random.Generator) -> bytes:
+    damaged = bytearray(_tagged(6, "JPEG", rng))
+    damaged[damaged.index(b"Exif") + place] ^= 0x5A
+    return bytes(damaged)
+
+
+def _sized(
+    content: Callable, name: str, flags: Tuple[str, ...], folder: Path, rng: np.random.Generator
+) -> Case:
+    """Annotated with the size that detectron2 reads, in which the check must find nothing wrong."""
+    made = content(rng)
+    (folder / "read").write_bytes(made)
+    size = read_image(folder / "read", "BGR").shape[1::-1]
+    dataset(folder, made, name, size)
+    return Case(["check_dataset.py", folder / "a.json", folder / "images", *flags], refused=None, works=True)
+
+
+for flags in ((), ("--quick",)):
+    how = "headers" if flags else "pixels"
+    for orientation in (0, *range(1, 10), 65535):
+        IMAGES[f"EXIF orientation {orientation}, checked by its {how}"] = partial(
+            _sized, partial(_tagged, orientation, "JPEG"), "first.jpg", flags
+        )
+    for form in ("PNG", "WEBP", "TIFF"):
+        IMAGES[f"EXIF orientation 6 in {form}, checked by its {how}"] = partial(
+            _sized, partial(_tagged, 6, form), f"first.{form.lower()}", flags
+        )
+    for place in (0, 6, 8, 10, 14, 16, 18, 20, 24):
+        IMAGES[f"EXIF spoilt at {place}, checked by its {how}"] = partial(
+            _sized, partial(_broken_exif, place), "first.jpg", flags
+        )
+
+
+# Pictures.
+def _weights() -> bytes:
+    """One tensor of a detector for one class; what runs here must start no threads, which forks lack."""
+    file = io.BytesIO()
+    torch.save({"model": {"roi_heads.box_predictor.cls_score.bias": torch.zeros(2)}}, file)
+    return file.getvalue()
+
+
+def _drawn(
+    make: Callable[[Path], Dict[str, Image.Image]], sets: int, folder: Path, rng: np.random.Generator
+) -> Case:
+    """An object in each image of a validation set, or of several with the same images."""
+    images = make(folder)
+    for name, image in images.items():
+        (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(folder / "images" / name)
+    content = {
+        "images": [
+            {"id": i, "file_name": name, "width": image.width, "height": image.height}
+            for i, (name, image) in enumerate(images.items(), 1)
+        ],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "bbox": [0, 0, image.width, image.height]}
+            for i, image in enumerate(images.values(), 1)
+        ],
+        "categories": [{"id": 1, "name": "$\\frac{$ and $x_1$"}],
+    }
+    (folder / "a.json").write_text(json.dumps(content))
+    val = ["--val-json", folder / "a.json", "--val-images", folder / "images"]
+    command = ["draw_predictions.py", "--config-file", ROOT / "configs/quickstart.yaml", *val * sets]
+    command += ["--allow-random-weights", "--output", folder / "pictures", *tiny.SETTINGS]
+    (folder / "weights.pth").write_bytes(_weights())
+
+    def check() -> str | None:
+        found, expected = len(list((folder / "pictures").rglob("*.png"))), sets * len(images)
+        rest = [path for path in (folder / "pictures").rglob("*") if path.name.startswith(".")]
+        return None if found == expected and not rest else f"{found} pictures, and {rest}"
+
+    settings = ["OUTPUT_DIR", folder / "output", "MODEL.WEIGHTS", folder / "weights.pth"]
+    refused = ("pictures",) if (folder / "pictures").exists() else None
+    return Case([*command, *settings], refused=refused, works=refused is None, check=check)
+
+
+def _blank(*names: str, size: Tuple[int, int] = _SIZE) -> Callable[[Path], Dict[str, Image.Image]]:
+    return lambda folder: {name: Image.new("RGB", size) for name in names}
+
+
+def _in_the_way(folder: Path) -> Dict[str, Image.Image]:
+    (folder / "pictures").write_text("")
+    return {"1.jpg": Image.new("RGB", _SIZE)}
+
+
+for title, make in (
+    ("equal names in folders", _blank("a/1.jpg", "b/1.jpg")),
+    ("equal names but for the suffix", _blank("1.jpg", "1.png", "1.bmp")),
+    ("names that numbers make equal", _blank("1.jpg", "1.png", "1-2.jpg")),
+    ("names of 255 bytes", _blank("x" * 251 + ".jpg", "x" * 250 + "y.png")),
+    ("names of 84 Chinese characters", _blank("\u732b" * 83 + ".jpg", "\u732b" * 83 + ".png")),
+    ("1x500", _blank("1.png", size=(1, 500))),
+    ("500x1", _blank("1.png", size=(500, 1))),
+    ("2000x10", _blank("1.png", size=(2000, 10))),
+    ("10x2000", _blank("1.png", size=(10, 2000))),
+    ("a file in the way", _in_the_way),
+):
+    IMAGES[f"drawn: {title}"] = partial(_drawn, make, 1)
+IMAGES["drawn: two sets with equal names"] = partial(_drawn, _blank("1.jpg"), 2)

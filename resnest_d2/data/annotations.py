@@ -1,0 +1,240 @@
+"""Annotation files in COCO's format: streamed, and completed for evaluation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import numbers
+import re
+from pathlib import Path
+from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, Optional, Sequence, Union
+
+import ijson
+import pycocotools.mask as mask_util
+
+from ..errors import UserError
+from ..files import BoundedJson, check_readable
+
+_REMEDY = "tools/check_dataset.py says what is wrong, and --fix writes a mended copy"
+
+
+class _Plain(BoundedJson):
+    """A file that leaves surrogates, of which the reader makes question marks, to :class:`Lenient`."""
+
+    _tail = b""
+
+    def read(self, size: int = -1) -> bytes:
+        chunk = super().read(size)
+        text, self._tail = self._tail + chunk, chunk[-2:]
+        if b"\\ud" in text or b"\\uD" in text:
+            raise ijson.JSONError("a surrogate")
+        return chunk
+
+
+class Lenient:
+    """A file in which what JSON lacks reads as something that the check finds.
+
+    NaN, Infinity and numbers of more than 64 bits, which Python's json reads, become null. Half of a
+    surrogate pair, which is no character, becomes U+FFFD.
+    """
+
+    _NUMBER = re.compile(
+        rb"(?<=[\[,:\s])-?(?:NaN|Infinity|\d{19,}(?:\.\d*)?|\d+(?:\.\d*)?[eE]\+?\d{3,})(?=[\s,\]}]|\Z)"
+    )
+    # Escaped backslashes and whole pairs stay.
+    _HALF = re.compile(rb"(\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)|\\u[dD][89a-fA-F]..")
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.rest = file, b""
+
+    def read(self, size: int = -1) -> bytes:
+        while True:
+            chunk = self.file.read(size)
+            text = self.rest + chunk
+            # The end of the chunk may cut a token: what follows the last delimiter waits for the next.
+            cut = max(text.rfind(mark) for mark in (b",", b"[", b":", b" ", b"\n")) if chunk else len(text)
+            cut = max(cut, 0)
+            text, self.rest = text[:cut], text[cut:]
+            if text or not chunk:
+                text = self._NUMBER.sub(self._number, text)
+                return self._HALF.sub(lambda match: match[1] or rb"\ufffd", text)
+
+    @staticmethod
+    def _number(match: re.Match[bytes]) -> bytes:
+        token = match[0]
+        if token.lstrip(b"-").isdigit():
+            fits = len(token) <= 20 and -(2**63) < int(token) < 2**63
+        else:
+            fits = math.isfinite(float(token))
+        return token if fits else b"null"
+
+
+def read_list(json_file: Union[str, Path], name: str) -> Iterator[Any]:
+    """Elements of the list ``name`` in a COCO file, one after the other; none where there is no such list.
+
+    Raises:
+        UserError: the file cannot be read, is no JSON, is nested too deep, or has something else there.
+    """
+    path = check_readable(json_file)
+    count = 0
+    try:
+        with path.open("rb") as file:
+            try:
+                for entry in _items(_Plain(file, str(path)), name):
+                    count += 1
+                    yield entry
+            except (ijson.JSONError, UnicodeDecodeError):
+                file.seek(0)  # again from the start, as only a number or a name may be at fault
+                lenient = Lenient(BoundedJson(file, str(path)))
+                for entry in itertools.islice(_items(lenient, name), count, None):
+                    count += 1
+                    yield entry
+        if not count:
+            _check_type(path, name)
+    except ijson.JSONError as e:
+        reason = " ".join(str(e).split())[:120]
+        raise UserError(f"{path} is no valid JSON ({reason})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text in UTF-8") from None
+    except OSError as e:
+        raise UserError(f"cannot read {path} ({e.strerror})") from None
+
+
+def _items(file: Any, name: str) -> Iterator[Any]:
+    return ijson.items(file, f"{name}.item", use_float=True, buf_size=1 << 20)
+
+
+def _check_type(path: Path, name: str) -> None:
+    """Raise UserError where the file has something under ``name``, but no list."""
+    with path.open("rb") as file:
+        events = ijson.parse(Lenient(BoundedJson(file, str(path))), use_float=True, buf_size=1 << 20)
+        event = next((event for prefix, event, _ in events if prefix == name), "start_array")
+    if event != "start_array":
+        raise UserError(f"{path}: {name!r} is no list; is it a COCO annotation file?")
+
+
+def load_coco(json_file: Union[str, Path]) -> Dict[str, List[Any]]:
+    """The lists of a COCO file, all at once, by :func:`complete`.
+
+    Raises:
+        UserError: the file cannot be read, is no JSON, holds no images or no categories, or has entries
+            that cannot be used.
+    """
+    names = ("images", "annotations", "categories")
+    content = {name: list(read_list(json_file, name)) for name in names}
+    for name in ("images", "categories"):
+        if not content[name]:
+            raise UserError(f"{json_file} holds no list of {name}; is it a COCO annotation file?")
+    return complete(content, str(json_file))
+
+
+def complete(content: Mapping[str, Any], source: str = "the ground truth") -> Dict[str, Any]:
+    """A copy of an annotation file's content in which everything is there that COCO's evaluation reads.
+
+    Its programs take annotations with id 0 for none and disagree on negative ids: unless all ids are
+    different and above 0, annotations are numbered from 1. A missing area is that of the mask, else of the
+    box; a missing ``iscrowd`` is 0; a missing ``num_keypoints`` counts those with a visibility.
+
+    Args:
+        source: the file, for messages.
+
+    Raises:
+        UserError: an entry lacks what cannot be made up for.
+    """
+    keys = {"images": ("id",), "annotations": ("image_id", "category_id"), "categories": ("id",)}
+    lists = {name: content.get(name) or [] for name in keys}
+    for name, ids in keys.items():
+        for number, entry in enumerate(lists[name]):
+            wrong = [key for key in ids if not isinstance(entry, dict) or not is_id(entry.get(key))]
+            if wrong:
+                raise UserError(
+                    f"{source}: number {number} of the {name} has no {wrong[0]} that is a whole number; "
+                    + _REMEDY
+                )
+    if not all(isinstance(category.get("name"), str) for category in lists["categories"]):
+        raise UserError(f"{source}: a category has no name; {_REMEDY}")
+    lists["images"] = [{**image, **_whole_size(image)} for image in lists["images"]]
+    lists["categories"] = [dict(category) for category in lists["categories"]]
+    sizes = {image["id"]: (image.get("height"), image.get("width")) for image in lists["images"]}
+    given = [annotation.get("id") for annotation in lists["annotations"]]
+    # Matches are kept as floats, which are whole up to 2**53.
+    sound = all(is_id(i) and 0 < i < 2**53 for i in given) and len(set(given)) == len(given)
+    lists["annotations"] = [
+        _complete_annotation(annotation, number if not sound else given[number - 1], sizes, source)
+        for number, annotation in enumerate(lists["annotations"], 1)
+    ]
+    return {**content, **lists}
+
+
+def _complete_annotation(
+    annotation: Dict[str, Any], number: int, sizes: Mapping[int, Sequence[Any]], source: str
+) -> Dict[str, Any]:
+    box, crowd, keypoints = (annotation.get(key) for key in ("bbox", "iscrowd", "keypoints"))
+    where = f"{source}: annotation {annotation.get('id', f'number {number}')}"
+    if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_finite, box)):
+        raise UserError(f"{where} has the box {str(box)[:60]}, and not x, y, width, height; {_REMEDY}")
+    if crowd not in (0, 1, None):
+        raise UserError(f"{where} has the iscrowd {str(crowd)[:60]}, and not 0 or 1; {_REMEDY}")
+    completed = {**annotation, "id": number, "iscrowd": int(crowd or 0)}
+    if not is_area(annotation.get("area")):
+        completed["area"] = area_of(annotation, sizes.get(annotation["image_id"], (None, None)))
+    if isinstance(keypoints, list) and not isinstance(annotation.get("num_keypoints"), int):
+        completed["num_keypoints"] = sum(v > 0 for v in keypoints[2::3])
+    return completed
+
+
+def _whole_size(image: Mapping[str, Any]) -> Dict[str, int]:
+    """Width and height where they are whole, but of another type."""
+    given = {key: whole_number(image.get(key)) for key in ("width", "height") if key in image}
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def area_of(annotation: Mapping[str, Any], size: Sequence[Any]) -> float:
+    """Square pixels of the mask, or of the box where there is no mask that can be read.
+
+    Args:
+        size: height and width of the image, in pixels.
+    """
+    if annotation.get("segmentation"):
+        try:
+            return float(mask_util.area(encode_mask(annotation["segmentation"], *size)))
+        except Exception:  # pycocotools raises anything for what is no mask, also Exception itself
+            pass
+    _, _, width, height = annotation["bbox"]
+    return float(max(width, 0) * max(height, 0))
+
+
+def encode_mask(segmentation: Any, height: int, width: int) -> Dict[str, Any]:
+    """Polygons or run lengths as the compressed run lengths of pycocotools."""
+    if isinstance(segmentation, list):
+        return mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return mask_util.frPyObjects(segmentation, height, width)
+    return segmentation
+
+
+def whole_number(value: Any) -> Optional[int]:
+    """What was meant by 7, 7.0 or "7", within 64 bits, or None."""
+    if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,19}\s*", value):
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if is_id(value) else None
+
+
+def is_id(value: Any) -> bool:
+    """Whether it is a whole number, of at most 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_finite(value: Any) -> bool:
+    return is_number(value) and math.isfinite(value)
+
+
+def is_area(value: Any) -> bool:
+    """Whether an area says how large an object is; 0 is what some programs write for none."""
+    return is_finite(value) and value > 0
