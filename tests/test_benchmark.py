@@ -1,16 +1,22 @@
 """The benchmark: both sides run the same thing, and the page says what was measured."""
 
 import importlib.util
+import json
+import os
+import re
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from support import ROOT
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent, FunctionEventAvg, Kernel
 
-from resnest_d2 import UserError
-from resnest_d2.benchmark import Comparison, Result, compare, comparisons
-from resnest_d2.benchmark.page import comparison_table, page, part, profile_table
+from resnest_d2 import UserError, benchmark
+from resnest_d2.benchmark import Comparison, Result, check_device, compare, comparisons
+from resnest_d2.benchmark.page import comparison_table, page, page_before, part, profile_table
 from resnest_d2.benchmark.pipeline import Pipeline, measure_pipeline
 from resnest_d2.benchmark.store import Store
 from resnest_d2.benchmark.worker import (
@@ -83,6 +89,80 @@ def test_measurements_are_kept_row_by_row_and_only_beside_those_of_the_same_mach
         Store(file, {**FACTS, "machine": "a loom"})
 
 
+def written(**values):
+    """A file of measurements as JSON, of one row."""
+    return json.dumps(
+        {"facts": FACTS, "results": [{**measured()._asdict(), **values}], "pipelines": []}
+    ).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"\xff\xfe", b"null", b"3", b"[]", b"{}", b'{"facts": {}}', b"[" * 1000),
+        *(b'{"facts": [], "results": [], "pipelines": []}', b'{"facts": {}, "results": 3, "pipelines": []}'),
+        *(b'{"facts": {}, "results": [3], "pipelines": []}', b'{"facts": {}, "results": [], "pipelines": [{}]}'),
+        *(b'{"facts": {}, "results": [], "pipelines": [{"config": [], "images": "", "batch": 1, "loaded": {}, "trained": 1}]}',),
+        *(written(ours=[], theirs=[]), written(ours=[1.0]), written(ours=["1", 2, 3]), written(ours=[0, 1, 2])),
+        *(written(theirs=[float("nan")] * 3), written(comparison=["x"] * 11), written(comparison=["x"])),
+        *(written(comparison=[*ROW[:3], [64, "x"], *ROW[4:]]), written(comparison=[[], *ROW[1:]])),
+        *(written(our_profile=[1]), written(our_profile={}), written(our_profile={"x": 0}), written(other=1)),
+        *(written(our_memory="x"), written(commit=3)),
+    ],
+)  # fmt: skip
+def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, content):
+    (tmp_path / "cpu.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"--json .*cpu\.json"):
+        Store(tmp_path / "cpu.json", FACTS)
+    assert (tmp_path / "cpu.json").read_bytes() == content
+
+
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_measured(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "notes.md").write_text("# Notes\n")
+    for path, reason in ((tmp_path, "folder"), (tmp_path / "fifo", "FIFO"), (Path("/dev/null"), "device")):
+        with pytest.raises(UserError, match=reason):
+            Store(path, FACTS)
+        with pytest.raises(UserError, match=reason):
+            page_before(path)
+    with pytest.raises(UserError, match=r"notes\.md is no page of benchmarks, and would be lost"):
+        page_before(tmp_path / "notes.md")
+    assert page_before(tmp_path / "none.md") == ""
+
+
+@pytest.mark.parametrize(
+    "device, said",
+    [
+        ("tpu", "--device tpu: did you mean cpu?"),
+        ("cuda:9", "--device cuda:9: did you mean cuda? CUDA_VISIBLE_DEVICES picks one"),
+        ("", "--device : there are cpu, cuda"),
+        ("cuda", "--device cuda: no CUDA device is visible"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(device, said, monkeypatch):
+    if device == "cuda" and torch.cuda.is_available():
+        check_device(device)
+        return
+    with pytest.raises(UserError, match=re.escape(said)):
+        check_device(device)
+
+
+def test_a_side_that_ends_at_once_is_named_with_its_last_words(tmp_path, monkeypatch):
+    """Its request, which no longer fits, included."""
+    worker = tmp_path / "worker.py"
+    monkeypatch.setattr(benchmark, "_WORKER", worker)
+    for code, said in (
+        ("raise SystemExit('no\\x07 room')", "ours: no room"),
+        ("", "ours: it ended without a word"),
+    ):
+        worker.write_text(code)
+        side = benchmark._Side("ours")
+        side._process.wait(30)
+        with pytest.raises(UserError, match=said):
+            side.run({"config": "x" * 1_000_000})
+        side.close()
+
+
 @pytest.fixture
 def tool():
     """tools/benchmark.py."""
@@ -126,6 +206,41 @@ def test_single_rows_are_measured_anew_when_asked_and_the_page_has_all(tool, tmp
     with pytest.raises(UserError, match="out of memory"):
         run("--only", "timm")
     assert len(run("--only", "as run", "--keep-going")) == 5  # of 7, two of which the file has
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("--rounds", "0"), "--rounds must be >= 1, got 0"),
+        (("--minutes", "nan"), "--minutes must be >= 0, got nan"),
+        (("--minutes", "-1"), "--minutes must be >= 0, got -1"),
+        (("--minutes", "inf"), "--minutes must be >= 0, got inf"),
+        (
+            ("--only", "backbone inferenze"),
+            "--only: no row holds 'backbone inferenze'; did you mean backbone inference",
+        ),
+    ],
+)
+def test_flags_out_of_range_are_named(tool, words, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        tool.main(tool.parser().parse_args(["--device", "cpu", *words]))
+
+
+@pytest.mark.parametrize("flag", ["--images", "--detections", "--repeats"])
+@pytest.mark.parametrize("value", ["0", "-1", "1000000000"])
+def test_flags_of_the_comparison_of_backends_out_of_range_are_named(flag, value, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark_coco_eval.py", flag, value])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(ROOT / "tools/benchmark_coco_eval.py"), run_name="__main__")
+    assert re.fullmatch(rf"error: {flag} must be >= 1 and <= \S+, got {value}\n", capsys.readouterr().err)
+
+
+def test_the_comparison_of_backends_says_how_to_get_the_second(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    monkeypatch.setattr(sys, "argv", ["benchmark_coco_eval.py", "--images", "1"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(ROOT / "tools/benchmark_coco_eval.py"), run_name="__main__")
+    assert capsys.readouterr().err.endswith(": pip install faster-coco-eval\n")
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -1,11 +1,12 @@
 """python -m resnest_d2.collect_env: what it says is so, and it says what does not work."""
 
+import os
 import re
 import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from support import ROOT
 
 from resnest_d2 import collect_env
 from resnest_d2.engine import record
@@ -48,6 +49,16 @@ def test_what_fails_is_named_in_one_line_and_the_rest_is_still_told(monkeypatch)
     rows = dict(collect_env.collect())
     assert rows["deformable convolution"] == "FAILS: RuntimeError: no such operator"
     assert rows["mixed precision, torch.bfloat16"] == "works"
+
+
+def test_a_broken_torchvision_is_said_in_one_line(run_python, tmp_path):
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision/__init__.py").write_text("raise OSError('libcudart.so: undefined symbol')")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    result = run_python("-m", "resnest_d2.collect_env", env={"PYTHONPATH": path})
+    assert result.returncode != 0 and result.stdout == "" and result.stderr.count("\n") == 1, result.stderr
+    for text in ("OSError: libcudart.so: undefined symbol", "install the version that goes with"):
+        assert text in result.stderr
 
 
 def test_the_commit_is_this_checkouts_or_nobodys(monkeypatch, tmp_path):

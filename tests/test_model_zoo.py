@@ -1,14 +1,16 @@
 """Configurations and weights by name."""
 
 import re
+import sys
 
 import pytest
 import torch
-from conftest import ROOT
 from detectron2.utils.file_io import PathManager
+from support import ROOT
 
 from resnest_d2 import UserError, model_zoo
 from resnest_d2.checkpoint import ResNeStHandler
+from resnest_d2.model_zoo import __main__ as zoo
 from resnest_d2.model_zoo.page import markdown
 from resnest_d2.model_zoo.records import DETECTORS
 from resnest_d2.model_zoo.weights import BACKBONES, OFFICIAL_URL
@@ -73,6 +75,20 @@ def test_table_lists_every_row_and_what_is_found(run_python, tmp_path):
 
 def test_page_of_the_zoo_is_that_of_the_records():
     assert (ROOT / "docs/MODEL_ZOO.md").read_text() == markdown(), "make zoo"
+
+
+def test_a_page_is_written_where_it_can_be(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["resnest_d2.model_zoo", "--page", str(tmp_path / "docs/page.md")])
+    zoo.main()
+    assert (tmp_path / "docs/page.md").read_text() == markdown()
+    for place in (str(tmp_path), "/dev/null", "/proc/none/page.md", str(tmp_path / "docs/page.md/page.md")):
+        monkeypatch.setattr(sys, "argv", ["resnest_d2.model_zoo", "--page", place])
+        with pytest.raises(SystemExit, match="2"):
+            zoo.main()
+        assert re.fullmatch(
+            rf"error: cannot write {place.removesuffix('/page.md')}.*; .*name .*\n", capsys.readouterr().err
+        )
+    assert [file.name for file in (tmp_path / "docs").iterdir()] == ["page.md"]
 
 
 def test_page_shows_the_published_figures_and_links_to_files(facts):

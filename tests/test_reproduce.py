@@ -2,17 +2,21 @@
 
 import json
 import os
+import re
+import resource
 import shlex
 import signal
 import subprocess
 import sys
 import time
 
+import forks
 import pytest
-from conftest import ROOT, assert_one_line_error
 from robust import kills
+from support import ROOT, assert_one_line_error
 
 from resnest_d2 import UserError, model_zoo
+from resnest_d2.engine import reproduce
 from resnest_d2.engine.reproduce import Reproduction, markdown, select
 from resnest_d2.model_zoo.records import DETECTORS
 
@@ -28,10 +32,49 @@ def test_rows_are_chosen_by_table_by_name_or_all():
     assert len(select(None, None, True)) == 21
 
 
-@pytest.mark.parametrize("choice", [("7", None), (None, "mask_resnest51"), (None, None)])
-def test_rows_that_are_not_there_are_named(choice):
-    with pytest.raises(UserError, match=r"there are 5 and 6|no row 'mask_resnest51'|name rows with --table"):
-        select(*choice, False)
+@pytest.mark.parametrize(
+    "choice, said",
+    [
+        (("4", None, False), "--table 4: there are 5 and 6"),
+        ((None, "mask_resnest51", False), "no row 'mask_resnest51'; did you mean mask_resnest50"),
+        ((None, " , ", False), "--rows: no row ' , '; there are faster_resnet50"),
+        ((None, None, False), "name rows with one of --table, --rows and --all"),
+        (("5", "mask_resnest50", False), "name rows with one of"),
+        (("5", None, True), "name rows with one of"),
+    ],
+)
+def test_rows_that_are_not_there_are_named(choice, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        select(*choice)
+
+
+def test_a_row_that_is_named_twice_is_run_once():
+    assert select(None, "mask_resnest50,,mask_resnest50 ", False) == ["mask_resnest50"]
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"num_gpus": 0}, "--num-gpus must be >= 1"),
+        ({"num_gpus": -1}, "--num-gpus must be >= 1"),
+        ({"num_machines": 0}, "--num-machines must be >= 1"),
+        ({"num_machines": -1}, "--num-machines must be >= 1"),
+        (
+            {"overrides": ("SEED", "1", "OUTPUT_DIR", "x")},
+            "OUTPUT_DIR: every row has a folder of its own; --output",
+        ),
+    ],
+)
+def test_options_that_cannot_work_are_named(tmp_path, options, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        reproduction(tmp_path, **options)
+
+
+@pytest.mark.parametrize("opts", [("SOLVER.BASE_LR",), ("SOLVER.BASE_LT", "1"), ("SOLVER.BASE_LR", "x")])
+def test_settings_that_do_not_fit_are_said_before_the_first_row_runs(tmp_path, opts):
+    with pytest.raises(UserError, match=r"KEY VALUE|SOLVER.BASE_L"):
+        reproduction(tmp_path, overrides=opts).check(["mask_resnest50", "mask_resnet50"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_command_is_the_one_a_user_would_type(tmp_path):
@@ -92,10 +135,147 @@ def test_table_has_ours_beside_the_published_and_dashes_where_nothing_was_measur
 
 
 def test_another_command_does_not_take_over_a_folder(tmp_path):
+    """And the first word that differs is named."""
+    row, rows = tmp_path / "mask_resnest50", reproduction(tmp_path)
+    row.mkdir()
+    there = rows.command("mask_resnest50")
+    for words, said in (
+        (["python", "other.py"], f"there is 'python' where this has {sys.executable!r}"),
+        ([*there[:3], "4", *there[4:]], "there is '4' where this has '8'"),
+        ([*there, "SEED", "7"], "there is 'SEED' where this has nothing more"),
+        (there[:-1], f"there is nothing more where this has '{there[-1]}'"),
+    ):
+        (row / "command.txt").write_text(shlex.join(words) + "\n")
+        for refusing in (rows.run, lambda name: rows.check([name])):
+            with pytest.raises(
+                UserError, match=re.escape(f"is of another command than this: {said}; choose another")
+            ):
+                refusing("mask_resnest50")
+    assert [p.name for p in row.iterdir()] == ["command.txt"]
+
+
+@pytest.mark.parametrize("content, said", [(b"\xff\xfe", "UTF-8"), (b'python "', "is no command")])
+def test_a_damaged_command_is_refused(tmp_path, content, said):
     (tmp_path / "mask_resnest50").mkdir()
-    (tmp_path / "mask_resnest50" / "command.txt").write_text("python train_net.py --something-else\n")
-    with pytest.raises(UserError, match="is of another command than this; choose another --output"):
-        reproduction(tmp_path).run("mask_resnest50")
+    (tmp_path / "mask_resnest50/command.txt").write_bytes(content)
+    with pytest.raises(UserError, match=rf"command\.txt.*{said}"):
+        reproduction(tmp_path).check(["mask_resnest50"])
+
+
+# Stands in for train_net.py: it evaluates at once.
+EVALUATION = """
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[sys.argv.index("OUTPUT_DIR") + 1])
+(folder / "results.json").write_text(json.dumps({"results": {"bbox": {"AP": 42.0}}}))
+"""
+
+
+def script(tmp_path, text):
+    (tmp_path / "train.py").write_text(text)
+    return Reproduction(tmp_path / "train.py", tmp_path / "out", 1)
+
+
+def test_a_row_runs_once_and_notes_its_command(tmp_path):
+    """Also in a folder whose command.txt was emptied by a kill."""
+    rows, folder = script(tmp_path, EVALUATION), tmp_path / "out/mask_resnest50"
+    folder.mkdir(parents=True)
+    (folder / "command.txt").touch()
+    first = rows.run("mask_resnest50")
+    assert first["row"] == "mask_resnest50" and first["results"] == {"bbox": {"AP": 42.0}}
+    assert shlex.split((folder / "command.txt").read_text()) == rows.command("mask_resnest50")
+    written = (folder / "results.json").stat().st_mtime_ns
+    assert rows.run("mask_resnest50") == first == rows.finished("mask_resnest50")
+    assert (folder / "results.json").stat().st_mtime_ns == written
+
+
+def test_a_row_whose_evaluation_failed_runs_again(tmp_path):
+    rows = script(tmp_path, EVALUATION)
+    (tmp_path / "out/mask_resnest50").mkdir(parents=True)
+    (tmp_path / "out/mask_resnest50/results.json").write_text('{"results": {}, "error": "no more memory"}')
+    assert rows.finished("mask_resnest50") is None
+    assert rows.run("mask_resnest50")["results"] == {"bbox": {"AP": 42.0}}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"{}", b'{"results": 3}', b"[" * 1000])
+def test_damaged_results_of_a_row_are_refused_by_name_and_left_alone(tmp_path, content):
+    rows, file = script(tmp_path, EVALUATION), tmp_path / "out/mask_resnest50/results.json"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    for refusing in (rows.run, lambda name: rows.check([name])):
+        with pytest.raises(
+            UserError, match=r"results\.json.*; remove it to go on with the row from its last check"
+        ):
+            refusing("mask_resnest50")
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "says, error",
+    [
+        ("print('one'); sys.exit('the last\\tword')", "the last word"),
+        ("sys.stdout.buffer.write(bytes(range(128, 256)) * 9999)", "\ufffd"),
+        ("pass", "it said nothing"),
+    ],
+)
+def test_a_row_that_fails_is_told_with_its_last_words(tmp_path, says, error):
+    result = script(tmp_path, f"import sys; {says}").run("mask_resnest50")
+    assert (
+        result["row"] == "mask_resnest50"
+        and result["error"].startswith(error)
+        and len(result["error"]) <= 500
+    )
+    assert result["status"] == (1 if "exit" in says else 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["command.txt", "stdout.txt", "results.json", "../results.json", "../table.md"]
+)
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_stands_in_the_way_is_named_before_a_row_runs(tmp_path, name, make):
+    rows, folder = script(tmp_path, EVALUATION), tmp_path / "out/mask_resnest50"
+    folder.mkdir(parents=True)
+    make(folder / name)
+    with pytest.raises(UserError, match=rf"{name.strip('./')}.* is a (FIFO|folder)"):
+        rows.check(["mask_resnest50"])
+
+
+def test_an_output_that_is_a_file_or_closed_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file", tmp_path / "file/out", "/proc/none"):
+        with pytest.raises(UserError, match=rf"cannot write {output}"), reproduction(output).locked():
+            pass
+
+
+def test_one_process_at_a_time_reproduces_into_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "_PATIENCE", 0.2)
+    first, second = reproduction(tmp_path), reproduction(tmp_path)
+    with first.locked():
+        with pytest.raises(UserError, match="another process still reproduces into"), second.locked():
+            pass
+    with second.locked():
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_that_do_not_fit_leave_those_of_before(tmp_path):
+    rows = reproduction(tmp_path)
+    row = {"row": "mask_resnest50", "results": {}, "gpu": None}
+    rows.write([row])
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    assert sorted(file.name for file in before) == ["results.json", "table.md"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*results\.json \(File too large\)"):
+            rows.write([{**row, "command": "x" * 40_000}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_what_breaks_a_table_does_not(tmp_path):
+    result = {"row": "mask_resnest50", "results": {"bbox": {"AP": None}}, "gpu": "a|b\nc"}
+    assert markdown([result]).splitlines()[-1].rstrip(" |").endswith("a/b c")
 
 
 @pytest.mark.parametrize("flags", [("--dry-run",), ("--slurm",)])
@@ -108,7 +288,7 @@ def test_printing_runs_nothing(flags, run_python, tmp_path):
 
 def test_command_names_a_wrong_row(run_python):
     assert_one_line_error(
-        run_python("tools/reproduce.py", "--rows", "x"), "no row 'x'; rows are faster_resnet50"
+        run_python("tools/reproduce.py", "--rows", "x"), "no row 'x'; there are faster_resnet50"
     )
 
 
@@ -129,8 +309,9 @@ REPRODUCE = """
 import sys
 from resnest_d2.engine import one_line_errors
 from resnest_d2.engine.reproduce import Reproduction
-with one_line_errors():
-    Reproduction(sys.argv[1], sys.argv[2], 1).run("mask_resnest50")
+rows = Reproduction(sys.argv[1], sys.argv[2], 1)
+with one_line_errors(), rows.locked():
+    rows.run("mask_resnest50")
 """
 
 
@@ -142,8 +323,8 @@ def test_training_is_let_finish_its_checkpoint_when_reproduction_is_stopped(
     number, everyone, status, tmp_path
 ):
     (tmp_path / "train.py").write_text(TRAINING)
-    words = [sys.executable, "-W", "ignore", "-c", REPRODUCE, tmp_path / "train.py", tmp_path]
-    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    words = ["-c", REPRODUCE, tmp_path / "train.py", tmp_path]
+    process = forks.start(words, tmp_path / "out", tmp_path / "err", cwd=ROOT)
     folder = tmp_path / "mask_resnest50"
     while not ((folder / "pid").exists() and (folder / "pid").read_text()):
         assert process.poll() is None
@@ -154,6 +335,8 @@ def test_training_is_let_finish_its_checkpoint_when_reproduction_is_stopped(
     else:
         os.kill(process.pid, number)
     _, said = process.communicate(timeout=30)
+    with reproduction(tmp_path).locked():  # whoever comes next waits for the training, too
+        assert (folder / "checkpoint").read_text() == str(int(signal.SIGTERM if status < 0 else number))
     for _ in range(100):
         if not kills.alive(training):
             break
@@ -164,10 +347,10 @@ def test_training_is_let_finish_its_checkpoint_when_reproduction_is_stopped(
 
 
 @pytest.mark.slow
-def test_smoke_run_is_resumed_after_a_kill_and_finished_rows_are_not_run_again(coco_root, tmp_path):
+def test_smoke_run_is_resumed_after_a_kill_and_finished_rows_are_not_run_again(few_coco, tmp_path):
     args = [sys.executable, "tools/reproduce.py", "--rows", "mask_resnest50,faster_resnet50", "--smoke"]
     args += ["--num-gpus", "1", "--output", str(tmp_path)]
-    env = {**os.environ, "DETECTRON2_DATASETS": str(coco_root)}
+    env = {**os.environ, "DETECTRON2_DATASETS": str(few_coco)}
     first = subprocess.Popen(args, cwd=ROOT, env=env, stdout=subprocess.PIPE, start_new_session=True)
     finished = tmp_path / "mask_resnest50" / "results.json"
     second = tmp_path / "faster_resnet50" / "stdout.txt"

@@ -13,18 +13,18 @@ The others are what requirements/peers.txt and timm install; a row whose peer is
 
 import argparse
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import torch
 
 from resnest_d2 import UserError
-from resnest_d2.benchmark import compare, comparisons
+from resnest_d2.benchmark import check_device, compare, comparisons, temporary_folder
 from resnest_d2.benchmark.page import (
     comparison_table,
     facts_of,
     page,
+    page_before,
     part,
     pipeline_table,
     profile_table,
@@ -32,16 +32,25 @@ from resnest_d2.benchmark.page import (
 from resnest_d2.benchmark.pipeline import PIPELINES, measure_pipeline
 from resnest_d2.benchmark.store import Store
 from resnest_d2.engine import one_line_errors
+from resnest_d2.errors import check_number, nearest
 from resnest_d2.files import atomic_write_text
 
 
 def main(args):
-    store, end = Store(args.json, facts_of(args.device)), time.monotonic() + 60 * args.minutes
+    check_number("--rounds", args.rounds, at_least=1)
+    if args.minutes is not None:
+        check_number("--minutes", args.minutes, at_least=0)
+    check_device(args.device)
+    if args.page:
+        page_before(args.page)  # before an hour of measurements, too
+    end = time.monotonic() + 60 * (float("inf") if args.minutes is None else args.minutes)
+    store = Store(args.json, facts_of(args.device))
     all_rows = comparisons(args.device)
     rows = [c for c in all_rows if args.only == c.title] or [c for c in all_rows if args.only in c.title]
     loaders = [name for name in PIPELINES if args.only in f"loader of {name}"]
     if not rows and not loaders:
-        raise UserError(f"--only: no row holds {args.only!r}; docs/BENCHMARKS.md lists them")
+        hint = nearest(args.only, [row.title for row in all_rows], limit=3)
+        raise UserError(f"--only: no row holds {args.only!r}; {hint} docs/BENCHMARKS.md lists them")
     failed = []
     for row in rows:
         if (args.again or row not in store.results) and time.monotonic() < end:
@@ -54,15 +63,14 @@ def main(args):
                 print(f"error: {row.title}: {e}", file=sys.stderr)
     for name in loaders:
         if (args.again or name not in store.pipelines) and time.monotonic() < end:
-            with tempfile.TemporaryDirectory() as folder:
-                store.add(measure_pipeline(name, Path(folder, "shapes"), args.device))
+            with temporary_folder() as folder:
+                store.add(measure_pipeline(name, folder / "shapes", args.device))
     results = [store.results[row] for row in rows if row in store.results]
     print(comparison_table(rows, store.results), *(profile_table(r) for r in results if r.our_profile))
     print(pipeline_table([store.pipelines[name] for name in loaders if name in store.pipelines]))
     if args.page:
-        before = args.page.read_text() if args.page.exists() else ""
         new = part(all_rows, store.results, [*store.pipelines.values()], args.device, store.facts)
-        atomic_write_text(args.page, page(before, args.device, new))
+        atomic_write_text(args.page, page(page_before(args.page), args.device, new))
     return bool(failed)
 
 
@@ -75,7 +83,7 @@ def parser():
         "--only", default="", help="row of this title, or rows whose title holds it; 'loader' for loaders"
     )
     parser.add_argument("--again", action="store_true", help="measure anew what --json already has")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no row after so many")
+    parser.add_argument("--minutes", type=float, help="begin no row after so many")
     parser.add_argument("--keep-going", action="store_true", help="leave out rows that fail; then end with 1")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="write every measurement; go on from it")

@@ -18,6 +18,8 @@ import time
 
 import numpy as np
 
+from resnest_d2.engine import one_line_errors
+from resnest_d2.errors import check_number, needs
 from resnest_d2.evaluation.coco import BACKENDS, evaluate_coco
 
 
@@ -44,6 +46,10 @@ def synthetic(images, detections, rng):
 
 
 def main(args):
+    for name, most in (("images", 100_000), ("detections", 1000), ("repeats", 1000)):
+        check_number(f"--{name}", getattr(args, name), at_least=1, at_most=most)
+    with needs(BACKENDS[0], "the comparison of backends"):
+        import faster_coco_eval  # noqa: F401
     truth, found = synthetic(args.images, args.detections, np.random.default_rng(0))
     print(f"{args.images} images, {len(truth['annotations'])} objects, {len(found)} detections")
     print(f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}")
@@ -70,4 +76,5 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=int, default=5000, help="default: %(default)s, as val2017")
     parser.add_argument("--detections", type=int, default=100, help="per image (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=1, help="default: %(default)s")
-    main(parser.parse_args())
+    with one_line_errors():
+        main(parser.parse_args())

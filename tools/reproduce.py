@@ -14,7 +14,6 @@ Exit status: 0 where all rows finished, 1 where one did not, 2 where nothing cou
 """
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -40,18 +39,23 @@ def main(args):
         for name in names:
             print(shlex.join(rows.command(name)))
         return
+    with rows.locked():
+        sys.exit(run(rows, names))
+
+
+def run(rows, names):
+    """Run the rows, and write what is known of them after each. Returns whether one has failed."""
+    rows.check(names)
     print(rows.scaling())
-    args.output.mkdir(parents=True, exist_ok=True)
-    results = []
+    results = {name: rows.finished(name) for name in names}
     for i, name in enumerate(names, 1):
-        print(f"[{i}/{len(names)}] {name}, log in {args.output / name}/stdout.txt", flush=True)
-        results.append(rows.run(name))
-        if "error" in results[-1]:
-            print(f"  failed with status {results[-1]['status']}: {results[-1]['error']}", flush=True)
-        (args.output / "results.json").write_text(json.dumps(results, indent=1))
-        (args.output / "table.md").write_text(rows.table(results) + "\n")
-    print(rows.table(results))
-    sys.exit(any("error" in result for result in results))
+        print(f"[{i}/{len(names)}] {name}, log in {rows.output / name}/stdout.txt", flush=True)
+        results[name] = rows.run(name)
+        if "error" in results[name]:
+            print(f"  failed with status {results[name]['status']}: {results[name]['error']}", flush=True)
+        rows.write([result for result in results.values() if result])
+    print(rows.table([*results.values()]))
+    return any("error" in result for result in results.values())
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
@@ -18,7 +19,9 @@ from .. import model_zoo
 from ..engine.expectations import flatten
 from ..engine.fit import fit_to_machine
 from ..engine.record import environment
-from ..errors import UserError
+from ..errors import UserError, nearest
+from ..evaluation.labels import label
+from ..files import writing
 
 _WORKER = Path(__file__).with_name("worker.py")
 
@@ -78,6 +81,15 @@ class Result(NamedTuple):
 #: Stages to the channels of their splits, and to the stride of their maps in pixels.
 STAGES = {"res2": (64, 4), "res3": (128, 8), "res4": (256, 16), "res5": (512, 32)}
 _FORMATS = {"contiguous": "NCHW", "channels_last": "channels-last"}
+
+
+def check_device(device: str) -> None:
+    """Raise UserError unless that is ``cpu``, or ``cuda`` where there is a GPU."""
+    if device not in ("cpu", "cuda"):
+        hint = nearest(device, ("cpu", "cuda"))
+        raise UserError(f"--device {device}: {hint} CUDA_VISIBLE_DEVICES picks one of several GPUs")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device is visible; cpu is measured without")
 
 
 def comparisons(device: str) -> List[Comparison]:
@@ -219,7 +231,7 @@ def compare(comparison: Comparison, device: str, rounds: int) -> Result:
     Raises:
         UserError: one of them failed; it is not installed, say.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         shared = "timm" not in (comparison.theirs, comparison.ours)
         request = {
             "task": comparison.task,
@@ -249,6 +261,16 @@ def compare(comparison: Comparison, device: str, rounds: int) -> Result:
     return Result(comparison, *seconds, *memory, *profiles, commit=commit)
 
 
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for files of a measurement. What the system refuses there is a UserError."""
+    with (
+        writing("temporary files", "make room, or name another folder with TMPDIR"),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        yield Path(folder)
+
+
 class _Side:
     """One implementation in its process."""
 
@@ -264,15 +286,22 @@ class _Side:
         )
 
     def run(self, request: Dict[str, Any]) -> Dict[str, Any]:
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended, and its log says why
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
             self._log.seek(0)
             lines = self._log.read().decode(errors="replace").strip().splitlines()
-            raise UserError(f"{self._name}: {lines[-1] if lines else 'it ended without a word'}")
+            said = label(lines[-1], 300) if lines else "it ended without a word"
+            raise UserError(f"{self._name}: {said}")
         return json.loads(answer)
 
     def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait(60)
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import re
 import statistics
+from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import torch
@@ -13,6 +14,8 @@ from tabulate import tabulate
 
 from ..collect_env import processor
 from ..engine.record import environment
+from ..errors import UserError
+from ..files import check_writable, read_text
 from . import Comparison, Result, comparisons
 from .pipeline import WORKERS, Pipeline
 
@@ -118,10 +121,11 @@ def pipeline_table(pipelines: Sequence[Pipeline]) -> str:
         *(f"loader, {workers} workers" for workers in WORKERS),
         "training",
     )
-    rows = [
-        [p.config, p.images, p.batch, *(f"{p.loaded[str(w)]:.0f}" for w in WORKERS), f"{p.trained:.2f}"]
-        for p in pipelines
-    ]
+    rows = []
+    for p in pipelines:
+        loaded = [p.loaded.get(str(workers)) for workers in WORKERS]
+        cells = ["–" if images is None else f"{images:.0f}" for images in loaded]
+        rows.append([p.config, p.images, p.batch, *cells, f"{p.trained:.2f}"])
     return tabulate(rows, titles, "github", disable_numparse=True) + "\n"
 
 
@@ -174,6 +178,18 @@ def part(
             *([_PIPELINE, pipeline_table(pipelines)] if pipelines else []),
         ]
     )
+
+
+def page_before(file: Path) -> str:
+    """What is in the file of the page, nothing where there is none.
+
+    Raises:
+        UserError: it cannot be read or written, or holds something else, which would be lost.
+    """
+    text = read_text(file, "--page") if check_writable(file).exists() else ""
+    if text.strip() and not text.startswith(_HEAD.splitlines()[0]):
+        raise UserError(f"--page {file} is no page of benchmarks, and would be lost; name another file")
+    return text
 
 
 def page(text: str, device: str, new: str) -> str:

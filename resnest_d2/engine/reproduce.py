@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
 import subprocess
 import sys
-from contextlib import suppress
+import time
+from contextlib import contextmanager, suppress
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 from tabulate import tabulate
 
 from .. import model_zoo
 from ..data import check_datasets
 from ..data.panoptic import add_panoptic_of_instances
-from ..errors import UserError
+from ..errors import UserError, check_number, nearest
+from ..evaluation.labels import label
+from ..evaluation.results import read_results
+from ..files import atomic_write_text, check_writable, read_text, writing
 from ..model_zoo.records import DETECTORS
 from .record import FILE as RESULTS
+from .setup import load_config
 from .signals import Interrupted, end_with_parent, noted_signals
 
 #: The paper's recipes are for this many processes, with 2 images each.
 _REFERENCE_GPUS = 8
+_LOG = "stdout.txt"
+_REMEDY = "make room, or choose another --output"
+_PATIENCE = 10  # seconds for the end of a process that has the folder
+_MOST_PROCESSES = 100_000  # more are a slip
 # A run of seconds that still goes through training, evaluation and every component of the row.
 _SMOKE = (
     *("SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2, "SOLVER.REFERENCE_WORLD_SIZE", 0),
@@ -38,6 +49,8 @@ def select(table: Optional[str], rows: Optional[str], every: bool) -> List[str]:
     Raises:
         UserError: nothing was asked for, or there is no such row.
     """
+    if sum(map(bool, (table, rows, every))) != 1:
+        raise UserError("name rows with one of --table, --rows and --all")
     if every:
         return list(DETECTORS)
     if table:
@@ -45,11 +58,11 @@ def select(table: Optional[str], rows: Optional[str], every: bool) -> List[str]:
         if not chosen:
             raise UserError(f"--table {table}: there are 5 and 6")
         return chosen
-    names = [name.strip() for name in (rows or "").split(",") if name.strip()]
+    names = list(dict.fromkeys(name.strip() for name in (rows or "").split(",") if name.strip()))
     unknown = [name for name in names if name not in DETECTORS]
     if unknown or not names:
-        what = f"no row {unknown[0]!r}" if unknown else "name rows with --table, --rows or --all"
-        raise UserError(f"{what}; rows are {', '.join(DETECTORS)}")
+        first = unknown[0] if unknown else rows
+        raise UserError(f"--rows: no row {first!r}; {nearest(first, DETECTORS)}")
     return names
 
 
@@ -67,6 +80,9 @@ class Reproduction:
         eval_only: evaluate the authors' trained detectors instead of training.
         smoke: a few iterations at small size.
         overrides: further KEY VALUE pairs for every row.
+
+    Raises:
+        UserError: a number is out of range, or the overrides hold what is decided here.
     """
 
     def __init__(
@@ -79,9 +95,14 @@ class Reproduction:
         smoke: bool = False,
         overrides: Sequence[str] = (),
     ) -> None:
+        for option, value in (("--num-gpus", num_gpus), ("--num-machines", num_machines)):
+            check_number(option, value, at_least=1, at_most=_MOST_PROCESSES)
+        if "OUTPUT_DIR" in overrides[::2]:
+            raise UserError("OUTPUT_DIR: every row has a folder of its own; --output names that of all")
         self.script, self.output = Path(script), Path(output)
         self.num_gpus, self.num_machines = num_gpus, num_machines
         self.eval_only, self.smoke, self.overrides = eval_only, smoke, list(overrides)
+        self._lock: Optional[int] = None
 
     @property
     def processes(self) -> int:
@@ -137,6 +158,66 @@ class Reproduction:
             f'  {shlex.quote(str(self.script.absolute()))} "${{arguments[@]}}"\n'
         )
 
+    def check(self, names: Sequence[str]) -> None:
+        """Whether the rows can be run into their folders, before the first is.
+
+        Raises:
+            UserError: the overrides do not fit, or a folder holds what cannot be gone on from.
+        """
+        for name in names:
+            load_config(model_zoo.get_config_file(name), self.overrides)
+            folder = self.output / name
+            self._check_command(name)
+            for file in (folder / "command.txt", folder / _LOG, folder / RESULTS):
+                check_writable(file, _REMEDY)
+            self.finished(name)
+        for file in (RESULTS, "table.md"):
+            check_writable(self.output / file, _REMEDY)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """A block in which no other process reproduces into the folder.
+
+        The lock is the processes' that run: one that is killed gives it up, and so does the training that it
+        started, which may still write a checkpoint. For the end of that, this waits.
+
+        Raises:
+            UserError: another process still holds it after some seconds, or there can be no such folder.
+        """
+        with writing(self.output, _REMEDY):
+            self.output.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.output, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            end = time.monotonic() + _PATIENCE
+            while not _try_lock(self._lock):
+                if time.monotonic() > end:
+                    raise UserError(
+                        f"another process still reproduces into {self.output}, or its training writes a last "
+                        "checkpoint; wait for its end, or choose another --output"
+                    )
+                time.sleep(0.1)
+            yield
+        finally:
+            os.close(self._lock)
+            self._lock = None
+
+    def finished(self, name: str) -> Optional[Dict[str, Any]]:
+        """Content of the ``results.json`` of a row, with the row's name; None where it is not finished.
+
+        One that holds an ``error`` is of a run whose evaluation failed, and goes on with that.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        file = self.output / name / RESULTS
+        if not os.path.lexists(file):
+            return None
+        try:
+            content = read_results(file)
+        except UserError as e:
+            raise UserError(f"{e}; remove it to go on with the row from its last checkpoint") from None
+        return None if "error" in content else {"row": name, **content}
+
     def run(self, name: str) -> Dict[str, Any]:
         """Run a row, unless it is finished.
 
@@ -145,20 +226,48 @@ class Reproduction:
 
         Raises:
             Interrupted: a signal came, and the row has stopped where it can go on from.
-            UserError: its folder holds a run of another command.
+            UserError: its folder holds a run of another command, or damaged results, or cannot be written to.
         """
-        folder, command = self.output / name, shlex.join(self.command(name))
-        results, noted = folder / RESULTS, folder / "command.txt"
-        folder.mkdir(parents=True, exist_ok=True)
-        if noted.exists() and noted.read_text().strip() != command:
-            raise UserError(f"{noted} is of another command than this; choose another --output")
-        noted.write_text(command + "\n")
-        if not results.exists():
-            status = self._train(name)
-            if not results.exists():
-                last_words = (folder / "stdout.txt").read_text().splitlines()[-1:]
-                return {"row": name, "status": status, "error": "".join(last_words)}
-        return {"row": name, **json.loads(results.read_text())}
+        folder = self.output / name
+        if not self._check_command(name):
+            atomic_write_text(folder / "command.txt", shlex.join(self.command(name)) + "\n")
+        status = 0 if self.finished(name) else self._train(name)
+        return self.finished(name) or {"row": name, "status": status, "error": _last_words(folder / _LOG)}
+
+    def write(self, results: Sequence[Dict[str, Any]]) -> None:
+        """Write the results of rows, and their table.
+
+        Raises:
+            UserError: they cannot be written; whatever was there is as it was.
+        """
+        atomic_write_text(self.output / RESULTS, json.dumps(results, indent=1))
+        atomic_write_text(self.output / "table.md", self.table(results) + "\n")
+
+    def _check_command(self, name: str) -> bool:
+        """Whether the folder of a row notes this command. Earlier versions left an empty file when killed.
+
+        Raises:
+            UserError: it is of another command, or of none; the first word that differs is named.
+        """
+        noted = self.output / name / "command.txt"
+        if not os.path.lexists(noted):
+            return False
+        text = read_text(noted)
+        try:
+            there = shlex.split(text)
+        except ValueError as e:
+            raise UserError(
+                f"{noted} is no command ({e}); remove it if the folder is of this one, or choose another "
+                "--output"
+            ) from None
+        for theirs, ours in zip_longest(there, self.command(name)) if there else ():
+            if theirs != ours:
+                says, here = ("nothing more" if w is None else repr(label(w, 300)) for w in (theirs, ours))
+                raise UserError(
+                    f"{noted} is of another command than this: there is {says} where this has {here}; choose "
+                    "another --output"
+                )
+        return bool(there)
 
     def _train(self, name: str) -> int:
         """Run the command of a row, which is told of signals, and to end if this process is killed.
@@ -166,13 +275,18 @@ class Reproduction:
         Returns:
             Its exit status.
         """
-        with (self.output / name / "stdout.txt").open("a") as log, noted_signals() as signals:
+        file = self.output / name / _LOG
+        with writing(file, _REMEDY):
+            environment = self._environment(name)
+            log = check_writable(file, _REMEDY).open("ab")
+        with log, noted_signals() as signals:
             process = subprocess.Popen(
                 self.command(name),
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._environment(name),
+                env=environment,
                 preexec_fn=end_with_parent,
+                pass_fds=() if self._lock is None else (self._lock,),  # until it ends, the folder is taken
             )
             handed_on = 0
             while process.poll() is None:
@@ -204,6 +318,25 @@ class Reproduction:
         return dict(os.environ)
 
 
+def _try_lock(handle: int) -> bool:
+    """Whether no other process holds the lock of that folder. Some network file systems have none."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _last_words(log: Path) -> str:
+    """The last line that a process has written, whatever it is."""
+    with log.open("rb") as file:
+        file.seek(max(log.stat().st_size - 8192, 0))
+        lines = file.read().decode("utf-8", "replace").split("\n")
+    return next((label(line, 500) for line in reversed(lines) if line.strip()), "it said nothing")
+
+
 def markdown(results: Sequence[Dict[str, Any]]) -> str:
     """A table of what was measured beside the published figures; an en dash is not measured."""
     columns = (
@@ -223,6 +356,7 @@ def markdown(results: Sequence[Dict[str, Any]]) -> str:
             cells += [ours, theirs, None if None in (ours, theirs) else ours - theirs]
         seconds, done = result.get("wall_seconds"), "results" in result
         cells += [result.get("seconds_per_iteration"), result.get("peak_gpu_memory_mb")]
-        cells += [seconds and seconds / 3600, (result["gpu"] or "CPU") if done else None]
+        gpu = label(result["gpu"] or "CPU").replace("|", "/") if done else None
+        cells += [seconds and seconds / 3600, gpu]
         rows.append(cells)
     return tabulate(rows, titles, "github", floatfmt=".2f", missingval="–")

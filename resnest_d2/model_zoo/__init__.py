@@ -5,7 +5,6 @@ detectron2's own cannot be imported beside setuptools 82 or newer, so it is not 
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import List, Optional
 
@@ -15,7 +14,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from ..config import add_resnest_config
-from ..errors import UserError
+from ..errors import UserError, nearest
 from .records import DETECTORS
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -40,8 +39,7 @@ def get_config_file(name: str) -> str:
     """
     stem = name[: -len(".yaml")] if name.endswith(".yaml") else name
     if stem not in available():
-        near = difflib.get_close_matches(stem, available())
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(available())}"
+        hint = nearest(stem, available(), limit=50)
         raise UserError(f"no configuration {name!r} in {config_dir()}; {hint}")
     return str(config_dir() / f"{stem}.yaml")
 

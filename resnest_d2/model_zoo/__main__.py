@@ -5,10 +5,13 @@ With --page, write the model zoo's page instead.
 
 import argparse
 from pathlib import Path
+from typing import Optional
 
 from tabulate import tabulate
 
 from ..checkpoint import ResNeStHandler
+from ..engine import one_line_errors
+from ..files import atomic_write_text
 from . import available, get_config
 from .page import markdown
 from .records import DETECTORS
@@ -23,9 +26,13 @@ def place(handler: ResNeStHandler, name: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m resnest_d2.model_zoo", description=__doc__)
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the page of the zoo, Markdown")
-    page = parser.parse_args().page
+    with one_line_errors():
+        _print(parser.parse_args().page)
+
+
+def _print(page: Optional[Path]) -> None:
     if page:
-        page.write_text(markdown())
+        atomic_write_text(page, markdown())
         return
     handler = ResNeStHandler()
     rows = []

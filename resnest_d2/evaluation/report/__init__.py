@@ -6,16 +6,19 @@ import math
 from pathlib import Path
 from typing import Any, Dict, List
 
-import jinja2
 from tqdm import tqdm
 
-from ...files import atomic_write_text
+from ...errors import check_number, needs
+from ...files import atomic_write_text, check_writable
 from ...model_zoo.records import DETECTORS
+from ..labels import label
 from . import charts, gallery
 from .measure import SCORE_THRESHOLD, TITLES, Evaluation, Task, load_evaluation, measure, rank_pictures
 
 __all__ = ["load_evaluation", "write_report"]
 
+_REMEDY = "make room, or name another file with --output"
+_MOST_PICTURES = 200  # of the best or worst: a page of 50 MB
 _INSTALL_TIDE = "pip install --no-deps tidecv && pip install appdirs pandas seaborn"
 
 
@@ -28,12 +31,17 @@ def write_report(evaluation: Evaluation, output: Path, num_pictures: int = 6) ->
         num_pictures: how many of the best images, and how many of the worst.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or jinja2 is missing.
     """
+    check_number("--num-pictures", num_pictures, at_least=0, at_most=_MOST_PICTURES)
+    check_writable(output, _REMEDY)
+    with needs("jinja2", "a report"):
+        import jinja2
     tasks = [measure(evaluation, kind) for kind in tqdm(evaluation.tasks, desc="figures")]
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template.filters["figure"] = _figure
-    page = template.from_string(Path(__file__).with_name("page.html.j2").read_text()).render(
+    template.filters.update(figure=_figure, label=label)
+    text = Path(__file__).with_name("page.html.j2").read_text("utf-8")
+    page = template.from_string(text).render(
         evaluation=evaluation,
         tasks=[_sections(task) for task in tasks],
         row=DETECTORS.get(evaluation.published),
@@ -114,6 +122,8 @@ def _sections(task: Task) -> Dict[str, Any]:
 
 def _gallery(evaluation: Evaluation, count: int) -> Dict[str, List[Dict[str, Any]]]:
     """Best and worst images, by the last task, which shows most: keypoints, masks, else boxes."""
+    if evaluation.images is None:
+        return {}
     kind = evaluation.tasks[-1]
     ranked = rank_pictures(evaluation, kind)
     worst = ranked[max(count, len(ranked) - count) :][::-1]
@@ -123,8 +133,7 @@ def _gallery(evaluation: Evaluation, count: int) -> Dict[str, List[Dict[str, Any
     for title, pictures in shelves.items():
         drawn[title] = []
         for picture in pictures:
-            entry = gallery.draw(evaluation, picture, kind)
-            drawn[title] += [entry] if entry else []
+            drawn[title].append(gallery.draw(evaluation, picture, kind))
             progress.update()
     progress.close()
     return {title: entries for title, entries in drawn.items() if entries}

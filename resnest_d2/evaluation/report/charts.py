@@ -12,10 +12,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..labels import label, plain_text
 from .measure import SCORE_THRESHOLD, Task
 
 # Distinguishable with any colour vision (Okabe and Ito), darkened to be read as thin lines on white.
 _COLOURS = ["#0072b2", "#d55e00", "#009e73", "#b5599a", "#a8741a", "#56708a"]
+_MOST_LINES = 16  # in a chart
 RIGHT, WRONG, MISSED = _COLOURS[2], _COLOURS[1], _COLOURS[3]
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: crisp, small and selectable
@@ -38,9 +40,9 @@ _STYLE = {
 }
 
 
-def _chart(draw: Callable[[Axes], Any], label: str) -> str:
+def _chart(draw: Callable[[Axes], Any], title: str) -> str:
     """An SVG image, 4.6 by 3.1 inches at its natural size, that fills the width it is given."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE), plain_text():
         figure = Figure(figsize=(4.6, 3.1), layout="constrained")
         draw(figure.subplots())
         file = io.StringIO()
@@ -48,19 +50,26 @@ def _chart(draw: Callable[[Axes], Any], label: str) -> str:
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
 
 
-def precision_recall(curves: Mapping[str, np.ndarray], label: str) -> str:
+def _in_legend(name: str) -> str:
+    """Short enough to leave room for lines. matplotlib leaves out names that begin with an underscore."""
+    text = label(name, 24)
+    return f" {text}" if text.startswith("_") else text
+
+
+def precision_recall(curves: Mapping[str, np.ndarray], title: str) -> str:
     """Precision in percent at 101 recalls from 0 to 1."""
 
     def draw(axes: Axes) -> None:
         for name, precision in curves.items():
-            axes.plot(np.linspace(0, 100, len(precision)), precision, label=name)
+            axes.plot(np.linspace(0, 100, len(precision)), precision, label=_in_legend(name))
         axes.set(xlim=(0, 101), ylim=(0, 102), xlabel="recall (%)", ylabel="precision (%)")
-        axes.legend(loc="best")
+        if curves:
+            axes.legend(loc="best")
 
-    return _chart(draw, label)
+    return _chart(draw, title)
 
 
 def scores(task: Task) -> str:
@@ -126,8 +135,8 @@ def bars(rows: Sequence[Mapping[str, Any]], value: str, text: Callable[[Mapping]
 def training(metrics: Sequence[Dict[str, Any]]) -> List[Dict[str, str]]:
     """Losses, learning rate and AP by iteration, of what is in the metrics: title and image of each."""
     losses = sorted({k for line in metrics for k in line if "loss" in k and "/" not in k})
-    losses = [k for k in losses if k != "total_loss"]
-    ap = sorted({k for line in metrics for k in line if k.split("/")[-1] in ("AP", "PQ")})
+    losses = [k for k in losses if k != "total_loss"][:_MOST_LINES]
+    ap = sorted({k for line in metrics for k in line if k.split("/")[-1] in ("AP", "PQ")})[:_MOST_LINES]
     groups = [
         ("Total loss", ["total_loss"], "loss"),
         ("Parts of the loss", losses, "loss"),
@@ -149,7 +158,13 @@ def training(metrics: Sequence[Dict[str, Any]]) -> List[Dict[str, str]]:
 def _lines(series: Mapping[str, Sequence], unit: str, axes: Axes) -> None:
     for i, (name, points) in enumerate(series.items()):
         style = "-" if i < len(_COLOURS) else "--"
-        axes.plot(*zip(*points), style, label=name, marker="o" if len(points) < 8 else None, markersize=4)
+        axes.plot(
+            *zip(*points),
+            style,
+            label=_in_legend(name),
+            marker="o" if len(points) < 8 else None,
+            markersize=4,
+        )
     axes.set(xlabel="iteration", ylabel=unit)
     axes.set_ylim(bottom=0)
     if len(series) > 1:

@@ -14,29 +14,34 @@ from detectron2.data.detection_utils import read_image, transform_instance_annot
 from detectron2.data.transforms import ResizeTransform, TransformList
 from detectron2.structures import BoxMode
 from detectron2.utils.visualizer import Visualizer
+from fvcore.transforms.transform import PadTransform
 from PIL import Image
 
+from ...errors import UserError
+from ...files import check_readable
+from ..labels import label, plain_text
 from .charts import MISSED, RIGHT, WRONG
 from .measure import Evaluation, Picture
 
-#: Width of each picture in pixels.
-_WIDTH = 560
+#: Size in pixels that a picture may have. One of another shape gets a white margin, up to the least size.
+_MOST, _LEAST = (560, 840), (560, 48)  # width, height
 LEGEND = {"right": RIGHT, "wrong": WRONG, "missed": MISSED}
 
 
-def draw(evaluation: Evaluation, picture: Picture, kind: str) -> Optional[Dict[str, Any]]:
+def draw(evaluation: Evaluation, picture: Picture, kind: str) -> Dict[str, Any]:
     """One entry of the gallery.
 
     Returns:
-        Name of the image, F1 in percent, counts, and both pictures as data URLs; None where the image
-        cannot be read.
+        Name of the image, F1 in percent, counts, and both pictures as data URLs; or only the name, and as
+        ``problem`` why there are none.
     """
-    path = evaluation.images / picture.image["file_name"]
+    image = picture.image
+    entry = {"name": label(Path(image["file_name"]).name, 100)}
     try:
-        pixels = read_image(str(path), "RGB")
-    except (OSError, ValueError):
-        return None
-    name = {c["id"]: c["name"] for c in evaluation.truth["categories"]}
+        pixels = _read(evaluation.images / image["file_name"], (image["height"], image["width"]))
+    except UserError as e:
+        return {**entry, "problem": label(e, 300)}
+    name = {c["id"]: label(c["name"], 40) for c in evaluation.truth["categories"]}
     results = evaluation.results
     predicted = [
         (results[i], f"{name[results[i]['category_id']]} {results[i]['score']:.0%}", colour)
@@ -49,7 +54,7 @@ def draw(evaluation: Evaluation, picture: Picture, kind: str) -> Optional[Dict[s
         for annotation in annotations
     ]
     return {
-        "name": Path(picture.image["file_name"]).name,
+        **entry,
         "f1": 100 * picture.f1,
         "right": len(picture.right),
         "wrong": len(picture.wrong),
@@ -59,39 +64,73 @@ def draw(evaluation: Evaluation, picture: Picture, kind: str) -> Optional[Dict[s
     }
 
 
+def _read(path: Path, size: Tuple[int, int]) -> np.ndarray:
+    """(H, W, 3): RGB, turned as its EXIF data ask for.
+
+    Args:
+        size: height and width that its annotations are for.
+
+    Raises:
+        UserError: there is no image, or one of another size.
+    """
+    check_readable(path)
+    try:
+        pixels = read_image(str(path), "RGB")
+    except Exception as e:  # a broken file makes Pillow raise nearly anything
+        raise UserError(f"cannot be decoded ({type(e).__name__}: {e})") from None
+    if pixels.shape[:2] != size:
+        raise UserError(
+            f"has {pixels.shape[1]}x{pixels.shape[0]} pixels, and its annotations are for {size[1]}x{size[0]}"
+        )
+    return pixels
+
+
 def _box(annotation: Dict[str, Any]) -> Sequence[float]:
-    """x, y, width and height in pixels; results of masks may come without."""
-    return annotation.get("bbox") or pycocotools.mask.toBbox(annotation["segmentation"]).tolist()
+    """x, y, width and height in pixels; results of masks or keypoints may come without."""
+    if "bbox" in annotation:
+        return annotation["bbox"]
+    if "segmentation" in annotation:
+        return pycocotools.mask.toBbox(annotation["segmentation"]).tolist()
+    x, y = annotation["keypoints"][0::3], annotation["keypoints"][1::3]
+    return [min(x), min(y), max(x) - min(x), max(y) - min(y)]
 
 
 def _overlay(pixels: np.ndarray, objects: Sequence[Tuple[Dict, str, str]], kind: str) -> str:
     """A JPEG, as a data URL, of the image with its objects: annotation, label and colour of each."""
-    height = round(_WIDTH * pixels.shape[0] / pixels.shape[1])
-    resize = TransformList([ResizeTransform(*pixels.shape[:2], height, _WIDTH)])
+    transforms, size = _to_size_of_a_picture(*pixels.shape[:2])
     fields = {"segm": ("segmentation",), "keypoints": ("keypoints",)}.get(kind, ())
     shapes: List[Dict] = [
         transform_instance_annotations(
-            {"bbox": _box(o), "bbox_mode": BoxMode.XYWH_ABS, **{f: o[f] for f in fields if f in o}},
-            resize,
-            (height, _WIDTH),
+            {"bbox": _box(o), "bbox_mode": BoxMode.XYWH_ABS, **{f: o[f] for f in fields}}, transforms, size
         )
         for o, _, _ in objects
     ]
 
     def values(field: str) -> Optional[List]:
-        return [shape[field] for shape in shapes] if all(field in shape for shape in shapes) else None
+        return [shape[field] for shape in shapes] if field in fields else None
 
-    visualizer = Visualizer(resize.apply_image(pixels), MetadataCatalog.get("coco_2017_val"))
-    if objects:
-        keypoints = values("keypoints")
-        visualizer.overlay_instances(
-            boxes=np.array(values("bbox")),
-            labels=[label for _, label, _ in objects],
-            masks=values("segmentation"),
-            keypoints=None if keypoints is None else np.array(keypoints),
-            assigned_colors=[colour for _, _, colour in objects],
-            alpha=0.35,
-        )
+    with plain_text():
+        visualizer = Visualizer(transforms.apply_image(pixels), MetadataCatalog.get("coco_2017_val"))
+        if objects:
+            keypoints = values("keypoints")
+            visualizer.overlay_instances(
+                boxes=np.array([shape["bbox"] for shape in shapes]),
+                labels=[text for _, text, _ in objects],
+                masks=values("segmentation"),
+                keypoints=None if keypoints is None else np.array(keypoints),
+                assigned_colors=[colour for _, _, colour in objects],
+                alpha=0.35,
+            )
+        drawn = visualizer.output.get_image()
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(visualizer.output.get_image())).save(file, "JPEG", quality=82)
+    Image.fromarray(np.ascontiguousarray(drawn)).save(file, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _to_size_of_a_picture(height: int, width: int) -> Tuple[TransformList, Tuple[int, int]]:
+    """What fits an image into a picture, and the picture's height and width in pixels."""
+    scale = min(_MOST[0] / width, _MOST[1] / height)
+    new = max(round(scale * height), 1), max(round(scale * width), 1)
+    right, below = max(_LEAST[0] - new[1], 0), max(_LEAST[1] - new[0], 0)
+    resize, pad = ResizeTransform(height, width, *new), PadTransform(0, 0, right, below, pad_value=255)
+    return TransformList([resize, pad]), (new[0] + below, new[1] + right)

@@ -6,8 +6,8 @@ import contextlib
 import importlib.util
 import io
 import itertools
-import json
 import logging
+import os
 import shlex
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -16,10 +16,11 @@ from typing import Any, Dict, List, Mapping, Optional
 
 import numpy as np
 
-from ...data import load_coco
-from ...errors import UserError
+from ...errors import UserError, nearest
 from ...model_zoo.records import DETECTORS
 from ..coco import Match, average_recalls, evaluate_coco, match_detections, precisions, statistics
+from ..results import read_results
+from .inputs import FIELDS, comparable, read_detections, read_metrics, read_truth, remedied
 
 logger = logging.getLogger(__name__)
 
@@ -37,28 +38,23 @@ class Evaluation:
     Attributes:
         name: of the folder, or of the configuration.
         truth: annotation file.
-        images: folder of its images.
+        images: folder of its images, or None where nobody has named it.
         results: detections, in COCO's format.
         run: content of ``results.json``; empty for a folder that another program wrote.
         metrics: lines of ``metrics.json``; empty where nothing was trained.
         published: name of the published row to compare with.
+        tasks: what was predicted, and is annotated: some of ``bbox``, ``segm`` and ``keypoints``.
     """
 
     name: str
     truth: Dict[str, Any]
-    images: Path
+    images: Optional[Path]
     results: List[Dict[str, Any]]
     run: Dict[str, Any]
     metrics: List[Dict[str, Any]]
     published: Optional[str]
+    tasks: List[str]
     _matches: Dict[str, List[Match]] = field(default_factory=dict)
-
-    @property
-    def tasks(self) -> List[str]:
-        """What was predicted, and is annotated."""
-        fields = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
-        found = [t for t, f in fields.items() if self.results and f in self.results[0]]
-        return [t for t in found if any(fields[t] in a for a in self.truth["annotations"])] or ["bbox"]
 
     def matches(self, kind: str) -> List[Match]:
         """Which detections found which objects at IoU 0.5."""
@@ -82,37 +78,49 @@ def load_evaluation(
         row: published row to compare with; by default the configuration of the run.
 
     Raises:
-        UserError: there are no detections, or the ground truth is not known or cannot be read.
+        UserError: there are no detections, the ground truth is not known, a file cannot be used, or there is
+            no such row or folder.
     """
     folder = Path(folder)
+    if row is not None and row not in DETECTORS:
+        raise UserError(f"--row {row}: no such row is published; {nearest(row, DETECTORS)}")
+    if images is not None and not os.path.isdir(images):
+        raise UserError(f"--images {images} is no folder")
     detections = [
         *(folder / "coco_instances_results.json", folder / "inference" / "coco_instances_results.json"),
         *sorted(folder.glob("inference/*/coco_instances_results.json")),
     ]
-    file = next((f for f in detections if f.exists()), None)
+    file = next((f for f in detections if os.path.exists(f)), None)
     if file is None:
         raise UserError(f"{folder} holds no inference/coco_instances_results.json; evaluate into it first")
-    root = folder if file.parent != folder or (folder / "results.json").exists() else folder.parent
-    run = _json(root / "results.json") if (root / "results.json").exists() else {}
-    noted = run.get("datasets", [{}])
+    root = folder if file.parent != folder or os.path.exists(folder / "results.json") else folder.parent
+    run: Dict[str, Any] = {}
+    if os.path.exists(root / "results.json"):
+        with remedied("evaluate again, or remove it and give --annotations and --images"):
+            run = read_results(root / "results.json")
+    noted = run.get("datasets") or [{}]
     dataset = next((d for d in noted if d.get("name") == file.parent.name), noted[0])
-    annotations = annotations or dataset.get("json_file")
+    what, annotations = "--annotations" if annotations else "", annotations or dataset.get("json_file")
+    images = images or dataset.get("image_root")
     if not annotations:
         raise UserError(f"{root} does not tell its dataset; give --annotations and --images")
-    row = row or _config_of(run.get("command", ""))
-    results = _json(file)
-    if not isinstance(results, list):
-        raise UserError(f"{file} is no list of detections")
-    metrics = root / "metrics.json"
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    truth = read_truth(Path(annotations), what)
+    with remedied("evaluate again"):
+        results = read_detections(file, truth)
+    metrics: List[Dict[str, Any]] = []
+    if os.path.exists(root / "metrics.json"):
+        with remedied("remove it to leave out the training"):
+            metrics = read_metrics(root / "metrics.json")
+    row = row or _config_of(run.get("command") or "")
     return Evaluation(
         name=row or root.resolve().name,
-        truth=load_coco(Path(annotations)),
-        images=Path(images or dataset.get("image_root") or "."),
+        truth=truth,
+        images=Path(images) if images else None,
         results=results,
         run=run,
-        metrics=[json.loads(line) for line in lines],
+        metrics=metrics,
         published=row if row in DETECTORS else None,
+        tasks=comparable(Path(annotations), truth, results),
     )
 
 
@@ -122,13 +130,6 @@ def _config_of(command: str) -> Optional[str]:
         if word == "--config-file":
             return Path(value).stem
     return None
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as e:
-        raise UserError(f"cannot read {path} ({e})") from None
 
 
 @dataclass
@@ -202,7 +203,7 @@ def measure(evaluation: Evaluation, kind: str) -> Task:
         sizes=_sizes(objects, found, summary),
         right=scores[True],
         wrong=scores[False],
-        errors=_tide(truth, results, kind),
+        errors=_tide(truth, results, kind) if objects else None,
     )
 
 
@@ -223,9 +224,12 @@ def _tide(truth: Dict[str, Any], results: List[Dict[str, Any]], kind: str) -> Op
     """TIDE's error types (Bolya et al., arXiv 2008.08115) by its authors' package, where it is installed."""
     if kind == "keypoints" or not results or importlib.util.find_spec("tidecv") is None:
         return None
-    import tidecv
-
-    field = "segmentation" if kind == "segm" else "bbox"
+    try:
+        import tidecv
+    except ImportError as e:  # pandas, say, is missing
+        logger.warning("kinds of error are left out: tidecv cannot be imported (%s)", e)
+        return None
+    field = FIELDS[kind]
     objects, detections = tidecv.Data("truth"), tidecv.Data("detections")
     for category in truth["categories"]:
         objects.add_class(category["id"], category["name"])

@@ -1,0 +1,292 @@
+"""The files that a report is made of. Each has a reader that lets nothing pass which would fail later.
+
+What is wrong is said in one line that names the file and the entry. Fields that nobody reads here are
+dropped, as COCO's tools would take some of them for something else.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import pycocotools.mask
+
+from ...data import load_coco
+from ...data.coco_check import _runs
+from ...errors import UserError
+from ...files import check_readable, parse_json, read_json, read_text
+from ..labels import label
+from ..results import is_number, refuse
+
+logger = logging.getLogger(__name__)
+
+#: Kinds of detection to their fields, in results and annotations alike.
+FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+_KEYPOINTS = 17  # of COCO's person, for which OKS has its constants
+_MAX_DETECTIONS = 4 << 30  # bytes
+# COCO's encoding counts pixels in 32 bits, and a mask is decoded to a byte a pixel.
+_MAX_PIXELS = 1 << 28
+
+
+@contextmanager
+def remedied(remedy: str) -> Iterator[None]:
+    """A block whose UserErrors say what to do, too."""
+    try:
+        yield
+    except UserError as e:
+        raise UserError(f"{e}; {remedy}") from None
+
+
+def read_truth(file: Path, what: str = "") -> Dict[str, List[Dict[str, Any]]]:
+    """Images, annotations and categories of a COCO file.
+
+    Names of categories are fit to be shown, and told apart. Run-length encodings are compressed.
+
+    Args:
+        what: the flag that names the file, for the message.
+
+    Raises:
+        UserError: the file cannot be read, or an entry cannot be evaluated.
+    """
+    content = load_coco(check_readable(file, what))
+    with remedied("tools/check_dataset.py says what else is wrong, and --fix writes a mended copy"):
+        return _read_truth(file, content)
+
+
+def _read_truth(file: Path, content: Dict[str, List[Any]]) -> Dict[str, List[Dict[str, Any]]]:
+    images, categories = _read_images(file, content["images"]), _read_categories(file, content["categories"])
+    sizes = {image["id"]: (image["height"], image["width"]) for image in images}
+    known = {category["id"] for category in categories}
+    annotations, seen = [], set()
+    for i, entry in enumerate(content["annotations"]):
+        where = f"annotations[{i}]"
+        _check_object(file, where, entry)
+        number = entry.get("id")
+        if not _is_id(number) or number in seen:
+            raise refuse(file, f"{where}: id", "must be a whole number of its own", number)
+        seen.add(number)
+        _check_place(file, where, entry, sizes, known)
+        crowd = entry.get("iscrowd", 0)
+        if crowd not in (0, 1):
+            raise refuse(file, f"{where}: iscrowd", "must be 0 or 1", crowd)
+        if not is_number(entry.get("area")) or entry["area"] < 0:
+            raise refuse(file, f"{where}: area", "must be a number >= 0", entry.get("area"))
+        good = {key: entry[key] for key in ("id", "image_id", "category_id", "area")}
+        good.update(iscrowd=int(crowd), bbox=_box(file, where, entry.get("bbox")))
+        if entry.get("segmentation"):
+            shape, size = entry["segmentation"], sizes[entry["image_id"]]
+            good["segmentation"] = _polygons(file, where, shape, size) if isinstance(shape, list) else _rle(
+                file, where, shape, size
+            )  # fmt: skip
+        if entry.get("keypoints"):
+            points = _keypoints(file, where, entry["keypoints"])
+            count = entry.get("num_keypoints", sum(v > 0 for v in points[2::3]))
+            if not is_number(count):
+                raise refuse(file, f"{where}: num_keypoints", "must be a number", count)
+            good.update(keypoints=points, num_keypoints=count)
+        annotations.append(good)
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def read_detections(file: Path, truth: Dict[str, List[Dict[str, Any]]]) -> List[Dict[str, Any]]:
+    """Detections in COCO's format, all with the same fields.
+
+    Args:
+        truth: of :func:`read_truth`, whose images and categories they are of.
+
+    Raises:
+        UserError: the file cannot be read, or an entry cannot be evaluated.
+    """
+    content = read_json(file, limit=_MAX_DETECTIONS)
+    if not isinstance(content, list):
+        raise UserError(f"{file} is no list of detections")
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    known = {category["id"] for category in truth["categories"]}
+    fields: Optional[List[str]] = None
+    detections = []
+    for i, entry in enumerate(content):
+        where = f"detection {i}"
+        _check_object(file, where, entry)
+        _check_place(file, where, entry, sizes, known)
+        if not is_number(entry.get("score")):
+            raise refuse(file, f"{where}: score", "must be a finite number", entry.get("score"))
+        good = {key: entry[key] for key in ("image_id", "category_id", "score")}
+        if fields is None:
+            fields = [field for field in FIELDS.values() if entry.get(field) not in (None, [])]
+            if not fields:
+                raise refuse(file, where, f"must have one of {', '.join(FIELDS.values())}", entry)
+        for field in fields:
+            value = entry.get(field)
+            if field == "bbox":
+                good[field] = _box(file, where, value)
+            elif field == "segmentation":
+                good[field] = _rle(file, where, value, sizes[entry["image_id"]])
+            else:
+                good[field] = _keypoints(file, where, value)
+                if len(value) != len(content[0][field]):
+                    raise refuse(
+                        file, f"{where}: keypoints", "must be as many as those of detection 0", value
+                    )
+        detections.append(good)
+    return detections
+
+
+def comparable(
+    truth_file: Path, truth: Dict[str, List[Dict[str, Any]]], detections: List[Dict[str, Any]]
+) -> List[str]:
+    """What was predicted, and is annotated: some of ``bbox``, ``segm`` and ``keypoints``.
+
+    Raises:
+        UserError: nothing was, or some annotations lack what others have.
+    """
+    annotations = truth["annotations"]
+    tasks = []
+    for task, field in FIELDS.items():
+        have = [field in annotation for annotation in annotations]
+        if (detections and field not in detections[0]) or (annotations and not any(have)):
+            continue
+        if task == "keypoints":
+            lengths = {len(e[field]) // 3 for e in [*annotations, *detections[:1]] if field in e}
+            if lengths - {_KEYPOINTS}:
+                logger.warning("keypoints are left out: COCO's measure is of %d, not %s", _KEYPOINTS, lengths)
+                continue
+        if not detections and tasks:  # of a model that found nothing, one task tells as much
+            continue
+        if not all(have):
+            number = annotations[have.index(False)]["id"]
+            raise UserError(f"{truth_file}: annotation {number} has no {field}, as others have")
+        tasks.append(task)
+    if not tasks:
+        found = ", ".join(f for f in FIELDS.values() if detections and f in detections[0])
+        raise UserError(
+            f"{truth_file}: its annotations have nothing to compare with {found} of the detections"
+        )
+    return tasks
+
+
+def read_metrics(file: Path) -> List[Dict[str, Any]]:
+    """The lines of a ``metrics.json``, with those of their values that are finite numbers.
+
+    A process that is killed may cut its last line, and one that goes on writes after it, so that damaged
+    lines are left out with a warning.
+
+    Raises:
+        UserError: it cannot be read, or no line is one of metrics.
+    """
+    good, bad = [], []
+    for i, line in enumerate(read_text(file).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = parse_json(line, str(file))
+        except UserError:
+            entry = None
+        if isinstance(entry, dict) and is_number(entry.get("iteration")):
+            good.append({key: value for key, value in entry.items() if is_number(value)})
+        else:
+            bad.append(i)
+    if len(bad) > 1 and not good:
+        raise UserError(f"{file} holds no metrics: a line must be an object with an iteration")
+    if bad:
+        logger.warning("%s: %d damaged lines are left out, the first is line %d", file, len(bad), bad[0])
+    return good
+
+
+def _read_images(file: Path, entries: List[Any]) -> List[Dict[str, Any]]:
+    images, seen = [], set()
+    for i, entry in enumerate(entries):
+        where = f"images[{i}]"
+        _check_object(file, where, entry)
+        number, name, size = (
+            entry.get("id"),
+            entry.get("file_name"),
+            (entry.get("height"), entry.get("width")),
+        )
+        if not _is_id(number) or number in seen:
+            raise refuse(file, f"{where}: id", "must be a whole number of its own", number)
+        if not isinstance(name, str):
+            raise refuse(file, f"{where}: file_name", "must be a text", name)
+        if not all(_is_id(side) and side > 0 for side in size) or math.prod(size) > _MAX_PIXELS:
+            raise refuse(file, f"{where}: height and width", "must be the pixels of an image", size)
+        seen.add(number)
+        images.append({"id": number, "file_name": name, "height": size[0], "width": size[1]})
+    return images
+
+
+def _read_categories(file: Path, entries: List[Any]) -> List[Dict[str, Any]]:
+    categories, seen = [], set()
+    for i, entry in enumerate(entries):
+        where = f"categories[{i}]"
+        _check_object(file, where, entry)
+        number, name = entry.get("id"), entry.get("name")
+        if not _is_id(number) or number in seen:
+            raise refuse(file, f"{where}: id", "must be a whole number of its own", number)
+        if not isinstance(name, str):
+            raise refuse(file, f"{where}: name", "must be a text", name)
+        seen.add(number)
+        categories.append({"id": number, "name": label(name, 100)})
+    times = Counter(category["name"] for category in categories)
+    return [
+        {**c, "name": c["name"] if times[c["name"]] == 1 else f"{c['name']} ({c['id']})"} for c in categories
+    ]
+
+
+def _is_id(value: Any) -> bool:
+    """A whole number that COCO's tools, which put ids among floats, can tell from its neighbours."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53
+
+
+def _check_object(file: Path, where: str, entry: Any) -> None:
+    if not isinstance(entry, dict):
+        raise refuse(file, where, "must be an object", entry)
+
+
+def _check_place(
+    file: Path, where: str, entry: Dict[str, Any], sizes: Dict[int, Tuple[int, int]], categories: set
+) -> None:
+    for key, known in (("image_id", sizes), ("category_id", categories)):
+        if not _is_id(entry.get(key)) or entry[key] not in known:
+            raise refuse(file, f"{where}: {key}", "must be one of the annotation file", entry.get(key))
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_number, value))
+
+
+def _box(file: Path, where: str, value: Any) -> List[float]:
+    if not _numbers(value) or len(value) != 4 or min(value[2:]) < 0:
+        raise refuse(file, f"{where}: bbox", "must be x, y, width and height, finite numbers", value)
+    return value
+
+
+def _keypoints(file: Path, where: str, value: Any) -> List[float]:
+    if not _numbers(value) or not value or len(value) % 3:
+        raise refuse(file, f"{where}: keypoints", "must be x, y and a third number of each", value)
+    return value
+
+
+def _rle(file: Path, where: str, value: Any, size: Tuple[int, int]) -> Dict[str, Any]:
+    """Compressed. COCO's decoder writes past its memory where a mask is damaged."""
+    counts = value.get("counts") if isinstance(value, dict) else None
+    runs = _runs(counts) if isinstance(counts, str) else counts
+    good = isinstance(runs, list) and all(_is_id(run) and run >= 0 for run in runs)
+    if not good or sum(runs) != math.prod(size) or value.get("size") != [*size]:
+        rule = f"must be the run-length encoding of a mask of {size[0]}x{size[1]} pixels"
+        raise refuse(file, f"{where}: segmentation", rule, value)
+    if isinstance(counts, list):
+        counts = pycocotools.mask.frPyObjects({"size": [*size], "counts": counts}, *size)["counts"].decode()
+    return {"size": [*size], "counts": counts}
+
+
+def _polygons(file: Path, where: str, value: List[Any], size: Tuple[int, int]) -> List[List[float]]:
+    """Those with three points or more. COCO's rasteriser needs memory by the length of the sides."""
+    farthest = 2 * max(size)
+    good = [p for p in value if _numbers(p) and len(p) >= 6 and len(p) % 2 == 0]
+    if not all(map(_numbers, value)) or not good or max(abs(v) for p in good for v in p) > farthest:
+        rule = f"must be polygons of three points or more on an image of {size[0]}x{size[1]} pixels"
+        raise refuse(file, f"{where}: segmentation", rule, value)
+    return good
