@@ -1,6 +1,9 @@
 """How many processes may run, on what, and by which backend they meet; CUDA devices are simulated."""
 
 import multiprocessing
+import re
+import sys
+import time
 from argparse import Namespace
 from datetime import timedelta
 
@@ -10,7 +13,7 @@ import torch.distributed as dist
 
 from resnest_d2 import UserError, model_zoo
 from resnest_d2.engine.fit import check_processes
-from resnest_d2.engine.launch import _process_group, launch
+from resnest_d2.engine.launch import _free_port, _process_group, launch
 
 
 def arguments(processes, *opts, machines=1, rank=0, url="auto"):
@@ -80,7 +83,67 @@ def test_numbers_that_make_no_sense_are_named(args, message):
 
 def test_several_machines_need_a_place_to_meet():
     with pytest.raises(UserError, match="--num-machines 2 needs --dist-url tcp://HOST:PORT"):
-        launch(print, (), arguments(1, machines=2), "cpu")
+        check_processes(config("cpu"), arguments(1, machines=2))
+
+
+@pytest.mark.parametrize(
+    "url, message",
+    [
+        ("tcp://127.0.0.1", "needs --dist-url tcp://HOST:PORT.*got 'tcp://127.0.0.1'"),
+        ("tcp://127.0.0.1:99999", "needs --dist-url"),
+        ("tcp://no.such.host.invalid:4000", "there is no host no.such.host.invalid"),
+        ("gopher://127.0.0.1:4000", "needs --dist-url"),
+        ("file:///nowhere/at/all", "no file can be made there"),
+        ("env://", "needs --dist-url"),
+    ],
+)
+def test_places_where_nobody_can_meet_are_refused_before_anybody_waits(url, message, monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(UserError, match=message):
+        check_processes(config("cpu"), arguments(1, machines=2, url=url))
+
+
+@pytest.mark.parametrize("url", ["tcp://localhost:4000", "tcp://[::1]:4000", "file:///tmp/no-such-file-yet"])
+def test_places_where_they_can_are_not(url):
+    check_processes(config("cpu"), arguments(1, machines=2, url=url))
+
+
+def test_a_file_that_is_left_from_another_run_is_no_place(tmp_path):
+    (tmp_path / "store").touch()
+    with pytest.raises(UserError, match="left from another run; remove it"):
+        check_processes(config("cpu"), arguments(2, "MODEL.DEVICE", "cpu", url=f"file://{tmp_path}/store"))
+
+
+def test_a_process_that_waits_says_for_whom(monkeypatch, tmp_path):
+    monkeypatch.setattr("resnest_d2.engine.launch._PATIENCE", 0.1)
+    file = tmp_path / "stderr"
+    process = multiprocessing.get_context("fork").Process(target=wait_in_vain, args=(str(file),))
+    process.start()
+    end = time.time() + 30
+    while time.time() < end and not (file.exists() and file.read_text()):
+        time.sleep(0.05)
+    assert process.is_alive()
+    process.kill()
+    process.join()
+    assert re.fullmatch(
+        r"waiting at tcp://127\.0\.0\.1:\d+ for 2 processes, of 2 machine\(s\)\n", file.read_text()
+    )
+
+
+def wait_in_vain(file):
+    sys.stderr = open(file, "w")
+    meeting = {"init_method": f"tcp://127.0.0.1:{_free_port()}", "rank": 1, "world_size": 2}
+    with _process_group("cpu", 0, 1, **meeting):
+        pass
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"])
+@pytest.mark.parametrize("value", [None, "two", ""])
+def test_a_part_of_torchruns_environment_is_named(name, value, monkeypatch):
+    as_torchrun(monkeypatch, 1)
+    monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=rf"^{name} is .* unset TORCHELASTIC_RUN_ID"):
+        check_processes(config("cpu"), arguments(1))
 
 
 def test_a_place_where_processes_cannot_meet_is_said_in_one_line():

@@ -1,8 +1,14 @@
 """Batches that follow from the seed and their place, and images that cannot be used."""
 
 import itertools
+import math
+import multiprocessing
+import os
 import pickle
 import random
+import resource
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -11,8 +17,10 @@ from detectron2.data.samplers import TrainingSampler
 from PIL import Image
 
 from resnest_d2 import UserError, model_zoo
-from resnest_d2.data.loader import CheckedMapper, TrainingPositions, build_train_loader
+from resnest_d2.data.loader import SHARED_MEMORY, CheckedMapper, TrainingPositions, build_train_loader
 from resnest_d2.data.seeding import seed_all, seeded
+from resnest_d2.engine.failures import named_failures
+from resnest_d2.engine.fit import fit_workers
 
 SIZE = 10
 
@@ -107,3 +115,55 @@ def test_images_of_more_than_8_bits_are_named(mode, tmp_path):
     Image.new(mode, (4, 4)).save(tmp_path / "deep.tiff")
     with pytest.raises(UserError, match=r"deep\.tiff has more than 8 bits a channel .*convert it to 8 bits"):
         CheckedMapper(lambda record: record)({"file_name": str(tmp_path / "deep.tiff")})
+
+
+def loaded_by_a_worker(cfg):
+    cfg = cfg.clone()
+    cfg.DATALOADER.NUM_WORKERS = 1
+    return iter(build_train_loader(cfg))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV])
+def test_a_worker_that_dies_ends_the_run_in_one_line(number, cfg):
+    batches = loaded_by_a_worker(cfg)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, number)
+    with pytest.raises(UserError, match=r"^DataLoader worker .*DATALOADER.NUM_WORKERS"), named_failures(cfg):
+        while True:
+            next(batches)
+
+
+def test_shared_memory_that_is_full_is_said_by_the_worker_and_nobody_waits(cfg, tmp_path):
+    """The largest file stands for the room there: the system refuses both alike."""
+    child = os.fork()
+    if child == 0:
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+            next(loaded_by_a_worker(cfg))
+        except UserError as e:
+            os._exit(0 if "has no room for what the loader's workers load" in str(e) else 3)
+        finally:
+            os._exit(4)
+    end = time.time() + 30
+    while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.time() < end:
+        time.sleep(0.02)
+    if not ended[0]:
+        os.kill(child, signal.SIGKILL)
+    assert ended[0] and os.waitstatus_to_exitcode(ended[1]) == 0
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_no_more_workers_than_shared_memory_holds_batches_of(train, cfg):
+    cfg = cfg.clone()
+    cfg.DATALOADER.NUM_WORKERS = 4
+    assert fit_workers(cfg, 1, 1, train) == [] and cfg.DATALOADER.NUM_WORKERS == 4
+    free = os.statvfs(SHARED_MEMORY)
+    side = math.isqrt(free.f_bavail * free.f_frsize // 15)  # of which 15 bytes take all that there is
+    cfg.INPUT.MIN_SIZE_TEST = cfg.INPUT.MAX_SIZE_TEST = side
+    (note,) = fit_workers(cfg, 1, 1, train)
+    assert cfg.DATALOADER.NUM_WORKERS == 2  # of 3 bytes, twice
+    assert "DATALOADER.NUM_WORKERS 2 instead of 4" in note and "docker run --shm-size 8g" in note
+    (note,) = fit_workers(cfg, 8, 8, train)
+    assert cfg.DATALOADER.NUM_WORKERS == 0
+    assert fit_workers(cfg, 8, 8, train) == []

@@ -18,7 +18,7 @@ def main(cfg, args):
     if args.eval_only:
         engine.evaluate(cfg, **engine.model_options(args))
     else:
-        engine.train(cfg, args.resume)
+        engine.train(cfg, args.resume, args.allow_random_weights)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
+import sys
 from argparse import ArgumentParser, Namespace
+from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, List
+from typing import Callable, Dict, Iterable, List, NoReturn
 
 import torch
 from detectron2.config import CfgNode
@@ -15,9 +18,12 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..files import atomic_write_text
+from ..errors import UserError, check_number
+from ..files import atomic_write_text, read_text, writing
+from ..processes import found_by_main
 from .expectations import keep_comparable
-from .failures import named_failures, one_line_errors
+from .failures import named_failures, one_line_errors, prepare_process
+from .folder import check_appendable, follow_weights, own_folder, restarted
 from .launch import launch
 from .memory import keep_freed_memory
 from .setup import check_run, fit_to_own_data, load_config, register_own_data
@@ -38,11 +44,14 @@ def argument_parser(description: str) -> ArgumentParser:
     """
     parser = default_argument_parser(epilog=_EPILOG)
     parser.description = description
+    parser.error = _end  # in one line, without the usage
+    prepare_process()  # --help is printed before :func:`run`
     parser.set_defaults(dist_url="auto")  # detectron2's is one port for all runs of a user
     parser.add_argument(
         "--allow-random-weights",
         action="store_true",
-        help="evaluate or draw although parts of the model have no weights in MODEL.WEIGHTS",
+        help="evaluate or draw although parts of the model have no weights in MODEL.WEIGHTS, or train "
+        "although these are another backbone's",
     )
     parser.add_argument(
         "--optimize",
@@ -60,6 +69,11 @@ def argument_parser(description: str) -> ArgumentParser:
     return parser
 
 
+def _end(message: str) -> NoReturn:
+    with one_line_errors():
+        raise UserError(f"{message}; --help lists the arguments")
+
+
 def model_options(args: Namespace) -> Dict[str, bool]:
     """Arguments of :func:`load_model` and :func:`evaluate` from the command line."""
     names = {
@@ -75,16 +89,20 @@ def run(main: Callable[[CfgNode, Namespace], object], args: Namespace) -> None:
     """Check the configuration, then call ``main(cfg, args)`` in every process.
 
     The processes are those that torchrun started, or else ``--num-gpus`` that are started here. Where
-    torchrun starts them again after a failure, they resume.
+    torchrun starts them again after a failure, they resume what they had begun.
 
     A :class:`UserError` is printed as one line, and the process ends with status 2; stopped by SIGTERM or
     SIGINT, it ends with 143 or 130.
     """
     with one_line_errors():
-        if int(os.getenv("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
-            args.resume = True
+        for word in sys.argv:
+            if re.search(r"[\ud800-\udfff]", word):
+                raise UserError(f"{word!r} is no text in this locale (set PYTHONUTF8=1)")
         cfg = load_config(args.config_file, args.opts)
         notes = fit_to_own_data(cfg, args)
+        if not args.eval_only:
+            args.resume = args.resume or restarted(cfg.OUTPUT_DIR)
+            notes += follow_weights(cfg)
         notes += check_run(cfg, args)
         reasons = keep_comparable(cfg, load_config(args.config_file), args)
         notes += [f"Not compared with the published AP: {reason}" for reason in reasons]
@@ -94,27 +112,84 @@ def run(main: Callable[[CfgNode, Namespace], object], args: Namespace) -> None:
 def _main(
     main: Callable[[CfgNode, Namespace], object], cfg: CfgNode, args: Namespace, notes: List[str]
 ) -> None:
-    with one_line_errors(), named_failures(cfg):
-        _fix_seed(cfg, args.resume)
-        default_setup(cfg, args)
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="resnest_d2")
+    with one_line_errors(), named_failures(cfg), own_folder(cfg, args) as found:
+        _fix_seed(cfg, args)
+        _set_up(cfg, args)
         if cfg.MODEL.DEVICE == "cpu":
             keep_freed_memory()
             if not torch.cuda.is_available():
                 logger.warning("No CUDA device is visible: running on the CPU")
-        for note in notes:
+        for note in [*notes, *found]:
             logger.warning(note)
         register_own_data(args)
         main(cfg, args)
 
 
-def _fix_seed(cfg: CfgNode, resume: bool) -> None:
+def _fix_seed(cfg: CfgNode, args: Namespace) -> None:
     """Draw a SEED where none is set, the same in all processes, and again on ``--resume``."""
     file = Path(cfg.OUTPUT_DIR) / "seed"
-    if cfg.SEED < 0:
-        seed = int(file.read_text()) if resume and file.exists() else secrets.randbelow(2**31)
-        cfg.defrost()
-        cfg.SEED = comm.all_gather(seed)[0]
-        cfg.freeze()
+
+    def seed() -> int:
+        number = cfg.SEED
+        if number < 0 and args.resume and os.path.lexists(file):
+            number = _read_seed(file)
+        elif number < 0:
+            number = secrets.randbelow(2**31)
+        if not args.eval_only:  # which leaves a training's own alone
+            atomic_write_text(file, f"{number}\n")
+        return number
+
+    number = found_by_main(seed)
+    cfg.defrost()
+    cfg.SEED = number
+    cfg.freeze()
+
+
+def _read_seed(file: Path) -> int:
+    text = read_text(file).strip()
+    try:
+        number = int(text)
+        check_number(str(file), number, at_least=0, at_most=2**32 - 1)  # as numpy's and detectron2's
+    except ValueError as e:
+        reason = e if isinstance(e, UserError) else f"{file} holds no number, but {text[:40]!r}"
+        raise UserError(f"{reason}; set SEED to that of the run, or start anew without --resume") from None
+    return number
+
+
+def _set_up(cfg: CfgNode, args: Namespace) -> None:
+    """detectron2's default_setup, which says in one line what it cannot write."""
+    folder, rank = Path(cfg.OUTPUT_DIR), comm.get_rank()
+    log = folder / (f"log.txt.rank{rank}" if rank else "log.txt")
+    opened = [log]
     if comm.is_main_process():
-        atomic_write_text(file, f"{cfg.SEED}\n")
+        opened += [folder / "config.yaml", *([] if args.eval_only else [folder / "metrics.json"])]
+    for file in opened:
+        check_appendable(file)
+    # As default_setup makes them, once for all.
+    loggers = [
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore"),
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank),
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="resnest_d2"),
+    ]
+    _end_on_failure(loggers, log)
+    with writing(folder / "config.yaml"):
+        default_setup(cfg, args)
+
+
+def _end_on_failure(loggers: Iterable[logging.Logger], log: Path) -> None:
+    """Let a line that cannot be written to the file end the run."""
+    for handler in [handler for logger in loggers for handler in logger.handlers]:
+        if Path(str(getattr(getattr(handler, "stream", None), "name", ""))) == log:
+            handler.handleError = partial(_end_without_log, handler, log)
+
+
+def _end_without_log(handler: logging.StreamHandler, log: Path, record: logging.LogRecord) -> None:
+    """Called by logging where a line could not be written, which would print a traceback and go on."""
+    error = sys.exc_info()[1]
+    if not isinstance(error, OSError):
+        logging.Handler.handleError(handler, record)
+        return
+    with open(os.devnull, "w") as nowhere:  # what is left in the stream's buffer must not fail once more
+        os.dup2(nowhere.fileno(), handler.stream.fileno())
+    with writing(log):
+        raise error

@@ -2,21 +2,88 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
+import io
+import locale
+import logging
 import os
+import re
 import sys
 import traceback
+import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Iterator, Optional
 
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.utils import comm
+from torch.distributed.distributed_c10d import _get_default_store
 
 from ..errors import UserError
+from ..files import atomic_write_text
+from .expectations import flatten
 from .signals import Interrupted
+
+#: Characters of a line that says what is wrong. Of a longer one, both ends are printed.
+_LONGEST = 2000
+
+
+class _Stream(io.FileIO):
+    """Standard output or error that outlives its reader and a full disk: what it cannot take is dropped.
+
+    Attributes:
+        lost: why that was, or None.
+        replaced: the stream that it stands for.
+    """
+
+    lost: Optional[OSError] = None
+    replaced: Any = None
+
+    def write(self, data: Any) -> Optional[int]:
+        try:
+            return super().write(data)
+        except OSError as e:
+            self.lost = e
+            return memoryview(data).nbytes
+
+
+def prepare_process() -> None:
+    """Let a command line work however it was started: with closed or full standard streams, in a locale
+    without Unicode, with warnings as errors, which those of other packages are not meant to be.
+    """
+    if codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8":
+        with suppress(locale.Error):  # text files are opened by it
+            locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+    if any(action == "error" and kind is Warning for action, _, kind, _, _ in warnings.filters):
+        warnings.simplefilter("default")
+    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no failure
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed; the next file that is opened would take its place
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif type(getattr(getattr(stream, "buffer", None), "raw", None)) is io.FileIO:
+            if stream.fileno() == number:  # not what a test runner or a notebook put there
+                with suppress(OSError):
+                    stream.flush()
+                raw = _Stream(number, "w", closefd=False)
+                raw.replaced = stream  # may close the file when it goes
+                lines = stream.line_buffering
+                kept = io.TextIOWrapper(
+                    io.BufferedWriter(raw), stream.encoding, "backslashreplace", None, lines
+                )
+                setattr(sys, name, kept)
+
+
+def _say_what_was_lost() -> None:
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    if isinstance(raw, _Stream):
+        sys.stdout.flush()
+        if raw.lost and raw.lost.errno != errno.EPIPE:  # its reader wanted no more
+            print(f"stdout: not all could be written ({raw.lost.strerror})", file=sys.stderr)
+        raw.lost = None
 
 
 @contextmanager
@@ -25,13 +92,12 @@ def one_line_errors() -> Iterator[None]:
 
     Stopped by a signal, the process ends with 128 and the signal's number.
     """
+    prepare_process()
     try:
         yield
     except UserError as e:
-        # Of the processes of torchrun, which all check the same before they meet, one is enough.
-        if dist.is_initialized() or os.getenv("RANK", "0") == "0":
-            # From a loader's worker, it comes with the worker's traceback.
-            print(f"error: {str(e).strip().splitlines()[-1].split('UserError: ')[-1]}", file=sys.stderr)
+        if _speaks():
+            print(f"error: {_one_line(str(e))}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as e:
         if comm.is_main_process():
@@ -40,6 +106,26 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("stopped by SIGINT", file=sys.stderr)
         sys.exit(130)
+    finally:
+        _say_what_was_lost()
+
+
+def _speaks() -> bool:
+    """Whether this process says what is wrong. Of several, which mostly meet the same, the first does."""
+    if not dist.is_initialized():  # they all check the same before they meet
+        return not dist.is_torchelastic_launched() or os.getenv("RANK", "0") == "0"
+    try:
+        return _get_default_store().add("failures", 1) == 1
+    except RuntimeError:  # the process that holds the store has ended
+        return True
+
+
+def _one_line(message: str) -> str:
+    """All of a message; of one that comes with the traceback of a loader's worker, what stands behind it."""
+    if message.startswith("Caught "):
+        message = re.split(r"^[\w.]*UserError: ", message, maxsplit=1, flags=re.M)[-1]
+    line = " ".join(message.split())
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
 
 
 @contextmanager
@@ -50,30 +136,29 @@ def named_failures(cfg: CfgNode) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise UserError(f"GPU: {_out_of_memory(cfg)}") from None
     except OSError as e:
-        if e.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EACCES,
-            errno.EROFS,
-            errno.ENOTDIR,
-            errno.EEXIST,
-        ):
+        if e.errno is None:
             raise
         raise UserError(
-            f"cannot write to {e.filename or cfg.OUTPUT_DIR} ({e.strerror}); make room, or choose another "
-            "OUTPUT_DIR"
+            f"cannot read or write {e.filename or cfg.OUTPUT_DIR} ({e.strerror}); make room, or choose "
+            "another OUTPUT_DIR"
         ) from None
     except RuntimeError as e:
+        reason = str(e).split("\n")[0][:200]
         if "DefaultCPUAllocator" in str(e):
             raise UserError(_out_of_memory(cfg)) from None
-        if str(e).startswith("DataLoader worker"):
+        if reason.startswith("DataLoader worker"):
             raise UserError(
-                f"{str(e).splitlines()[0]} Was it short of memory? Fewer DATALOADER.NUM_WORKERS "
+                f"{reason} Was it short of memory? Fewer DATALOADER.NUM_WORKERS "
                 f"({cfg.DATALOADER.NUM_WORKERS}) need less; 0 loads in the training process"
+            ) from None
+        if "ancdata" in reason or "ulimit" in reason:  # as the loader says that it has no more open files
+            raise UserError(
+                f"too many open files; raise ulimit -n, or lower DATALOADER.NUM_WORKERS "
+                f"({cfg.DATALOADER.NUM_WORKERS})"
             ) from None
         if _lost_another(e):
             raise UserError(
-                f"another process of this run has ended ({str(e).splitlines()[0][:200]}); its own message "
+                f"another process of this run has ended ({reason}); its own message "
                 "says why; --resume goes on from the newest checkpoint"
             ) from None
         raise
@@ -97,9 +182,13 @@ def blames_configuration(cfg: CfgNode, doing: str) -> Iterator[None]:
         if "DefaultCPUAllocator" in str(e) or str(e).startswith("DataLoader worker") or _lost_another(e):
             raise
         reason = " ".join(str(e).split())[:300]
+        if isinstance(e, KeyError):  # of a feature map, mostly, that a key names
+            lists = ((key, value) for key, value in flatten(cfg) if isinstance(value, (list, tuple)))
+            holding = [key for key, value in lists if e.args[0] in value]
+            reason += "".join(f", in {key}" for key in holding)
         file = Path(cfg.OUTPUT_DIR, "traceback.txt")
-        with suppress(OSError):
-            file.write_text(traceback.format_exc())
+        with suppress(UserError):
+            atomic_write_text(file, traceback.format_exc())
         raise UserError(
             f"{doing} with this configuration failed ({type(e).__name__}: {reason}); traceback in {file}"
         ) from None

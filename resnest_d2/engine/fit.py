@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
+import urllib.parse
 from argparse import Namespace
+from pathlib import Path
 from typing import List
 
 import torch
@@ -11,7 +14,8 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from torch import distributed
 
-from ..errors import OptionError, UserError
+from ..data.loader import PREFETCHED, SHARED_MEMORY
+from ..errors import OptionError, UserError, check_number
 from .expectations import flatten
 
 _SYNCHRONISED = ("SyncBN", "naiveSyncBN", "nnSyncBN")
@@ -29,21 +33,27 @@ def count_processes(args: Namespace) -> int:
     return args.num_gpus * args.num_machines
 
 
+def processes_here(args: Namespace) -> int:
+    """How many of them this machine runs."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if distributed.is_torchelastic_launched() else args.num_gpus
+
+
 def check_processes(cfg: CfgNode, args: Namespace) -> None:
-    """That each process of this machine has a GPU, or that none needs one.
+    """That each process of this machine has a GPU, or that none needs one, and that they can meet.
 
     Raises:
-        UserError: there are fewer GPUs, or the numbers of processes and machines make no sense.
+        UserError: there are fewer GPUs, the numbers of processes and machines make no sense, or they have
+            no place to meet.
     """
     gpus, on_cpu = torch.cuda.device_count(), cfg.MODEL.DEVICE == "cpu"
     if distributed.is_torchelastic_launched():
+        _check_torchrun()
         option, count = "--nproc-per-node", int(os.environ["LOCAL_WORLD_SIZE"])
     else:
         option, count = "--num-gpus", args.num_gpus
         on_cpu = on_cpu and (gpus > 0 or "MODEL.DEVICE" in args.opts)  # without GPUs it is so unasked
-        for name, value in (("--num-gpus", args.num_gpus), ("--num-machines", args.num_machines)):
-            if value < 1:
-                raise OptionError(name, value, "must be >= 1")
+        check_number("--num-gpus", args.num_gpus, at_least=1)
+        check_number("--num-machines", args.num_machines, at_least=1)
         if not 0 <= args.machine_rank < args.num_machines:
             raise OptionError(
                 "--machine-rank", args.machine_rank, f"must be from 0 to {args.num_machines - 1}, as "
@@ -54,6 +64,91 @@ def check_processes(cfg: CfgNode, args: Namespace) -> None:
             f"{option} {count}: {gpus} visible on this machine; MODEL.DEVICE cpu runs as many processes on "
             "the CPU"
         )
+    check_number(option, count, at_most=max(gpus, 8 * (os.cpu_count() or 1)))
+    if option == "--num-gpus" and args.num_gpus * args.num_machines > 1:
+        _check_meeting_place(args.dist_url, args.num_machines)
+
+
+def _check_torchrun() -> None:
+    """Raise UserError where only a part of torchrun's environment is there, as after one left by hand."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        value = os.getenv(name)
+        if value is None or not (value.isascii() and value.isdigit()):
+            raise UserError(
+                f"{name} is {value!r} in the environment, in which TORCHELASTIC_RUN_ID says that torchrun "
+                "started this process; start it by torchrun, or unset TORCHELASTIC_RUN_ID"
+            )
+
+
+def _check_meeting_place(url: str, machines: int) -> None:
+    """Raise UserError for a ``--dist-url`` at which processes would wait for each other in vain."""
+    if url == "auto" and machines == 1:
+        return
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, port, path = parts.hostname, parts.port, Path(parts.path)
+    except ValueError:  # such as a port above 65535
+        parts, host, port, path = urllib.parse.urlsplit(""), None, None, Path()
+    if parts.scheme == "tcp" and host and port:
+        try:
+            socket.getaddrinfo(host, port)
+        except (OSError, ValueError) as e:
+            raise UserError(f"--dist-url {url}: there is no host {host} ({e})") from None
+    elif parts.scheme == "file" and not host and path.is_absolute():
+        if not path.parent.is_dir() or path.is_dir():
+            raise UserError(f"--dist-url {url}: no file can be made there; name one in a folder")
+        if machines == 1 and path.exists():
+            raise UserError(f"--dist-url {url}: the file is left from another run; remove it")
+    elif not (parts.scheme == "env" and os.getenv("MASTER_ADDR") and os.getenv("MASTER_PORT")):
+        where = "" if url == "auto" else f", got {url!r}"
+        raise UserError(
+            f"--num-machines {machines} needs --dist-url tcp://HOST:PORT, a free port of the machine of "
+            f"--machine-rank 0{where}"
+        )
+
+
+def fit_workers(cfg: CfgNode, processes: int, on_this_machine: int, train: bool) -> List[str]:
+    """Fewer loader workers where shared memory cannot hold what they load ahead, in place.
+
+    A worker that finds it full ends the run, in the middle of it. docker gives a container 64 MB.
+
+    Args:
+        processes: of the run.
+        on_this_machine: how many of them there are here.
+        train: or only evaluate.
+
+    Returns:
+        What was changed, one a line.
+    """
+    if not cfg.DATALOADER.NUM_WORKERS or not os.path.isdir(SHARED_MEMORY):
+        return []
+    # A pixel has 3 bytes, and where it has a semantic class 8 more.
+    pixel = 3 + 8 * (cfg.MODEL.META_ARCHITECTURE in ("PanopticFPN", "SemanticSegmentor"))
+    sizes, images = cfg.INPUT, cfg.SOLVER.IMS_PER_BATCH // (cfg.SOLVER.REFERENCE_WORLD_SIZE or processes)
+    batch = pixel * images * _pixels(max(sizes.MIN_SIZE_TRAIN), sizes.MAX_SIZE_TRAIN) if train else 0
+    if cfg.DATASETS.TEST:  # in training, what is loaded ahead stays meanwhile
+        batch += 3 * _pixels(sizes.MIN_SIZE_TEST, sizes.MAX_SIZE_TEST)
+    status = os.statvfs(SHARED_MEMORY)
+    free = status.f_bavail * status.f_frsize
+    fitting = int(free / max(1, PREFETCHED * batch * on_this_machine))
+    workers = cfg.DATALOADER.NUM_WORKERS
+    if fitting >= workers:
+        return []
+    frozen = cfg.is_frozen()
+    cfg.defrost()
+    cfg.DATALOADER.NUM_WORKERS = fitting
+    if frozen:
+        cfg.freeze()
+    needed = workers * PREFETCHED * batch * on_this_machine
+    return [
+        f"DATALOADER.NUM_WORKERS {fitting} instead of {workers}, which may need {needed >> 20} MB of "
+        f"{SHARED_MEMORY}, where {free >> 20} are free; docker run --shm-size 8g gives more"
+    ]
+
+
+def _pixels(shorter: int, longer: int) -> int:
+    """Of an image that is scaled until a side has that length: the most that there may be."""
+    return min(shorter or longer, longer) * longer
 
 
 def fit_to_machine(cfg: CfgNode, processes: int) -> List[str]:

@@ -7,9 +7,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from argparse import Namespace
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Callable, Dict, Iterator, Sequence
@@ -22,6 +23,9 @@ from detectron2.utils import comm
 from ..errors import UserError
 from .failures import one_line_errors
 from .signals import DEADLINE, end_with_parent, noted_signals
+
+#: Seconds that a process waits for the others before it says so.
+_PATIENCE = 10
 
 
 def launch(function: Callable[..., object], arguments: Sequence[Any], args: Namespace, device: str) -> None:
@@ -44,7 +48,7 @@ def launch(function: Callable[..., object], arguments: Sequence[Any], args: Name
     if dist.is_torchelastic_launched():
         end_with_parent()
         local_rank, local_size = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-        with _process_group(device, local_rank, local_size, **_own_store()):
+        with _process_group(device, local_rank, local_size):
             function(*arguments)
     elif args.num_gpus * args.num_machines > 1:
         status = _start_and_wait(function, arguments, args, device)
@@ -58,14 +62,7 @@ def _start_and_wait(
     function: Callable[..., object], arguments: Sequence[Any], args: Namespace, device: str
 ) -> int:
     """Returns 128 and the signal that came, or else the status of the first process that failed, or 0."""
-    url = args.dist_url
-    if url == "auto":
-        if args.num_machines > 1:
-            raise UserError(
-                f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT, a free port of the "
-                "machine of --machine-rank 0"
-            )
-        url = f"tcp://127.0.0.1:{_free_port()}"
+    url = f"tcp://127.0.0.1:{_free_port()}" if args.dist_url == "auto" else args.dist_url
     # CUDA does not survive a fork; loader workers start as they would from this process.
     method, spawn = multiprocessing.get_start_method(), multiprocessing.get_context("spawn")
     processes = [
@@ -139,20 +136,26 @@ def _process_group(device: str, local_rank: int, local_size: int, **meeting: Any
     """PyTorch's process group, and detectron2's of this machine.
 
     Args:
-        meeting: of ``init_process_group``: how the processes find each other.
+        meeting: of ``init_process_group``: how the processes find each other; as torchrun says where none.
+
+    Raises:
+        UserError: they do not.
     """
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.set_device(local_rank)
+    size = meeting.get("world_size") or int(os.environ["WORLD_SIZE"])
+    place = meeting.get("init_method") or f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    for_whom = f"waiting at {place} for {size} processes, of {max(1, size // local_size)} machine(s)"
     try:
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=DEFAULT_TIMEOUT, **meeting)
-    except (RuntimeError, ValueError) as e:  # DistError among them
-        if "init_method" not in meeting:
-            raise
+        with _said_to_wait(for_whom) if local_rank == 0 else nullcontext():
+            meeting = meeting or _own_store()
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=DEFAULT_TIMEOUT, **meeting)
+    except (RuntimeError, ValueError, OSError) as e:  # DistError among them
         reason = " ".join(str(e).split())[:200]
         raise UserError(
-            f"--dist-url {meeting['init_method']}: the processes cannot meet there ({reason}); name a free "
-            "port of the machine of --machine-rank 0"
+            f"--dist-url {place}: the processes cannot meet there ({reason}); name a free port of the "
+            "machine of --machine-rank 0"
         ) from None
     comm.create_local_process_group(local_size)
     comm.synchronize()
@@ -160,6 +163,24 @@ def _process_group(device: str, local_rank: int, local_size: int, **meeting: Any
         yield
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _said_to_wait(message: str) -> Iterator[None]:
+    """Say that this process waits, if it does so for long, and again every minute."""
+    done = threading.Event()
+
+    def say() -> None:
+        seconds = _PATIENCE
+        while not done.wait(seconds):
+            print(message, file=sys.stderr, flush=True)
+            seconds = 60
+
+    threading.Thread(target=say, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def _own_store() -> Dict[str, Any]:

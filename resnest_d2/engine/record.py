@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable, Dict, Mapping, Optional
 
@@ -23,6 +24,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from ..errors import UserError
 from ..files import atomic_write_text
 from ..version import __version__
 
@@ -90,7 +92,7 @@ def write_results(cfg: CfgNode, results: Mapping[str, Any], **measured: Any) -> 
         **environment(torch.device(cfg.MODEL.DEVICE)),
     }
     path = PathManager.get_local_path(str(Path(cfg.OUTPUT_DIR, FILE)))
-    atomic_write_text(Path(path), json.dumps(content, indent=1))
+    atomic_write_text(Path(path), json.dumps(content, indent=1, default=str))
 
 
 def _dataset(name: str) -> Dict[str, Optional[str]]:
@@ -104,11 +106,13 @@ def _without_nan(value: Any) -> Any:
     """NaN, which JSON lacks, as None: where there was nothing to find."""
     if isinstance(value, Mapping):
         return {key: _without_nan(entry) for key, entry in value.items()}
-    return value if math.isfinite(value) else None
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class RecordRun(HookBase):
     """Puts the peak of CUDA memory among the metrics, and writes the run's results at its end.
+
+    Where the evaluation fails, they hold ``error`` and what was measured before.
 
     The seconds are of all parts of an interrupted run, since they are kept in its checkpoints.
 
@@ -123,6 +127,7 @@ class RecordRun(HookBase):
         # On the CPU, asking CUDA for its memory would give the process a context on the first GPU.
         self._gpus = [device for device in devices if device.type == "cuda"]
         self._before, self._start = 0.0, time.time()
+        self._recorded = False
 
     def before_train(self) -> None:
         self._start = time.time()
@@ -138,6 +143,18 @@ class RecordRun(HookBase):
             return
         # Of the process that needed most: images of all sizes went to all of them.
         peak = max(comm.all_gather(self._peak_mb())) if self._gpus else None
+        self._record(peak_gpu_memory_mb=peak)
+
+    def record_failure(self, error: BaseException) -> None:
+        """Write what there is, and the error, where it came after the last iteration."""
+        if self.trainer.iter < self.trainer.max_iter or self._recorded or not isinstance(error, Exception):
+            return
+        # The others may be gone.
+        peak = self._peak_mb() if self._gpus else None
+        with suppress(UserError):
+            self._record(peak_gpu_memory_mb=peak, error=f"{type(error).__name__}: {error}")
+
+    def _record(self, **measured: Any) -> None:
         history = self.trainer.storage.histories().get("time")  # the first iterations are not timed
         times = [seconds for seconds, _ in history.values()] if history else []
         write_results(
@@ -146,8 +163,9 @@ class RecordRun(HookBase):
             iterations=self.trainer.max_iter,
             seconds_per_iteration=statistics.median(times) if times else None,
             wall_seconds=round(self._seconds(), 1),
-            peak_gpu_memory_mb=peak,
+            **measured,
         )
+        self._recorded = True
 
     def state_dict(self) -> Dict[str, float]:
         return {"seconds": self._seconds()}

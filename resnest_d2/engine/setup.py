@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
+import os
 import re
 from argparse import Namespace
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
-from typing import Iterator, List, Sequence
+from typing import Dict, Iterator, List, Sequence, Tuple
 
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.utils.file_io import PathManager
 
 from .. import model_zoo
-from ..checkpoint import Checkpointer
+from ..checkpoint import Checkpointer, local_weights
 from ..config import add_resnest_config
-from ..data import check_datasets, check_pairs, check_registered, fit_config, pairs_of, register_pairs
-from ..errors import UserError
+from ..data import (
+    check_classes,
+    check_datasets,
+    check_pairs,
+    check_registered,
+    fit_config,
+    pairs_of,
+    register_pairs,
+)
+from ..errors import OptionError, UserError, check_number, nearest
+from ..files import check_depth, check_readable, read_text
 from .expectations import flatten
-from .fit import check_processes, count_processes, fit_to_machine
-from .values import check_values
+from .fit import check_processes, count_processes, fit_to_machine, fit_workers, processes_here
+from .values import check_sigmas, check_values
+
+#: Bounds of a configuration: bytes of a file, files, and values in one.
+_MAX_TEXT, _MAX_FILES, _MAX_VALUES = 1 << 20, 100, 100_000
+#: Tags of YAML keys: text, and ``<<``.
+_TEXT_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
 
 def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
@@ -37,19 +51,23 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
     add_resnest_config(cfg)
     if not config_file:
         raise UserError(f"--config-file is missing; the package's own are in {model_zoo.config_dir()}")
-    if not PathManager.isfile(config_file):
-        near = difflib.get_close_matches(Path(config_file).stem, model_zoo.available(), 1)
-        hint = f"; did you mean {model_zoo.get_config_file(near[0])}?" if near else ""
-        raise UserError(f"--config-file: there is no file {Path(config_file).absolute()}{hint}")
     with _as_user_error(cfg, config_file):
+        _check_file(config_file, "--config-file", (), [])
         cfg.merge_from_file(config_file, allow_unsafe=False)
     with _as_user_error(cfg, "command line"):
-        if len(overrides) % 2:
-            raise UserError(f"KEY VALUE pairs expected, got {' '.join(overrides)!r}")
+        _check_overrides(cfg, overrides)
         cfg.merge_from_list(list(overrides))
-    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
-        if "MODEL.DEVICE" in overrides:
-            raise UserError("MODEL.DEVICE cuda: no CUDA device is visible; leave it out to run on the CPU")
+    check_values(cfg)
+    device = re.fullmatch(r"cpu|cuda(?::(\d{1,4}))?", cfg.MODEL.DEVICE)
+    if not device:
+        raise OptionError("MODEL.DEVICE", cfg.MODEL.DEVICE, "must be cpu, cuda or cuda:NUMBER")
+    if cfg.MODEL.DEVICE != "cpu" and int(device[1] or 0) >= torch.cuda.device_count():
+        if "MODEL.DEVICE" in overrides or torch.cuda.is_available():
+            raise UserError(
+                f"MODEL.DEVICE {cfg.MODEL.DEVICE}: no CUDA device is visible; leave it out to run on the CPU"
+                if not torch.cuda.is_available()
+                else f"MODEL.DEVICE {cfg.MODEL.DEVICE}: {torch.cuda.device_count()} CUDA devices are visible"
+            )
         cfg.MODEL.DEVICE = "cpu"
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:
@@ -59,7 +77,6 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
                 "or set INPUT.MIN_SIZE_TRAIN_SAMPLING to choice"
             )
         cfg.INPUT.MIN_SIZE_TRAIN = sizes * 2  # detectron2 takes no range of one size
-    check_values(cfg)
     cfg.freeze()
     return cfg
 
@@ -78,10 +95,20 @@ def fit_to_own_data(cfg: CfgNode, args: Namespace) -> List[str]:
     """
     args.own_metadata = {}
     train, val = (pairs_of(vars(args), split) for split in ("train", "val"))
+    for flag, pairs in (("--train-json", train), ("--val-json", val)):
+        for json_file, _ in pairs:
+            check_readable(json_file, flag)
+    if args.epochs is not None:
+        check_number("--epochs", args.epochs, above=0, at_most=1e6)
     if not train and not val:
         if args.epochs is not None:
             raise UserError("--epochs goes with --train-json; else set SOLVER.MAX_ITER and SOLVER.STEPS")
         return []
+    if not train and not args.eval_only:
+        raise UserError(
+            "--val-json without --train-json would train on the recipe's data; give --train-json and "
+            "--train-images too, or --eval-only"
+        )
     warnings = check_pairs([*train, *val])
     cfg.defrost()
     notes, args.own_metadata = fit_config(cfg, train, val, args.epochs)
@@ -113,16 +140,21 @@ def check_run(cfg: CfgNode, args: Namespace) -> List[str]:
     key = "DATASETS.TEST" if args.eval_only else "DATASETS.TRAIN"
     if not (cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN):
         raise UserError(f"{key} is empty; name a dataset")
+    if not cfg.OUTPUT_DIR or "://" in cfg.OUTPUT_DIR:
+        raise OptionError("OUTPUT_DIR", cfg.OUTPUT_DIR, "must be a folder of this machine")
     try:
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"OUTPUT_DIR: cannot make {cfg.OUTPUT_DIR} ({e.strerror})") from None
+    except (OSError, ValueError) as e:  # ValueError: a null byte
+        reason = e.strerror if isinstance(e, OSError) else e
+        raise UserError(f"OUTPUT_DIR: cannot make {cfg.OUTPUT_DIR!r} ({reason})") from None
     check_processes(cfg, args)
+    check_sigmas(cfg)
+    processes = count_processes(args)
     if not args.eval_only:
-        notes += fit_to_machine(cfg, count_processes(args))
+        notes += fit_to_machine(cfg, processes)
+    notes += fit_workers(cfg, processes, processes_here(args), not args.eval_only)
+    if not args.eval_only:
         check_datasets(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
-        if not args.train_json:  # which have been checked
-            notes += check_registered(name for name in cfg.DATASETS.TRAIN if not name.startswith("shapes_"))
         if cfg.SOLVER.MAX_ITER in cfg.SOLVER.STEPS:  # detectron2 drops later steps, and stops at this
             raise UserError(
                 f"SOLVER.STEPS {cfg.SOLVER.STEPS} must not hold SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}"
@@ -134,27 +166,102 @@ def check_run(cfg: CfgNode, args: Namespace) -> List[str]:
                 "installed; pip install shapely, or set INPUT.MASK_FORMAT to bitmask"
             )
     check_datasets(cfg.DATASETS.TEST, "DATASETS.TEST")
+    train = () if args.eval_only else cfg.DATASETS.TRAIN
+    check_classes(cfg, [*train, *cfg.DATASETS.TEST])
+    if not args.train_json and not args.val_json:  # which have been checked
+        notes += check_registered(cfg, train, cfg.DATASETS.TEST)
     if args.resume and Checkpointer(torch.nn.Identity(), cfg.OUTPUT_DIR).has_checkpoint():
         return notes
     if not cfg.MODEL.WEIGHTS:
         if args.eval_only:
             raise UserError('MODEL.WEIGHTS is "", and --eval-only would evaluate random weights; name a file')
         return notes
-    try:
-        # Fetches and caches remote files here, once, rather than in every process.
-        path = PathManager.get_local_path(cfg.MODEL.WEIGHTS)
-    except UserError:
-        raise
-    except (OSError, ValueError) as e:
-        raise UserError(
-            f"MODEL.WEIGHTS: cannot get {cfg.MODEL.WEIGHTS} ({e}); fetch it elsewhere and name the "
-            'local file, or MODEL.WEIGHTS "" trains from scratch'
-        ) from None
-    if not Path(path).is_file():
-        raise UserError(
-            f'MODEL.WEIGHTS: there is no file {Path(path).absolute()}; MODEL.WEIGHTS "" trains from scratch'
-        )
+    local_weights(cfg.MODEL.WEIGHTS)  # fetched and cached here, once, rather than in every process
     return notes
+
+
+def _check_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
+    """Raise UserError for KEY VALUE pairs that are none, or whose key is not known."""
+    keys = [key for key, _ in flatten(cfg)]
+    for key, value in zip_longest(overrides[::2], overrides[1::2]):
+        if key.startswith("--"):
+            raise UserError(f"{key} stands behind the KEY VALUE pairs; flags come before them")
+        if key not in keys:
+            raise _unknown(key, keys)
+        if value is None:
+            raise UserError(f"KEY VALUE pairs expected, got {' '.join(map(str, overrides))!r}")
+        check_depth(str(value), f"{key}: the value")
+
+
+def _unknown(key: str, keys: Sequence[str]) -> UserError:
+    """What is said of a key that there is not. Where it has no dot, a section may be meant."""
+    sections = [] if "." in key else dict.fromkeys(known.split(".")[0] for known in keys)
+    return UserError(f"unknown key {key}; {nearest(key, [*sections, *keys])}")
+
+
+def _check_file(path: str, name: str, within: Tuple[str, ...], read: List[str]) -> None:
+    """Raise UserError for a configuration file that detectron2 would read without an end, or wrongly.
+
+    Args:
+        name: what names it, for the message.
+        within: files whose ``_BASE_`` led here.
+        read: all that have been read, to which this is added.
+    """
+    if "://" in path:
+        raise UserError(f"{name} {path} is a URL; only files of this machine are read")
+    if not os.path.exists(path):
+        hint = nearest(Path(path).stem, model_zoo.available(), limit=50)
+        raise UserError(
+            f"{name}: there is no file {Path(path).absolute()}; {hint} The package's are in "
+            f"{model_zoo.config_dir()}"
+        )
+    if os.path.realpath(path) in within:
+        raise UserError(f"{name} leads back to {path}")
+    read.append(path)
+    if len(read) > _MAX_FILES:
+        raise UserError(f"{name}: more than {_MAX_FILES} files are read for one configuration")
+    text = read_text(check_readable(path, name, _MAX_TEXT))
+    check_depth(text, path)
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(f"{path} holds no KEY: VALUE pairs")
+    if _count_values(root, path, {}) > _MAX_VALUES:
+        raise UserError(f"{path} holds more than {_MAX_VALUES} values, its aliases followed")
+    bases = yaml.safe_load(text).get("_BASE_", [])
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str) or not base:
+            raise UserError(f"{path}: _BASE_ must be the name of a file, or a list of names, got {base!r}")
+        target = os.path.join(os.path.dirname(path), os.path.expanduser(base))
+        _check_file(target, f"{path}: _BASE_", (*within, os.path.realpath(path)), read)
+
+
+def _count_values(node: yaml.Node, path: str, known: Dict[int, int]) -> int:
+    """How many values a node of YAML stands for, its aliases followed.
+
+    Args:
+        known: of nodes by their ids; 0 while one is being counted.
+
+    Raises:
+        UserError: an alias leads back to where it stands, or a key is no text, or there twice.
+    """
+    if id(node) in known:
+        if not known[id(node)]:
+            raise UserError(f"{path}, line {node.start_mark.line + 1}: an alias leads back to its own value")
+        return known[id(node)]
+    known[id(node)] = 0
+    size, keys = 1, set()
+    for entry in node.value if isinstance(node, yaml.CollectionNode) else ():
+        key, value = entry if isinstance(entry, tuple) else (None, entry)
+        if key is not None:
+            where = f"{path}, line {key.start_mark.line + 1}"
+            if key.tag not in _TEXT_TAGS:
+                raise UserError(f"{where}: a key must be text, got {str(key.value)[:50]!r}")
+            if key.value in keys:
+                raise UserError(f"{where}: {key.value} is there twice; remove one")
+            keys.add(key.value)
+        size += _count_values(value, path, known)
+    known[id(node)] = size
+    return size
 
 
 @contextmanager
@@ -164,13 +271,13 @@ def _as_user_error(cfg: CfgNode, source: str) -> Iterator[None]:
         yield
     except yaml.constructor.ConstructorError as e:
         raise UserError(f"{source}: {e.problem}; a configuration holds no Python objects") from None
-    except RecursionError:
-        raise UserError(f"{source}: _BASE_ leads back to the file itself") from None
+    except (RecursionError, MemoryError):
+        raise UserError(f"{source}: nested too deep") from None
+    except UserError as e:
+        raise UserError(f"{source}: {e}" if source == "command line" else str(e)) from None
     except (KeyError, AssertionError, ValueError, TypeError, AttributeError, yaml.YAMLError, OSError) as e:
         message = " ".join(str(e).strip("'\"").split())
-        unknown = re.search(r"[Nn]on-existent (?:config )?key: ([\w.]+)", message)
+        unknown = re.search(r"Non-existent config key: (.+)", message)
         if unknown:
-            keys = {key.lower(): key for key, _ in flatten(cfg)}
-            near = difflib.get_close_matches(unknown[1].lower(), keys, 1)
-            message = f"unknown key {unknown[1]}" + (f"; did you mean {keys[near[0]]}?" if near else "")
+            message = str(_unknown(unknown[1], [key for key, _ in flatten(cfg)]))
         raise UserError(f"{source}: {message}") from None

@@ -150,13 +150,17 @@ class TrainStep(SimpleTrainer):
         file = self._output_dir / f"not_finite_{self.iter:07d}_{comm.get_rank()}.pth"
         batch = [_plain(record) for record in data]
         values = {name: loss.detach().float().cpu() for name, loss in losses.items()}
-        with atomic_writer(file) as f:
-            torch.save({"losses": values, "batch": batch}, f)
+        kept = f"the batch is in {file}"
+        try:
+            with atomic_writer(file) as f:
+                torch.save({"losses": values, "batch": batch}, f)
+        except UserError as e:  # the other processes wait for this one
+            kept = str(e)
         images = ", ".join(str(record.get("image_id", record["file_name"])) for record in data)
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         return (
             f"not finite at iteration {self.iter}: {', '.join(bad)}; learning rate {rate:.3g}, images "
-            f"{images}; the batch is in {file}"
+            f"{images}; {kept}"
         )
 
     def state_dict(self) -> Dict[str, Any]:

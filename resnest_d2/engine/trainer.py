@@ -8,7 +8,8 @@ import time
 import weakref
 from collections import OrderedDict
 from contextlib import nullcontext, suppress
-from typing import List, Optional
+from functools import partial
+from typing import Any, Dict, List, Optional
 
 import torch
 from detectron2.config import CfgNode
@@ -17,21 +18,26 @@ from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..checkpoint import Checkpointer
+from ..checkpoint import Checkpointer, Coverage
 from ..data.loader import build_test_loader, build_train_loader
 from ..errors import OptionError, UserError
 from ..evaluation import build_evaluator, build_instance_evaluator
 from ..modeling import optimize_for_inference, to_channels_last
+from ..processes import found_by_main
 from .failures import blames_configuration
+from .folder import leave_branch
 from .hooks import GiveBackMemory, InterruptibleEval, PeriodicCheckpointer, PreciseBN, StopOnSignal
+from .preflight import try_evaluation
 from .record import RecordRun, write_results
+from .resuming import check_same
 from .signals import Interrupted, Signals
 from .step import TrainStep
+from .writers import build_writers
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +80,7 @@ class Trainer(DefaultTrainer):
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
         self._signals = Signals()
         self._stop = StopOnSignal(lambda: self._trainer.signal)
+        self._last_eval_results = OrderedDict()
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> List[Optional[HookBase]]:
@@ -104,19 +111,43 @@ class Trainer(DefaultTrainer):
             hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
         ]
 
+    def build_writers(self) -> List[EventWriter]:
+        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+
     def _evaluate(self) -> OrderedDict:
-        self._last_eval_results = self.test(self.cfg, self.model)
+        self._last_eval_results = OrderedDict()  # where it fails, the one before is not this one
+        with blames_configuration(self.cfg, "evaluation"):
+            self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
 
     def _evaluate_augmented(self) -> OrderedDict:
-        results = self.test_with_tta(self.cfg, self.model)
+        with blames_configuration(self.cfg, "evaluation with TEST.AUG.ENABLED True"):
+            results = self.test_with_tta(self.cfg, self.model)
         self._last_eval_results = OrderedDict(**self._last_eval_results, **results)
         return results
 
-    def resume_or_load(self, resume: bool = True) -> None:
-        """Go on from the newest undamaged checkpoint in OUTPUT_DIR; without any, load MODEL.WEIGHTS."""
+    def resume_or_load(self, resume: bool = True, allow_random: bool = False) -> None:
+        """Go on from the newest undamaged checkpoint in OUTPUT_DIR; without any, load MODEL.WEIGHTS.
+
+        Raises:
+            UserError: the checkpoint is of another configuration; or MODEL.WEIGHTS are of another backbone or
+                leave parts of it random, unless ``allow_random``. What else they leave random is logged.
+        """
+        resumes = resume and self.checkpointer.has_checkpoint()  # which load_state_dict checks
+        self.checkpointer.check = None if resumes else partial(_check_start, allow_random=allow_random)
         super().resume_or_load(resume=resume)
+        if self.start_iter:
+            for note in found_by_main(lambda: leave_branch(self.checkpointer, self.start_iter - 1)):
+                logger.warning(note)
         self.data_loader.dataset.sampler.start = self.start_iter
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {**super().state_dict(), "config": self.cfg.dump()}
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Raises UserError where it is of a run with another model or optimizer."""
+        check_same(state, self.cfg, self.optimizer, self.checkpointer)
+        super().load_state_dict(state)
 
     def train(self) -> Optional[OrderedDict]:
         """Train from ``start_iter`` to ``max_iter``.
@@ -130,6 +161,9 @@ class Trainer(DefaultTrainer):
         logger.info("Starting training from iteration %d", self.start_iter)
         self.iter = self.start_iter
         with self._signals, EventStorage(self.start_iter) as self.storage:
+            if self.start_iter < self.max_iter:
+                with self._signals.interruptible():
+                    try_evaluation(self.cfg, self.model, type(self))
             try:
                 self.before_train()
                 for iteration in range(self.start_iter, self.max_iter):
@@ -144,10 +178,12 @@ class Trainer(DefaultTrainer):
             except BaseException as e:
                 for hook in self._hooks:  # what was measured is written; nothing is evaluated
                     if isinstance(hook, hooks.PeriodicWriter):
-                        with suppress(OSError):
+                        with suppress(Exception):  # the first failure is what counts
                             hook.after_train()
+                    elif isinstance(hook, RecordRun) and not self._signals.received:
+                        hook.record_failure(e)
                 # RuntimeError: this process needs another one that has ended, such as a loader's worker.
-                if isinstance(e, (Interrupted, RuntimeError)):
+                if isinstance(e, (Interrupted, RuntimeError, UserError)):
                     self._save_completed()
                 if self._signals.received and isinstance(e, RuntimeError):
                     raise Interrupted(self._signals.received) from None
@@ -232,20 +268,15 @@ def load_model(
         half: that too, with the backbone in float16, on the CPU in bfloat16.
 
     Raises:
-        UserError: the file leaves parts of the model at their random initialisation, unless
-            ``allow_random``. A backbone's weights do, and the detector then finds nothing.
+        UserError: numbers of the file are not finite; or it is of another backbone, or leaves parts of the
+            model at their random initialisation, unless ``allow_random``. A backbone's weights do, and the
+            detector then finds nothing.
     """
     with blames_configuration(cfg, "building the model"):
         model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer.check = None if allow_random else Coverage.check_all
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    learned = [k for k in checkpointer.missing if not k.endswith("num_batches_tracked")]
-    if learned and not allow_random:
-        parts = ", ".join(sorted({".".join(key.split(".")[:2]) for key in learned}))
-        raise UserError(
-            f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS} holds no weights for {parts}, which would stay random; "
-            "name a trained detector, or give --allow-random-weights"
-        )
     if optimize or half:
         dtype = (torch.bfloat16 if cfg.MODEL.DEVICE == "cpu" else torch.float16) if half else None
         optimize_for_inference(model, dtype=dtype)
@@ -262,25 +293,37 @@ def evaluate(cfg: CfgNode, **options: bool) -> OrderedDict:
         Metrics by task, in percent; with several datasets, that by dataset.
     """
     model = load_model(cfg, **options)
+    try_evaluation(cfg, model, Trainer)
     start = time.time()
-    results = Trainer.test(cfg, model)
-    if cfg.TEST.AUG.ENABLED:
-        results.update(Trainer.test_with_tta(cfg, model))
-    write_results(cfg, results, wall_seconds=round(time.time() - start, 1))
+    with blames_configuration(cfg, "evaluation"):
+        results = Trainer.test(cfg, model)
+        write_results(cfg, results, wall_seconds=round(time.time() - start, 1))
+        if cfg.TEST.AUG.ENABLED:
+            results.update(Trainer.test_with_tta(cfg, model))
+            write_results(cfg, results, wall_seconds=round(time.time() - start, 1))
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
 
 
-def train(cfg: CfgNode, resume: bool = False) -> Optional[OrderedDict]:
+def _check_start(coverage: Coverage, allow_random: bool) -> None:
+    """Refuse weights of another backbone; say which heads start at random."""
+    if not allow_random:
+        coverage.check_backbone()
+    if coverage.missing:
+        logger.info("MODEL.WEIGHTS has nothing for %s: they start at random", coverage.parts)
+
+
+def train(cfg: CfgNode, resume: bool = False, allow_random: bool = False) -> Optional[OrderedDict]:
     """Train, evaluating every TEST.EVAL_PERIOD iterations and at the end.
 
     Args:
         resume: go on from the last checkpoint in OUTPUT_DIR, if there is one.
+        allow_random: start although MODEL.WEIGHTS leaves parts of the backbone random.
 
     Returns:
         The last evaluation's metrics where TEST.EXPECTED_RESULTS holds any, else None, as detectron2.
     """
     trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=resume)
+    trainer.resume_or_load(resume=resume, allow_random=allow_random)
     return trainer.train()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
+import functools
 import math
-from typing import Any, Callable, Dict, Iterable, Tuple
+from typing import Any, Dict, Iterator, Tuple, Union
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import (
@@ -20,7 +20,8 @@ from detectron2.modeling import (
 )
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
 
-from ..errors import OptionError, UserError
+from ..config import add_resnest_config
+from ..errors import OptionError, UserError, check_number, nearest
 from ..modeling.norms import NORMS
 from .expectations import flatten
 
@@ -46,58 +47,238 @@ _CHOICES = {
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
+    "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
+    **dict.fromkeys(
+        (f"MODEL.{head}.BBOX_REG_LOSS_TYPE" for head in ("RPN", "ROI_BOX_HEAD", "RETINANET")),
+        ("smooth_l1", "giou", "diou", "ciou"),
+    ),
     "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),
     "MODEL.MEMORY_FORMAT": ("auto", "contiguous", "channels_last"),
-    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIPool", "ROIAlign", "ROIAlignV2", "ROIAlignRotated"),
-    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIPool", "ROIAlign", "ROIAlignV2", "ROIAlignRotated"),
+    **dict.fromkeys(
+        (f"MODEL.ROI_{head}_HEAD.POOLER_TYPE" for head in ("BOX", "MASK", "KEYPOINT")),
+        ("ROIPool", "ROIAlign", "ROIAlignV2", "ROIAlignRotated"),
+    ),
 }
 
 
-#: Key to what its value must be, or each of its values.
-_NUMBERS: Dict[str, Tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(
-        (
-            *("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "INPUT.MAX_SIZE_TRAIN"),
-            *("INPUT.MAX_SIZE_TEST", "MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES"),
-        ),
-        (">= 1", lambda value: value >= 1),
+#: Of a whole number, but for SEED.
+_LARGEST = 2**31 - 1
+#: Bounds, as :func:`check_number` takes them, and the keys that have them: of a number, or of each in a list.
+#: 65536 and less keep what is allocated or started from taking the machine down.
+_RANGES: Tuple[Tuple[Dict[str, float], str], ...] = (
+    (
+        {"at_least": 1},
+        """
+        DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST INPUT.MAX_SIZE_TRAIN
+        INPUT.MAX_SIZE_TEST MODEL.RETINANET.TOPK_CANDIDATES_TEST MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
+        MODEL.RPN.BATCH_SIZE_PER_IMAGE MODEL.RPN.PRE_NMS_TOPK_TRAIN MODEL.RPN.PRE_NMS_TOPK_TEST
+        MODEL.RPN.POST_NMS_TOPK_TRAIN MODEL.RPN.POST_NMS_TOPK_TEST SOLVER.CHECKPOINT_PERIOD SOLVER.MAX_ITER
+        SOLVER.STEPS TEST.AUG.MAX_SIZE TEST.PRECISE_BN.NUM_ITER
+        """,
     ),
-    "INPUT.MIN_SIZE_TRAIN": (">= 1", lambda value: value >= 1),
-    "SOLVER.BASE_LR": ("> 0 and finite", lambda value: 0 < value < math.inf),
-    "DATALOADER.NUM_WORKERS": (">= 0", lambda value: value >= 0),
-    "TEST.EVAL_PERIOD": (">= 0", lambda value: value >= 0),
-    "TEST.DETECTIONS_PER_IMAGE": (">= 1, or -1 for all", lambda value: value >= 1 or value == -1),
-    "SOLVER.SKIP_NOT_FINITE": (">= 0", lambda value: value >= 0),
-    "SOLVER.CHECKPOINTS_TO_KEEP": (">= 0", lambda value: value >= 0),
-    "MODEL.PIXEL_STD": ("> 0", lambda value: value > 0),
+    (
+        {"at_least": 1, "at_most": 65536},
+        """
+        INPUT.MIN_SIZE_TRAIN MODEL.FPN.OUT_CHANNELS MODEL.RETINANET.NUM_CLASSES
+        MODEL.ROI_BOX_HEAD.CONV_DIM MODEL.ROI_BOX_HEAD.FC_DIM MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES
+        MODEL.ROI_HEADS.NUM_CLASSES MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+        MODEL.ROI_MASK_HEAD.CONV_DIM MODEL.SEM_SEG_HEAD.CONVS_DIM MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        SOLVER.IMS_PER_BATCH TEST.AUG.MIN_SIZES
+        """,
+    ),
+    (
+        {"at_least": 1, "at_most": 256},
+        """
+        MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION
+        MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION MODEL.SEM_SEG_HEAD.COMMON_STRIDE
+        """,
+    ),
+    (
+        {"at_least": 0},
+        """
+        DATALOADER.REPEAT_THRESHOLD MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT
+        MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT MODEL.PROPOSAL_GENERATOR.MIN_SIZE
+        MODEL.RETINANET.FOCAL_LOSS_GAMMA MODEL.RETINANET.SMOOTH_L1_LOSS_BETA
+        MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER
+        MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT
+        MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE MODEL.RPN.BBOX_REG_LOSS_WEIGHT MODEL.RPN.LOSS_WEIGHT
+        MODEL.RPN.SMOOTH_L1_BETA MODEL.SEM_SEG_HEAD.LOSS_WEIGHT SOLVER.BASE_LR_END SOLVER.BIAS_LR_FACTOR
+        SOLVER.CHECKPOINTS_TO_KEEP SOLVER.NUM_DECAYS SOLVER.REFERENCE_WORLD_SIZE SOLVER.SKIP_NOT_FINITE
+        SOLVER.WARMUP_ITERS SOLVER.WEIGHT_DECAY SOLVER.WEIGHT_DECAY_BIAS SOLVER.WEIGHT_DECAY_NORM
+        TEST.EVAL_PERIOD VIS_PERIOD
+        """,
+    ),
+    ({"at_least": 0, "at_most": 65536}, "INPUT.MIN_SIZE_TEST"),  # 0: as the image is
+    (
+        {"at_least": 0, "at_most": 100},
+        """
+        DATALOADER.NUM_WORKERS MODEL.RETINANET.NUM_CONVS MODEL.ROI_BOX_HEAD.NUM_CONV
+        MODEL.ROI_BOX_HEAD.NUM_FC MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO
+        MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO MODEL.ROI_MASK_HEAD.NUM_CONV
+        MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO
+        """,
+    ),
+    (
+        {"at_least": 0, "at_most": 1},
+        """
+        MODEL.ANCHOR_GENERATOR.OFFSET MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH
+        MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH MODEL.RETINANET.IOU_THRESHOLDS
+        MODEL.RETINANET.NMS_THRESH_TEST MODEL.RETINANET.SCORE_THRESH_TEST MODEL.ROI_BOX_CASCADE_HEAD.IOUS
+        MODEL.ROI_HEADS.IOU_THRESHOLDS MODEL.ROI_HEADS.NMS_THRESH_TEST MODEL.ROI_HEADS.POSITIVE_FRACTION
+        MODEL.ROI_HEADS.SCORE_THRESH_TEST MODEL.RPN.IOU_THRESHOLDS MODEL.RPN.NMS_THRESH
+        MODEL.RPN.POSITIVE_FRACTION SOLVER.MOMENTUM SOLVER.WARMUP_FACTOR
+        """,
+    ),
+    (
+        {"above": 0},
+        """
+        INPUT.CROP.SIZE MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS MODEL.ANCHOR_GENERATOR.SIZES MODEL.PIXEL_STD
+        MODEL.RETINANET.BBOX_REG_WEIGHTS MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS
+        MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS MODEL.RPN.BBOX_REG_WEIGHTS SOLVER.BASE_LR
+        SOLVER.CLIP_GRADIENTS.CLIP_VALUE SOLVER.CLIP_GRADIENTS.NORM_TYPE SOLVER.GAMMA
+        TEST.KEYPOINT_OKS_SIGMAS
+        """,
+    ),
+    ({"above": 0, "at_most": 0.999}, "MODEL.RETINANET.PRIOR_PROB"),
+    ({"at_least": -1, "at_most": 1}, "MODEL.RETINANET.FOCAL_LOSS_ALPHA"),  # -1: none
+    ({"at_most": 4e9}, "SEED"),  # numpy's are below 2 ** 32, and the process is added
+)
+_BOUNDS = {key: bounds for bounds, keys in _RANGES for key in keys.split()}
+#: Lists of whole numbers.
+_COUNTS = (
+    *("INPUT.MIN_SIZE_TRAIN", "TEST.AUG.MIN_SIZES", "SOLVER.STEPS", "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS"),
+    "MODEL.RPN.CONV_DIMS",
+)
+#: Keys that may hold no value at all, or an infinite one.
+_EMPTY = ("SOLVER.STEPS", "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS")
+_INFINITE = ("SOLVER.CLIP_GRADIENTS.NORM_TYPE",)
+#: How many numbers must stand together.
+_LENGTHS = {
+    "INPUT.CROP.SIZE": 2,
+    "MODEL.RPN.BBOX_REG_WEIGHTS": 4,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": 4,
+    "MODEL.RETINANET.BBOX_REG_WEIGHTS": 4,
+    "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": 4,
+}
+#: What lists hold whose default is empty and so does not show it.
+_HELD = {
+    "TEST.KEYPOINT_OKS_SIGMAS": [0.1],
+    "MODEL.FPN.IN_FEATURES": ["res4"],
+    "MODEL.RESNETS.CHECKPOINT_STAGES": ["res4"],
+    **{
+        f"DATASETS.{key}": ["name"]
+        for key in ("TRAIN", "TEST", "PROPOSAL_FILES_TRAIN", "PROPOSAL_FILES_TEST")
+    },
 }
 
 
 def check_values(cfg: CfgNode) -> None:
-    """Raise UserError for a name or a number that cannot work."""
+    """Raise UserError for a name, a type or a number that cannot work."""
+    _check_types(cfg)
     _check_names(cfg)
     values = dict(flatten(cfg))
-    for key, (rule, holds) in _NUMBERS.items():
-        several = values[key] if isinstance(values[key], (tuple, list)) else [values[key]]
-        if not several or not all(holds(value) for value in several):
-            raise OptionError(key, values[key], f"must be {rule}")
+    for key, value in values.items():
+        bounds = _BOUNDS.get(key, {})
+        for number in _numbers(value):
+            if key in _INFINITE and number == math.inf:
+                continue
+            if isinstance(number, int) and abs(number) > _LARGEST and key != "SEED":
+                raise OptionError(key, value, f"must be whole numbers of at most {_LARGEST}")
+            check_number(key, number, **bounds)
+    detections = cfg.TEST.DETECTIONS_PER_IMAGE
+    if detections < 1 and detections != -1:
+        raise OptionError("TEST.DETECTIONS_PER_IMAGE", detections, "must be >= 1, or -1 for all")
+    widths = cfg.MODEL.RPN.CONV_DIMS
+    if any(width != -1 and not 1 <= width <= 65536 for width in widths):
+        raise OptionError("MODEL.RPN.CONV_DIMS", widths, "must be >= 1 and <= 65536, or -1 for its input's")
     if list(cfg.SOLVER.STEPS) != sorted(set(cfg.SOLVER.STEPS)):
         raise OptionError("SOLVER.STEPS", cfg.SOLVER.STEPS, "must rise from one to the next")
+    if cfg.INPUT.CROP.TYPE.startswith("relative") and max(cfg.INPUT.CROP.SIZE) > 1:
+        raise OptionError("INPUT.CROP.SIZE", cfg.INPUT.CROP.SIZE, "must be <= 1, a part of the image")
+    if len(cfg.MODEL.PIXEL_STD) != len(cfg.MODEL.PIXEL_MEAN):
+        raise OptionError("MODEL.PIXEL_STD", cfg.MODEL.PIXEL_STD, "must be as many as MODEL.PIXEL_MEAN")
+    for key, length in _LENGTHS.items():
+        rows = values[key] if isinstance(values[key][0], (list, tuple)) else [values[key]]
+        if any(len(row) != length for row in rows):
+            raise OptionError(key, values[key], f"must be {length} numbers")
+    for head in ("RPN", "ROI_HEADS", "RETINANET"):
+        key = f"MODEL.{head}.IOU_THRESHOLDS"
+        if len(values[key]) + 1 != len(values[f"MODEL.{head}.IOU_LABELS"]):
+            raise OptionError(key, values[key], f"must be one less than MODEL.{head}.IOU_LABELS")
+    head = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "RPN"
+    for key in ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"):
+        if len(values[key]) not in (1, len(values[f"MODEL.{head}.IN_FEATURES"])):
+            raise OptionError(key, values[key], f"must be one list, or as many as MODEL.{head}.IN_FEATURES")
+    for entry in cfg.TEST.EXPECTED_RESULTS:  # which are read after everything else
+        kinds = [type(part) for part in entry] if isinstance(entry, (list, tuple)) else []
+        if kinds[:2] != [str, str] or len(kinds) != 4 or not set(kinds[2:]) <= {int, float}:
+            raise OptionError("TEST.EXPECTED_RESULTS", entry, "must be [task, metric, value, tolerance]")
+
+
+def check_sigmas(cfg: CfgNode) -> None:
+    """Raise OptionError unless there is a constant of each keypoint, of which COCO's has 17."""
+    sigmas, count = cfg.TEST.KEYPOINT_OKS_SIGMAS, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+    if cfg.MODEL.KEYPOINT_ON and (len(sigmas) or 17) != count:
+        raise OptionError(
+            "TEST.KEYPOINT_OKS_SIGMAS", sigmas,
+            f"must be {count} numbers, as MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is",
+        )  # fmt: skip
+
+
+def _numbers(value: Any) -> Iterator[Union[int, float]]:
+    """All in a value, however deep."""
+    if isinstance(value, (list, tuple)):
+        for entry in value:
+            yield from _numbers(entry)
+    elif isinstance(value, (int, float)):
+        yield value
+
+
+def _check_types(cfg: CfgNode) -> None:
+    """Raise OptionError for what the merge lets pass: None, and whatever stands in a list."""
+    defaults = get_cfg()
+    add_resnest_config(defaults)
+    for key, default in flatten(defaults):
+        value = functools.reduce(getattr, key.split("."), cfg)
+        if value is None and default is not None:
+            raise OptionError(key, value, f"must be {_kind(default)}")
+        if isinstance(default, (list, tuple)):
+            held = _HELD.get(key, default)
+            _check_list(key, value, value, held, may_be_empty=key in _EMPTY or not default)
+        elif default is None and not isinstance(value, (int, float, type(None))):
+            raise OptionError(key, value, "must be a number or None")
+
+
+def _check_list(key: str, value: Any, part: Any, default: Any, may_be_empty: bool) -> None:
+    """Raise OptionError unless a part of a key's value is made as the default is."""
+    if isinstance(default, (list, tuple)):
+        if not isinstance(part, (list, tuple)):
+            raise OptionError(key, value, f"must be {_kind(default)} wherever it is {part!r}")
+        if not part and not may_be_empty:
+            raise OptionError(key, value, "must not be empty")
+        for entry in part if default else ():
+            _check_list(key, value, entry, default[0], False)
+        return
+    fitting = (int,) if key in _COUNTS else (int, float)
+    if type(part) not in ((type(default),) if isinstance(default, (bool, str)) else fitting):
+        kind = "whole numbers" if key in _COUNTS else _kind(default)
+        raise OptionError(key, value, f"must hold {kind}, not {part!r}")
+
+
+def _kind(default: Any) -> str:
+    kinds = {bool: "True or False", int: "a number", float: "a number", str: "text"}
+    return kinds.get(type(default), "a list")
 
 
 def _check_names(cfg: CfgNode) -> None:
     """Raise UserError for a name that is not known, with the nearest that is."""
     values, defaults = dict(flatten(cfg)), dict(flatten(get_cfg()))
     known = {key: [name for name, _ in registry] for key, registry in _REGISTRIES.items()}
+    known["MODEL.PROPOSAL_GENERATOR.NAME"].append("PrecomputedProposals")
     known.update(_CHOICES)
     known.update({key: NORMS for key in values if key.endswith(".NORM")})
     for key, names in known.items():
         if values[key] != defaults.get(key) and values[key] not in names:
-            raise UserError(f"{key}: there is no {values[key]!r}; {_nearest(values[key], names)}")
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(name), names, 1, cutoff=0.5)
-    if near:
-        return f"did you mean {near[0]}?"
-    return f"there are {', '.join(repr(n) if not n else n for n in names)}"
+            raise UserError(f"{key}: there is no {values[key]!r}; {nearest(values[key], names)}")

@@ -1,0 +1,273 @@
+"""The folder of a run: one training at a time, and apart from the runs before it."""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+import stat
+import time
+from argparse import Namespace
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from torch import nn
+
+from ..checkpoint import Checkpointer
+from ..errors import UserError
+from ..files import read_json, writing
+from ..processes import found_by_main
+
+#: Locked while a training runs; holds who it is.
+LOCK = ".lock"
+# What a run writes, and another must not take for its own. log.txt is appended to.
+_OWN = re.compile(
+    r"model_.*\.pth|last_checkpoint|metrics\.json|results\.json|events\.out\.tfevents\..*|inference(_TTA)?"
+    r"|not_finite_.*\.pth"
+)
+# What an earlier run needs to be gone on with. They are written anew, and the first may be --config-file.
+_ALSO_NEEDED = ("config.yaml", "seed")
+# Seconds that a run which goes on waits for the end of its predecessor, which may write a last checkpoint.
+_PATIENCE = 10
+_PREVIOUS = re.compile(r"previous_(\d+)(\.unfinished)?")
+
+
+@contextmanager
+def own_folder(cfg: CfgNode, args: Namespace) -> Iterator[List[str]]:
+    """OUTPUT_DIR for this training alone. An evaluation shares it.
+
+    A training that does not resume moves what an earlier run has left to ``previous_N`` in it, and
+    MODEL.WEIGHTS follows where it named one of these files. All processes wait until that is done.
+
+    Yields:
+        What the user should know, one a line.
+
+    Raises:
+        UserError: another training uses the folder, or it cannot be written to.
+    """
+    if args.eval_only:
+        yield []
+        return
+    folder = Path(cfg.OUTPUT_DIR)
+    with ExitStack() as held:
+
+        def take() -> Tuple[bool, str, List[str]]:
+            lock = held.enter_context(_locked(folder, _PATIENCE if args.resume else 0))
+            with writing(folder):
+                notes = _put_aside(folder, args.resume)
+            before = _previous(folder)
+            if args.resume and before and not _has_checkpoint(folder):
+                notes += [f"--resume: no checkpoint in {folder}; the run before it is in {before[0]}"]
+            notes += follow_weights(cfg)
+            with writing(folder / LOCK):
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, json.dumps(_holder()).encode(), 0)
+            return args.resume, cfg.MODEL.WEIGHTS, notes
+
+        args.resume, weights, notes = found_by_main(take)
+        _set_weights(cfg, weights)
+        yield notes
+
+
+def leave_branch(checkpointer: Checkpointer, iteration: int) -> List[str]:
+    """Move later checkpoints than that of an iteration, which a run goes on from, to ``previous_N``.
+
+    Killed in between, the run goes on from the same checkpoint, and moves the rest to the next.
+
+    Returns:
+        What the user should know, one a line.
+    """
+    later, folder = checkpointer.later_than(iteration), Path(checkpointer.save_dir)
+    if not later:
+        return []
+    target = folder / f"previous_{_last_number(folder) + 1}"
+    with writing(folder):
+        target.mkdir()
+        _copy_also_needed(folder, target)
+        for path in later:
+            _move(path, target / path.name)
+    return [f"{folder}: the run goes on before {', '.join(path.name for path in later)}, now in {target}"]
+
+
+def check_appendable(path: Path) -> None:
+    """Make a file that others are going to open, if it is not there, and see whether that works.
+
+    Raises:
+        UserError: it cannot be written to, or is a FIFO, which may have its writer wait for ever.
+    """
+    with writing(path):
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
+        is_fifo = stat.S_ISFIFO(os.fstat(handle).st_mode)
+        os.close(handle)
+    if is_fifo:
+        raise UserError(f"cannot write {path}: it is a FIFO; remove it, or name another OUTPUT_DIR")
+
+
+def restarted(folder: str) -> bool:
+    """Whether the run in this folder is that of the torchrun which has started this process again.
+
+    Before it has come so far, what lies there is of another run.
+    """
+    if os.getenv("TORCHELASTIC_RESTART_COUNT", "0") in ("", "0"):
+        return False
+    try:
+        holder = read_json(Path(folder, LOCK))
+    except UserError:
+        return False
+    return isinstance(holder, dict) and holder.get("torchrun") == _torchrun()
+
+
+def follow_weights(cfg: CfgNode) -> List[str]:
+    """Let MODEL.WEIGHTS name a file of OUTPUT_DIR where it was moved to; changes ``cfg`` in place.
+
+    Only while the folder holds no checkpoint: afterwards its names are those of the run in it.
+
+    Returns:
+        What the user should know, one a line.
+    """
+    folder, path = Path(cfg.OUTPUT_DIR), Path(cfg.MODEL.WEIGHTS)
+    if not cfg.MODEL.WEIGHTS or "\0" in cfg.MODEL.WEIGHTS:
+        return []
+    inside = os.path.realpath(path.parent) == os.path.realpath(folder)
+    if not inside or os.path.lexists(path) or not folder.is_dir() or _has_checkpoint(folder):
+        return []
+    for previous in _previous(folder):
+        if (previous / path.name).is_file():
+            _set_weights(cfg, str(previous / path.name))
+            return [f"MODEL.WEIGHTS: {path} is of an earlier run, now {cfg.MODEL.WEIGHTS}"]
+    return []
+
+
+def _set_weights(cfg: CfgNode, weights: str) -> None:
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = weights
+    cfg.freeze()
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return Checkpointer(nn.Identity(), str(folder)).holds_any()
+
+
+def _put_aside(folder: Path, resume: bool) -> List[str]:
+    """Move an earlier run to ``previous_N``. Killed in between, the next training in the folder goes on.
+
+    Args:
+        resume: there is no earlier run, but for one that is half moved.
+
+    Returns:
+        What the user should know, one a line.
+    """
+    names = [name for name in os.listdir(folder) if _OWN.fullmatch(name)]
+    unfinished = [path for path in _previous(folder) if path.suffix]
+    if not unfinished and (resume or not any(_holds_something(folder / name) for name in names)):
+        return []
+    target = unfinished[0] if unfinished else folder / f"previous_{_last_number(folder) + 1}.unfinished"
+    target.mkdir(exist_ok=True)
+    _copy_also_needed(folder, target)
+    # Where it is there already, the one in the folder was written later, by an evaluation.
+    for name in [name for name in names if not os.path.lexists(target / name)]:
+        _move(folder / name, target / name)
+    previous = target.with_suffix("")
+    os.rename(target, previous)
+    note = f"{folder} held an earlier run, now {previous}; with that as OUTPUT_DIR, --resume goes on with it"
+    return [note, *_put_aside(folder, resume)]
+
+
+def _previous(folder: Path) -> List[Path]:
+    """Folders of earlier runs, the last first."""
+    found = [(_PREVIOUS.fullmatch(name), name) for name in os.listdir(folder)]
+    return [folder / name for _, name in sorted(((int(m[1]), name) for m, name in found if m), reverse=True)]
+
+
+def _last_number(folder: Path) -> int:
+    return max((int(_PREVIOUS.fullmatch(path.name)[1]) for path in _previous(folder)), default=0)
+
+
+def _copy_also_needed(folder: Path, target: Path) -> None:
+    for name in _ALSO_NEEDED:
+        if (folder / name).is_file():
+            shutil.copy2(folder / name, target)
+
+
+def _holds_something(path: Path) -> bool:
+    """Not an empty file, such as a run leaves that fails before its first iteration."""
+    status = os.lstat(path)
+    return status.st_size > 0 or not stat.S_ISREG(status.st_mode)
+
+
+def _move(source: Path, target: Path) -> None:
+    """A link to another folder still leads there."""
+    link = os.readlink(source) if source.is_symlink() else ""
+    if os.path.dirname(link) and not os.path.isabs(link):
+        os.symlink(os.path.abspath(source.parent / link), target)
+        os.unlink(source)
+    else:
+        os.rename(source, target)
+
+
+@contextmanager
+def _locked(folder: Path, patience: float) -> Iterator[int]:
+    """The handle of :data:`LOCK`, which no other process can lock until this one has ended.
+
+    POSIX's lock, not ``flock``: loader workers that outlive a killed process would inherit the latter.
+
+    Args:
+        patience: seconds to wait for the end of another.
+    """
+    path = folder / LOCK
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
+    try:
+        end = time.monotonic() + patience
+        while not _try_lock(lock):
+            if time.monotonic() >= end:
+                raise UserError(
+                    f"OUTPUT_DIR {folder} is in use by another training ({_name_of_holder(lock)}); let it "
+                    "end, or name another OUTPUT_DIR"
+                )
+            time.sleep(0.1)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _try_lock(lock: int) -> bool:
+    """Whether no other process holds it. On a file system that cannot lock, none does."""
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        return e.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
+
+
+def _holder() -> Dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.datetime.now().isoformat(timespec="seconds"),
+        "torchrun": _torchrun(),
+    }
+
+
+def _name_of_holder(lock: int) -> str:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        holder = json.loads(os.pread(lock, 4096, 0))
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+    return "which has not said its name"
+
+
+def _torchrun() -> Optional[str]:
+    """The same in all starts of a process by one torchrun; None where it was not started so."""
+    if not dist.is_torchelastic_launched():
+        return None
+    name = os.environ["TORCHELASTIC_RUN_ID"]
+    return name if name != "none" else f"{socket.gethostname()} {os.getppid()}"  # its default, for all runs

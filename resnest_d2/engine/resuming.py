@@ -1,0 +1,62 @@
+"""Whether a checkpoint is of a run that a configuration can go on with."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Mapping
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+
+from ..checkpoint import Checkpointer
+from ..errors import UserError
+from .expectations import flatten
+
+
+def check_same(
+    state: Mapping[str, Any], cfg: CfgNode, optimizer: torch.optim.Optimizer, checkpointer: Checkpointer
+) -> None:
+    """Raise UserError where a trainer's state is of another model or optimizer, with the keys that differ.
+
+    Other keys may differ: detectron2's users go on with another learning rate or number of iterations.
+
+    Args:
+        state: as the trainer writes it; without ``config`` in checkpoints of others.
+        checkpointer: which has just loaded the model of the same checkpoint.
+    """
+    different = _different_keys(state.get("config", ""), cfg)
+    misfits = [*checkpointer.missing, *checkpointer.unexpected]
+    solver = "SOLVER.OPTIMIZER"
+    if not misfits and solver not in different and _fits(state["_trainer"]["optimizer"], optimizer):
+        return
+    keys = [f"{key} is {new!r}, in the checkpoint {old!r}" for key, (old, new) in different.items()]
+    what = "; ".join(keys[:5]) or f"they differ in {misfits[0] if misfits else solver}"
+    raise UserError(
+        f"--resume: the checkpoint is of another model or optimizer ({what}); set what the run began with, "
+        "or start anew without --resume"
+    )
+
+
+def _different_keys(text: str, cfg: CfgNode) -> Dict[str, tuple]:
+    """Keys of the model and the optimizer's name, to their value in a dumped configuration and in ``cfg``."""
+    now = yaml.safe_load(cfg.dump())  # as the other: without tuples
+    try:
+        old = dict(flatten(CfgNode(yaml.safe_load(text))))
+    except (yaml.YAMLError, AssertionError, AttributeError, TypeError, ValueError):  # it holds none
+        return {}
+    return {
+        key: (old[key], value)
+        for key, value in flatten(CfgNode(now))
+        if key.startswith(("MODEL.", "SOLVER.OPTIMIZER"))
+        and key not in ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.MEMORY_FORMAT")
+        and old.get(key, value) != value
+    }
+
+
+def _fits(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the groups have as many parameters, and the numbers that this kind of optimizer needs."""
+
+    def shape(groups: List[Dict[str, Any]]) -> List[tuple]:
+        return [(len(g["params"]), "momentum" in g, "betas" in g) for g in groups]
+
+    return shape(saved["param_groups"]) == shape(optimizer.param_groups)

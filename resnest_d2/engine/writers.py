@@ -1,0 +1,49 @@
+"""detectron2's writers of metrics, which say in one line what they cannot write."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import List
+
+from detectron2.engine import default_writers
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+
+from ..files import writing
+
+
+class NamedWriter(EventWriter):
+    """A writer whose file is named where it cannot be written.
+
+    Args:
+        writer: does the work.
+        file: that it writes to.
+    """
+
+    def __init__(self, writer: EventWriter, file: Path) -> None:
+        self._writer, self._file = writer, file
+
+    def write(self) -> None:
+        with writing(self._file):
+            self._writer.write()
+
+    def close(self) -> None:
+        with writing(self._file):
+            self._writer.close()
+
+
+def build_writers(output_dir: str, max_iter: int) -> List[EventWriter]:
+    """detectron2's, which name their files where these cannot be written."""
+    # TensorBoard's thread notes the exception that ends it, and the next write raises it.
+    threading.excepthook = _leave_to_writer
+    files = {JSONWriter: "metrics.json", TensorboardXWriter: "events.out.tfevents"}
+    return [
+        NamedWriter(writer, Path(output_dir, files[type(writer)])) if type(writer) in files else writer
+        for writer in default_writers(output_dir, max_iter)
+    ]
+
+
+def _leave_to_writer(failure: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, unless it is TensorBoard's and could not write."""
+    if not isinstance(failure.exc_value, OSError) or "AsyncWriter" not in type(failure.thread).__name__:
+        threading.__excepthook__(failure)
