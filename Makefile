@@ -34,11 +34,15 @@ quickstart: env ## train, evaluate and draw a small Mask R-CNN on generated shap
 	$(PY) tools/draw_predictions.py --config-file configs/quickstart.yaml \
 		MODEL.WEIGHTS output/quickstart/model_final.pth
 
-test: env ## the tests, but those marked slow
-	$(PY) -m pytest -m "not slow"
+# Tests run in as many processes as there are processors, with one thread each. One that has nothing left takes
+# tests from another's end, so that most files, and what their tests share, stay in one process.
+PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-test-slow: env ## the tests marked slow: training to an AP
-	$(PY) -m pytest -m slow
+test: env ## the tests, but those marked slow
+	$(PYTEST) -m "not slow"
+
+test-slow: env ## the tests marked slow: training to an AP, the deepest networks
+	$(PYTEST) -m slow
 
 robust: env ## kill, interrupt, starve and feed rubbish to training, and print what came of it (20 minutes)
 	cd tests && ../$(PY) -W ignore -m robust.report

@@ -6,13 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 import torch
+from support import ROOT, SHARED
+from support import assert_one_line_error as assert_one_line_error
 
-ROOT = Path(__file__).resolve().parent.parent
-SHARED = Path(os.getenv("RESNEST_D2_SHARED", ROOT.parent / "shared"))
-
-torch.set_num_threads(2)
+# Threads of two processes that share the cores wait for each other, spinning. `make test` runs two.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
 
 
 def _shared(*parts: str) -> Path:
@@ -35,6 +37,28 @@ def coco_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def few_coco(coco_root, tmp_path_factory) -> Path:
+    """The same with 8 + 8 of the images, 4 of them with people, for what has to run rather than to score."""
+    root = tmp_path_factory.mktemp("few_coco")
+    (root / "coco/annotations").mkdir(parents=True)
+    for split in ("train2017", "val2017"):
+        (root / "coco" / split).symlink_to(coco_root / "coco" / split)
+        files = [f"coco/annotations/{kind}_{split}.json" for kind in ("person_keypoints", "instances")]
+        people, everything = (json.loads((coco_root / file).read_text()) for file in files)
+        chosen = dict.fromkeys(a["image_id"] for a in people["annotations"] if a["num_keypoints"])
+        chosen = {
+            *list(chosen)[:4],
+            *[image["id"] for image in everything["images"] if image["id"] not in chosen][:4],
+        }
+        assert len(chosen) == 8
+        for file, content in zip(files, (people, everything)):
+            content["images"] = [image for image in content["images"] if image["id"] in chosen]
+            content["annotations"] = [a for a in content["annotations"] if a["image_id"] in chosen]
+            (root / file).write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture(scope="session")
 def fixtures() -> Path:
     """Folder of data with known answers."""
     return _shared("fixtures")
@@ -42,26 +66,19 @@ def fixtures() -> Path:
 
 @pytest.fixture
 def run_python():
-    """run_python("tools/x.py", "--flag", cwd=..., env=...): a finished subprocess, output captured."""
+    """run_python("tools/x.py", "--flag", cwd=..., env=...): a finished process, output captured.
 
-    def run(*args, env=None, timeout=600, **kwargs) -> subprocess.CompletedProcess:
+    A file of Python runs in a forked copy of a process that has everything imported (forks.py), unless
+    ``fresh`` asks for a new interpreter; -c, -m and other options of Python always get one.
+    """
+
+    def run(*args, env=None, timeout=600, cwd=ROOT, fresh=False) -> subprocess.CompletedProcess:
+        environment = {**os.environ, **{k: str(v) for k, v in (env or {}).items()}}
+        if not fresh and str(args[0]).endswith(".py"):
+            return forks.run(args, cwd=cwd, environment=environment, timeout=timeout)
         return subprocess.run(
             [sys.executable, *map(str, args)],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env={**os.environ, **{k: str(v) for k, v in (env or {}).items()}},
-            **{"cwd": ROOT, **kwargs},
+            **{"capture_output": True, "text": True, "timeout": timeout, "env": environment, "cwd": cwd},
         )
 
     return run
-
-
-def assert_one_line_error(result: subprocess.CompletedProcess, *expected: str) -> None:
-    """The command ended with status 2 and one line on stderr that holds every expected text."""
-    assert result.returncode == 2, result.stderr[-2000:]
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, result.stderr[-2000:]
-    assert "Traceback" not in result.stderr + result.stdout
-    for text in expected:
-        assert text in lines[0], lines[0]

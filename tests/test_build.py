@@ -240,3 +240,8 @@ def test_forgotten_add_resnest_config_is_named():
     cfg.MODEL.BACKBONE.NAME = "build_resnest_backbone"
     with pytest.raises(OptionError, match="call add_resnest_config"):
         build_backbone(cfg)
+
+
+def test_a_radix_that_does_not_divide_the_width_is_named():
+    with pytest.raises(OptionError, match=r"MODEL.RESNETS.RADIX must divide 32 channels .*got 3"):
+        build_backbone(small_cfg("build_resnest_backbone", "MODEL.RESNETS.RADIX", 3))

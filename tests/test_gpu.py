@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT
 from gpu import kernels, registry
 from gpu.__main__ import main, parser
 from gpu.registry import Check, Place, Skip, run
+from support import ROOT
 
 from resnest_d2 import UserError
 from resnest_d2.ops import triton_kernels

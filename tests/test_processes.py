@@ -8,8 +8,8 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT
 from robust import kills, tiny
+from support import ROOT
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 FOUR = ("SOLVER.IMS_PER_BATCH", 4)
@@ -42,7 +42,8 @@ def bccd(coco_root):
 
 
 def run(words, log, *python, **options):
-    process = tiny.start(words, log, *python, **options)
+    start = tiny.start if python else tiny.fork  # torchrun starts new interpreters anyway
+    process = start(words, log, *python, **options)
     status = process.wait(300)
     assert status == 0, log.read_text()[-3000:]
     return log.read_text()
@@ -112,10 +113,11 @@ def test_a_mistake_in_a_started_process_is_one_line_too(data, tmp_path):
         *FOUR,
         flags=("--num-gpus", "2"),
     )
-    process = tiny.start(words, tmp_path / "log")
+    process = tiny.fork(words, tmp_path / "log")
     assert process.wait(120) == 2
     log = (tmp_path / "log").read_text()
     assert "error: SOLVER.OPTIMIZER must be SGD or ADAMW, got 'ADAM'" in log and "Traceback" not in log
+    assert log.count("error: ") == 1
 
 
 def test_torchrun_restarts_after_a_worker_is_killed_and_the_run_ends_as_if_it_were_not(data, tmp_path):
@@ -135,14 +137,22 @@ def test_torchrun_restarts_after_a_worker_is_killed_and_the_run_ends_as_if_it_we
 
 
 def test_two_processes_stop_by_a_signal_where_they_can_go_on_from_and_nobody_is_left(tmp_path):
-    """As a user, a scheduler and torchrun send it; SIGKILL of the launcher leaves no orphans either."""
-    ways = ("SIGTERM to the launcher", "SIGTERM to the group", "SIGTERM to torchrun and all under it")
-    stops, equal = kills.stop_processes(tmp_path, [*ways, "SIGKILL to the launcher"], seed=1)
+    """SIGKILL of the launcher leaves no orphans either."""
+    check_stops(tmp_path, {"SIGTERM to the launcher": 143, "SIGKILL to the launcher": -signal.SIGKILL})
+
+
+@pytest.mark.slow
+def test_two_processes_stop_when_all_are_told_as_by_a_scheduler_and_torchrun(tmp_path):
     # torchrun ends by an exception of its own.
-    assert [stop.status for stop in stops] == [143, 143, 1, -signal.SIGKILL]
+    check_stops(tmp_path, {"SIGTERM to the group": 143, "SIGTERM to torchrun and all under it": 1})
+
+
+def check_stops(folder, statuses):
+    stops, equal = kills.stop_processes(folder, [*statuses], seed=1, start=tiny.fork)
+    assert [stop.status for stop in stops] == [*statuses.values()]
     assert [(stop.way, stop.lost, stop.left) for stop in stops if stop.lost or stop.left] == []
     assert equal
-    assert json.loads((tmp_path / "stopped/results.json").read_text())["processes"] == 2
+    assert json.loads((folder / "stopped/results.json").read_text())["processes"] == 2
 
 
 def _parent(pid):

@@ -4,7 +4,7 @@ import json
 import subprocess
 
 import pytest
-from conftest import ROOT
+from support import ROOT
 
 
 @pytest.mark.slow

@@ -1,44 +1,68 @@
-"""What the README says: its commands run, its code runs, its figures are those of the code."""
+"""What README and docs say: their commands run, their code runs, their links lead somewhere."""
 
+import os
 import re
 import shlex
-import subprocess
-import sys
 
+import forks
 import pytest
 import resnest.torch
 import torch
-from conftest import ROOT
+from support import ROOT
 from test_train_net import TINY
 
 from resnest_d2.config import ADDED
 
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+    """Of all pages, each text once."""
+    found = [b for page in PAGES for b in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)]
+    return list(dict.fromkeys(found))
 
 
-COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
+COMMANDS = [
+    *dict.fromkeys(
+        line for block in blocks("bash") for line in re.sub(r"\\\n\s*", "", block).splitlines() if line
+    )
+]
+
+
+def test_the_readme_is_read_in_five_minutes():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 140 and max(map(len, lines)) <= 110
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings_that_are_there(page):
+    links = re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text())
+    for link in links:
+        file, _, heading = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        titles = re.findall(r"^#+ (.+)$", target.read_text(), re.M) if heading else []
+        assert not heading or heading in [re.sub(r"\W+", "-", t.lower()).strip("-") for t in titles], link
 
 
 def test_every_command_is_a_make_target_an_installation_or_a_tool():
     """Make targets run in CI, the installation in test_package.py, the tools below."""
     targets = (ROOT / "Makefile").read_text()
     in_ci = (ROOT / ".ci" / "run").read_text()
+    assert COMMANDS and blocks("python")
     for command in COMMANDS:
         first, second, *_ = command.split()
         if first == "make":
             assert re.search(rf"^{second}:", targets, re.M)
-            # test_quickstart.py runs the former; the latter needs a GPU, and test_gpu.py rehearses it.
-            assert second in ("quickstart", "gpu") or f" {second}" in in_ci
+            # test_quickstart.py runs the first; test_gpu.py rehearses the second, which needs a GPU; and the
+            # third writes down what test_parity.py asserts.
+            assert second in ("quickstart", "gpu", "parity") or f" {second}" in in_ci
         else:
             assert command == "pip install ." or first == "python"
 
 
-def test_tool_commands_run_in_their_order(run_python, coco_root, tmp_path):
-    """On 50 real images, one process, few iterations, a shallow backbone; else as written."""
+def test_tool_commands_run_in_their_order(run_python, few_coco, coco_root, tmp_path):
+    """On few real images, one process, few iterations, a shallow backbone; else as written."""
     for name in ("tools", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "bccd").symlink_to(coco_root / "bccd")
@@ -63,7 +87,7 @@ def test_tool_commands_run_in_their_order(run_python, coco_root, tmp_path):
             del tiny[tiny.index("MODEL.WEIGHTS") : tiny.index("MODEL.WEIGHTS") + 2]
         if "SOLVER.REFERENCE_WORLD_SIZE" in words:  # from 8 processes to one
             tiny += ["SOLVER.IMS_PER_BATCH", "16", "SOLVER.MAX_ITER", "1"]
-        result = run_python(*words[1:], *tiny, cwd=tmp_path, env={"DETECTRON2_DATASETS": coco_root})
+        result = run_python(*words[1:], *tiny, cwd=tmp_path, env={"DETECTRON2_DATASETS": few_coco})
         assert result.returncode == 0, (command, result.stderr[-3000:])
         if "REFERENCE_WORLD_SIZE" in command:
             assert "batch_size=2, learning_rate=0.0025, max_iter=8" in result.stdout
@@ -73,12 +97,13 @@ def test_tool_commands_run_in_their_order(run_python, coco_root, tmp_path):
 
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.split("\n")[0])
 def test_python_code_runs(code, tmp_path):
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    result = forks.run(["-c", code], cwd=tmp_path, environment=os.environ, timeout=300)
     assert result.returncode == 0, result.stderr
 
 
 def test_every_key_that_is_added_is_explained():
-    documented = dict(re.findall(r"^\| `(\w+\.[\w.]+)` \| (\w+|\[\]) \|", README, re.M))
+    table = (ROOT / "docs/configuration.md").read_text()
+    documented = dict(re.findall(r"^\| `(\w+\.[\w.]+)` \| (\w+|\[\]) \|", table, re.M))
     assert documented == {
         f"{section}.{key}": str(default) for section, keys in ADDED.items() for key, default in keys.items()
     }

@@ -8,10 +8,11 @@ import signal
 
 import pytest
 import torch
-from conftest import assert_one_line_error
 from robust import corpus, kills, soak, tiny
+from support import assert_one_line_error
 
 from resnest_d2 import OptionError, UserError, model_zoo
+from resnest_d2.data import fit_config
 from resnest_d2.engine import Trainer
 from resnest_d2.engine.failures import blames_configuration, named_failures
 from resnest_d2.engine.fit import fit_to_machine
@@ -31,7 +32,7 @@ def losses(data, output, iterations, *settings, flags=()):
     words = tiny.command(data, output, iterations, *settings, flags=flags)
     words[0] = words[0].replace("tools/train_net.py", "tests/robust/losses.py")
     log = output.with_suffix(".log")
-    assert tiny.start(words, log).wait(300) == 0, log.read_text()[-3000:]
+    assert tiny.fork(words, log).wait(300) == 0, log.read_text()[-3000:]
     return json.loads((output / "losses.json").read_text())
 
 
@@ -111,31 +112,63 @@ def test_a_seed_that_was_drawn_is_drawn_once(data, run_python, tmp_path):
 
 
 def test_killed_runs_end_with_the_weights_of_one_that_was_not(tmp_path):
-    outcome = kills.kill_until(tmp_path, 4, seed=1)
-    assert outcome.kills == 4 and outcome.equal == outcome.runs
+    outcome = kills.kill_until(tmp_path, 3, seed=1, start=tiny.fork)
+    assert outcome.kills == 3 and outcome.equal == outcome.runs
 
 
 def test_signals_write_a_checkpoint_and_have_a_status_of_their_own(tmp_path):
-    for stop in kills.stop_and_go_on(tmp_path, [signal.SIGTERM, signal.SIGINT], seed=1):
+    for stop in kills.stop_and_go_on(tmp_path, [signal.SIGTERM, signal.SIGINT], seed=1, start=tiny.fork):
         assert stop.status == 128 + stop.signal and stop.equal
         assert stop.seconds < 20
 
 
-def test_an_evaluation_that_another_process_has_left_loses_no_iteration(tmp_path, monkeypatch):
+def test_an_evaluation_that_another_process_has_left_loses_no_iteration(data, tmp_path, monkeypatch):
     def evaluate(trainer):
         raise RuntimeError("Connection closed by peer")
 
     cfg = config("quickstart", OUTPUT_DIR=str(tmp_path), TEST__EVAL_PERIOD=2, MODEL__DEVICE="cpu")
     cfg.merge_from_list([*tiny.SETTINGS, "SOLVER.CHECKPOINT_PERIOD", 1000, "TEST.PRECISE_BN.ENABLED", False])
     cfg.merge_from_list(["DATALOADER.NUM_WORKERS", 0])
+    _, train, _, train_images, _, val, _, val_images = data
+    fit_config(cfg, [(train, train_images)], [(val, val_images)], None)
     monkeypatch.setattr(Trainer, "_evaluate", evaluate)
     with pytest.raises(RuntimeError, match="Connection closed"):
         Trainer(cfg).train()
     assert [file.name for file in tmp_path.glob("model_*.pth")] == ["model_0000001.pth"]
 
 
+@pytest.mark.parametrize("augmented", [False, True])
+def test_results_are_written_whatever_fails_after_training(augmented, tmp_path, monkeypatch):
+    """And they say that they are not all; a run that goes on writes them anew."""
+
+    def fail(*arguments):
+        raise KeyError("no such annotation")
+
+    cfg = config(
+        "quickstart", OUTPUT_DIR=str(tmp_path), SEED=1, MODEL__DEVICE="cpu", TEST__AUG__ENABLED=augmented
+    )
+    cfg.merge_from_list([*tiny.SETTINGS, "SOLVER.MAX_ITER", 2, "TEST.PRECISE_BN.ENABLED", False])
+    cfg.merge_from_list(["DATALOADER.NUM_WORKERS", 0])
+    with monkeypatch.context() as broken:
+        broken.setattr(Trainer, "test", lambda *arguments: {"bbox": {"AP": 1.0}} if augmented else fail())
+        broken.setattr(Trainer, "test_with_tta", fail)
+        with pytest.raises((KeyError, UserError), match="no such annotation"):
+            Trainer(cfg).train()
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert "no such annotation" in record["error"] and record["iterations"] == 2
+    assert record["results"] == ({"bbox": {"AP": 1.0}} if augmented else {})
+    assert (tmp_path / "model_final.pth").exists()
+    monkeypatch.setattr(Trainer, "test", lambda *arguments: {"bbox": {"AP": 2.0}})
+    monkeypatch.setattr(Trainer, "test_with_tta", lambda *arguments: {})
+    trainer = Trainer(cfg)
+    trainer.resume_or_load()
+    trainer.train()
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert "error" not in record and record["results"] == {"bbox": {"AP": 2.0}}
+
+
 def test_a_full_disk_loses_nothing(tmp_path):
-    outcome = soak.full_disk(tmp_path)
+    outcome = soak.full_disk(tmp_path, start=tiny.fork)
     if not outcome:
         pytest.skip("mounting a small file system is not allowed here")
     assert outcome["status"] == 2 and not outcome["traceback"]
@@ -147,6 +180,7 @@ def test_nobody_is_left_after_ctrl_c(tmp_path):
     assert all(outcome.left == 0 for outcome in soak.ctrl_c(tmp_path, 2, seed=4))
 
 
+@pytest.mark.slow
 def test_memory_and_files_stay_flat(tmp_path):
     outcome = soak.soak(tmp_path, 200)
     assert outcome.memory[1] < 1.1 * outcome.memory[0]
@@ -198,7 +232,6 @@ def test_the_gradients_norm_is_among_the_metrics(data, run_python, tmp_path):
 
 def test_bad_input_is_refused_or_handled(tmp_path):
     """Every eighth case of the corpus."""
-    corpus.prepare()
     outcomes = corpus.run_corpus(tmp_path, 0, every=8)
     assert len(outcomes) > 60
     assert [o for o in outcomes if not o.good] == []

@@ -2,11 +2,10 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_one_line_error
+from support import ROOT, assert_one_line_error
 
 from resnest_d2 import model_zoo
 from resnest_d2.data.panoptic import add_panoptic_of_instances
@@ -37,14 +36,14 @@ def ap_tables(log: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def trained(coco_root, tmp_path_factory):
+def trained(few_coco, tmp_path_factory):
     """Mask R-CNN after three iterations on real COCO images: folder, environment."""
     import os
     import subprocess
     import sys
 
     folder = tmp_path_factory.mktemp("trained")
-    environment = {**os.environ, "DETECTRON2_DATASETS": str(coco_root)}
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(few_coco)}
     result = subprocess.run(
         [
             *(sys.executable, "tools/train_net.py", *config("mask_resnest50")),
@@ -53,10 +52,10 @@ def trained(coco_root, tmp_path_factory):
         capture_output=True,
         text=True,
         env=environment,
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    return folder, {"DETECTRON2_DATASETS": coco_root}, result.stdout
+    return folder, {"DETECTRON2_DATASETS": few_coco}, result.stdout
 
 
 def test_training_writes_checkpoints_metrics_and_the_config(trained):
@@ -96,7 +95,7 @@ def test_eval_only_on_the_checkpoint_reproduces_the_numbers_exactly(trained, run
     assert ap_tables(result.stdout) == ap_tables(log)
     predictions = [f / "inference" / "coco_instances_results.json" for f in (folder, folder / "again")]
     assert predictions[0].read_text() == predictions[1].read_text()
-    assert len(json.loads(predictions[0].read_text())) == 50 * 20
+    assert len(json.loads(predictions[0].read_text())) == 8 * 20
 
 
 @pytest.mark.parametrize("flag, tolerance", [("--optimize", 1e-4), ("--half", 0.1)])
@@ -166,15 +165,15 @@ def test_test_time_augmentation_runs_when_enabled(trained, run_python, tmp_path)
         ),
     ],
 )
-def test_rows_beyond_the_two_tables_train_and_evaluate(name, tasks, coco_root, run_python, tmp_path):
+def test_rows_beyond_the_two_tables_train_and_evaluate(name, tasks, few_coco, run_python, tmp_path):
     if "panoptic_seg" in tasks:
-        add_panoptic_of_instances(coco_root, tmp_path / "datasets")
-        coco_root = tmp_path / "datasets"
+        add_panoptic_of_instances(few_coco, tmp_path / "datasets")
+        few_coco = tmp_path / "datasets"
     depth = ("MODEL.RESNETS.DEPTH", 101) if name.endswith("101") else ()
     result = run_python(
         *("tools/train_net.py", *config(name), *TINY, *depth, "OUTPUT_DIR", tmp_path),
         *("TEST.AUG.ENABLED", False),
-        env={"DETECTRON2_DATASETS": coco_root},
+        env={"DETECTRON2_DATASETS": few_coco},
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert set(ap_tables(result.stdout)) == tasks
@@ -190,7 +189,7 @@ def test_rows_beyond_the_two_tables_train_and_evaluate(name, tasks, coco_root, r
         ),
         (
             (*config("quickstart"), "SOLVER.BASE_LT", 1),
-            ["unknown key SOLVER.BASE_LT; did you mean SOLVER.BASE_LR?"],
+            ["unknown key SOLVER.BASE_LT; did you mean SOLVER.BASE_LR"],
         ),
         ((*config("quickstart"), "SOLVER.BASE_LR"), ["KEY VALUE pairs expected"]),
         ((*config("quickstart"), "SOLVER.BASE_LR", "fast"), ["command line: ", "SOLVER.BASE_LR"]),
@@ -223,7 +222,7 @@ def test_mistakes_end_in_one_line_and_status_2(args, expected, run_python, tmp_p
     flags = [a for a in args if str(a).startswith("--") or str(a).endswith(".yaml") or a in ("64", "3")]
     pairs = [a for a in args if a not in flags]
     result = run_python(
-        Path("tools/train_net.py").absolute(),
+        ROOT / "tools/train_net.py",
         *flags,
         *(*pairs, *([] if len(pairs) % 2 else ["OUTPUT_DIR", tmp_path / "output"])),
         env={"DETECTRON2_DATASETS": "/nowhere", "CUDA_VISIBLE_DEVICES": ""},
@@ -249,18 +248,20 @@ def test_crops_of_polygons_without_shapely_are_named(run_python, coco_root, tmp_
 
 def test_malformed_yaml_is_named_in_one_line(run_python, tmp_path):
     (tmp_path / "bad.yaml").write_text("MODEL: [1, 2\nX: 3")
-    result = run_python("tools/train_net.py", "--config-file", tmp_path / "bad.yaml")
+    result = run_python("tools/train_net.py", "--config-file", tmp_path / "bad.yaml", fresh=True)
     assert_one_line_error(result, f"{tmp_path}/bad.yaml: ")
 
 
 @pytest.mark.parametrize("tool", ["train_net.py", "draw_predictions.py"])
 def test_help_explains_the_tool(tool, run_python):
-    result = run_python(f"tools/{tool}", "--help")
+    result = run_python(f"tools/{tool}", "--help", fresh=tool == "train_net.py")
     assert result.returncode == 0
     for text in ("--config-file", "--num-gpus", "--resume", "DETECTRON2_DATASETS", f"{tool} --"):
         assert text in result.stdout
 
 
 def test_tools_are_thin():
-    for tool in Path("tools").glob("*.py"):
+    tools = [*(ROOT / "tools").glob("*.py")]
+    assert len(tools) > 5
+    for tool in tools:
         assert len(tool.read_text().splitlines()) < 100

@@ -5,7 +5,9 @@ The tests assert these figures, and report.py prints them.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
 import subprocess
 import sys
 import tempfile
@@ -239,6 +241,13 @@ def detector_cfg(name: str) -> list:
     ]
 
 
+@functools.lru_cache
+def _worker(package: str) -> subprocess.Popen:
+    """A process for all comparisons of a package, whose import takes longer than most of them."""
+    words = [sys.executable, Path(__file__).with_name("worker.py"), package]
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
 def run_both(task: str, cfg: list, **inputs: Any) -> Dict[str, Dict[str, Any]]:
     """The task in the released code, then with its weights in ours, each in its own process."""
     outputs: Dict[str, Dict[str, Any]] = {}
@@ -247,14 +256,13 @@ def run_both(task: str, cfg: list, **inputs: Any) -> Dict[str, Dict[str, Any]]:
             spec = {"task": task, "cfg": cfg, "state": None, **inputs}
             if outputs:
                 spec["state"] = outputs["resnest.d2"]["state"]
-            files = [Path(folder, name) for name in ("spec.pt", "out.pt")]
+            files = [str(Path(folder, name)) for name in ("spec.pt", "out.pt")]
             torch.save(spec, files[0])
-            worker = Path(__file__).with_name("worker.py")
-            done = subprocess.run(
-                [sys.executable, worker, package, *files], capture_output=True, text=True, cwd=folder
-            )
-            if done.returncode:
-                raise RuntimeError(f"{package}: {done.stderr[-3000:]}")
+            worker = _worker(package)
+            print(json.dumps(files), file=worker.stdin, flush=True)
+            answer = worker.stdout.readline()
+            if answer != '""\n':
+                raise RuntimeError(f"{package}: {json.loads(answer) if answer else 'its process has ended'}")
             outputs[package] = torch.load(files[1], weights_only=False)
     theirs, ours = outputs["resnest.d2"], outputs["resnest_d2"]
     shapes = [{k: v.shape for k, v in o["state"].items()} for o in (theirs, ours)]

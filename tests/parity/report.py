@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Callable, Iterator, List, Tuple
 
 import torch
-from conftest import ROOT, SHARED
+from support import ROOT, SHARED
 from tqdm import tqdm
 
 from . import measure

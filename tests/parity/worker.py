@@ -1,16 +1,18 @@
 """Runs one of the two implementations in a process of its own, since both register the same names.
 
-    python worker.py resnest.d2|resnest_d2 SPEC OUT
+    python worker.py resnest.d2|resnest_d2
 
-The same code drives both: SPEC and OUT are files of torch.save. With ``state`` in SPEC those weights are
-loaded, and must fit exactly; without, the model is initialised at random, norms included. ``ours`` are
-KEY VALUE pairs that only this package has. The task
-``state`` only builds the model.
+The same code drives both. Each line on stdin is a JSON list of two files of torch.save, SPEC to be read and OUT to
+be written, and is answered by a line with a JSON string, the traceback of what went wrong. With ``state`` in SPEC
+those weights are loaded, and must fit exactly; without, the model is initialised at random, norms included.
+``ours`` are KEY VALUE pairs that only this package has. The task ``state`` only builds the model.
 """
 
 import importlib
+import json
+import os
 import sys
-import time
+import traceback
 
 import torch
 import torchvision
@@ -59,12 +61,8 @@ def randomise(model):
             module.bias.data.normal_(0, 0.5)
 
 
-def in_float64(model):
-    """Rounding in float32 decides which proposals survive, and losses would then differ by more.
-
-    detectron2 casts the boxes of its NMS to float32, but not their scores, which torchvision refuses.
-    """
-    model.double()
+def take_float64():
+    """detectron2 casts the boxes of its NMS to float32, but not their scores, which torchvision refuses."""
     proposal_utils.batched_nms = lambda boxes, scores, *args: torchvision.ops.batched_nms(
         boxes.to(scores.dtype), scores, *args
     )
@@ -101,11 +99,7 @@ def sgd(model, spec):
     return curve
 
 
-def main(package, spec_file, out_file):
-    plugin = importlib.import_module(package)
-    spec = torch.load(spec_file, weights_only=False)
-    if package == "resnest.d2":
-        stand_in_for_compiled_convolution(package)
+def work(package, plugin, spec):
     cfg = get_cfg()
     plugin.add_resnest_config(cfg)
     cfg.merge_from_list(spec["cfg"])
@@ -124,14 +118,30 @@ def main(package, spec_file, out_file):
     if fast:
         plugin.modeling.to_channels_last(model)
     if spec["task"] in ("train_step", "sgd"):
-        in_float64(model)
+        # Rounding in float32 decides which proposals survive, and losses would then differ by more.
+        model.double()
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    start = time.perf_counter()
     with EventStorage():  # detectron2's heads count their samples in it
         task = {"features": features, "train_step": train_step, "sgd": sgd}.get(spec["task"])
-        result = task and task(model, spec)
-    torch.save({"state": state, "result": result, "seconds": time.perf_counter() - start}, out_file)
+        return {"state": state, "result": task and task(model, spec)}
+
+
+def main(package):
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints
+    plugin = importlib.import_module(package)
+    if package == "resnest.d2":
+        stand_in_for_compiled_convolution(package)
+    take_float64()
+    for line in sys.stdin:
+        spec, out = json.loads(line)
+        wrong = ""
+        try:
+            torch.save(work(package, plugin, torch.load(spec, weights_only=False)), out)
+        except Exception:
+            wrong = traceback.format_exc()
+        print(json.dumps(wrong), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1])

@@ -6,10 +6,9 @@ import json
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
-from typing import Callable, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, List, NamedTuple, Sequence, Tuple
 
 from . import tiny
 
@@ -33,19 +32,31 @@ class Kills(NamedTuple):
     equal: int
 
 
-def kill_until(folder: Path, kills: int, seed: int, report: Callable[[str], None] = print) -> Kills:
-    """Carry runs to their end under SIGKILLs at random moments until there have been so many."""
+def kill_until(
+    folder: Path,
+    kills: int,
+    seed: int,
+    report: Callable[[str], None] = print,
+    start: Callable[..., Any] = tiny.start,
+) -> Kills:
+    """Carry runs to their end under SIGKILLs at random moments until there have been so many.
+
+    Args:
+        start: starts a training; :func:`tiny.fork` does it faster.
+    """
     rng = random.Random(seed)
     data = tiny.make_data(folder)
-    reference = _finish(tiny.command(data, folder / "reference", _ITERATIONS), folder / "reference.log")
-    assert reference == 0, (folder / "reference.log").read_text()[-2000:]
+    words = tiny.command(data, folder / "reference", _ITERATIONS)
+    assert start(words, folder / "reference.log").wait(_LIMIT) == 0, (folder / "reference.log").read_text()[
+        -2000:
+    ]
     expected = tiny.weights(folder / "reference")
     runs = done = writing = equal = 0
     while done < kills:
         output = folder / f"run{runs}"
         words = tiny.command(data, output, _ITERATIONS, flags=("--resume",))
         while not (output / "results.json").exists():
-            process = tiny.start(words, folder / f"run{runs}.log")
+            process = start(words, folder / f"run{runs}.log")
             if done < kills and _kill(process, output, rng):
                 done += 1
                 writing += bool(list(output.glob(".model_*")))
@@ -57,7 +68,7 @@ def kill_until(folder: Path, kills: int, seed: int, report: Callable[[str], None
     return Kills(runs, done, writing, equal)
 
 
-def _kill(process: subprocess.Popen, output: Path, rng: random.Random) -> bool:
+def _kill(process: Any, output: Path, rng: random.Random) -> bool:
     """Kill the process and its children at a random moment: while it starts, trains, writes or evaluates."""
     moment = rng.choice(("start", "train", "train", "train", "write", "write", "evaluate"))
     if moment == "start":
@@ -90,10 +101,6 @@ def _tail(path: Path) -> str:
         return file.read().decode(errors="replace")
 
 
-def _finish(words: List[str], log: Path) -> int:
-    return tiny.start(words, log).wait(_LIMIT)
-
-
 class Stop(NamedTuple):
     """One SIGTERM or SIGINT: its number, the exit status, seconds until the end, and whether the weights of the
     run that went on are those of one that was not stopped."""
@@ -104,28 +111,30 @@ class Stop(NamedTuple):
     equal: bool
 
 
-def stop_and_go_on(folder: Path, numbers: List[int], seed: int) -> List[Stop]:
+def stop_and_go_on(
+    folder: Path, numbers: List[int], seed: int, start: Callable[..., Any] = tiny.start
+) -> List[Stop]:
     """Stop runs by signals at random moments of training, go on with ``--resume``, and compare the weights."""
     rng = random.Random(seed)
     data = tiny.make_data(folder)
     # So few checkpoints that the one at the signal counts.
     settings = ("SOLVER.CHECKPOINT_PERIOD", 1000, "DATALOADER.NUM_WORKERS", 1)
     reference = tiny.command(data, folder / "reference", _ITERATIONS, *settings)
-    assert _finish(reference, folder / "reference.log") == 0
+    assert start(reference, folder / "reference.log").wait(_LIMIT) == 0
     expected = tiny.weights(folder / "reference")
     stops = []
     for i, number in enumerate(numbers):
         output, log = folder / f"stop{i}", folder / f"stop{i}.log"
         words = tiny.command(data, output, _ITERATIONS, *settings, flags=("--resume",))
-        process = tiny.start(words, log)
+        process = start(words, log)
         while not _trains(output) and process.poll() is None:
             time.sleep(0.001)
         time.sleep(rng.uniform(0.1, 0.8))
-        start = time.time()
+        begin = time.time()
         os.killpg(process.pid, number)  # the whole group, as a terminal and a scheduler do
         status = process.wait(_LIMIT)
-        seconds = time.time() - start
-        assert _finish(words, log) == 0, log.read_text()[-2000:]
+        seconds = time.time() - begin
+        assert start(words, log).wait(_LIMIT) == 0, log.read_text()[-2000:]
         stops.append(Stop(number, status, seconds, tiny.equal(expected, tiny.weights(output))))
     return stops
 
@@ -163,8 +172,13 @@ class GroupStop(NamedTuple):
     seconds: float
 
 
-def stop_processes(folder: Path, ways: Sequence[str], seed: int) -> Tuple[List[GroupStop], bool]:
+def stop_processes(
+    folder: Path, ways: Sequence[str], seed: int, start: Callable[..., Any] = tiny.start
+) -> Tuple[List[GroupStop], bool]:
     """Stop one run of two processes in each of these ways, going on with ``--resume`` in between.
+
+    Args:
+        start: starts the process that starts the others.
 
     Returns:
         The stops, and whether the final weights are those of a run that was not stopped, bit for bit.
@@ -178,19 +192,19 @@ def stop_processes(folder: Path, ways: Sequence[str], seed: int) -> Tuple[List[G
         *("MODEL.DEVICE", "cpu"),
     )
 
-    def start(output: Path, how: str) -> subprocess.Popen:
+    def two(output: Path, how: str) -> Any:
         python, flags = _STARTS[how]
         words = tiny.command(data, output, iterations, *settings, flags=("--resume", *flags))
         words[0] = str(Path(__file__).with_name("losses.py"))
-        return tiny.start(words, output.with_suffix(".log"), *python)
+        return start(words, output.with_suffix(".log"), *python)
 
     reference, output = folder / "reference", folder / "stopped"
     log = output.with_suffix(".log")
-    assert start(reference, "launch").wait(_LIMIT) == 0, reference.with_suffix(".log").read_text()[-2000:]
+    assert two(reference, "launch").wait(_LIMIT) == 0, reference.with_suffix(".log").read_text()[-2000:]
     stops, done = [], 0
     for way in ways:
         how, number, everyone = WAYS[way]
-        process = start(output, how)
+        process = two(output, how)
         while _last(output) < done:
             assert process.poll() is None, log.read_text()[-2000:]
             time.sleep(0.01)
@@ -205,7 +219,7 @@ def stop_processes(folder: Path, ways: Sequence[str], seed: int) -> Tuple[List[G
         newest = max((int(file.stem[6:]) for file in output.glob("model_0*.pth")), default=-1)
         stops.append(GroupStop(way, status, max(0, _last(output) - newest), len(left), time.time() - begin))
         done = newest + 1
-    assert start(output, "launch").wait(_LIMIT) == 0, log.read_text()[-2000:]
+    assert two(output, "launch").wait(_LIMIT) == 0, log.read_text()[-2000:]
     return stops, tiny.equal(tiny.weights(reference), tiny.weights(output))
 
 

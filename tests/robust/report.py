@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from . import corpus, kills, soak
+from . import corpus, fuzz, kills, soak
 
 
 def main(args: argparse.Namespace) -> int:
@@ -28,10 +28,15 @@ def main(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         print("\n# Bad input")
-        corpus.prepare()
         outcomes = corpus.run_corpus(folder / "corpus", args.seed)
         print(tabulate(corpus.table(outcomes), ("kind", "cases", "refused", "handled", "bad"), "github"))
         bad += [o for o in outcomes if not o.good]
+
+        print("\n# Damaged weight files", flush=True)
+        fuzzed = fuzz.fuzz(_new(folder, "fuzz"), args.files, args.seed)
+        print(tabulate(sorted(fuzzed.outcomes.items()), ("outcome", "files"), "github"))
+        print(f"{args.files} files in {fuzzed.seconds:.0f} s")
+        bad += fuzzed.bad
 
         print("\n# SIGKILL", flush=True)
         killed = kills.kill_until(_new(folder, "kills"), args.kills, args.seed)
@@ -111,6 +116,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--files", type=int, default=20_000, help="damaged files of weights")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--stops", type=int, default=4, help="of each signal")
     parser.add_argument("--ctrl-c", type=int, default=12)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 from resnest_d2.checkpoint.checkpointer import damage
 
@@ -135,8 +135,11 @@ def ctrl_c(folder: Path, times: int, seed: int) -> List[CtrlC]:
     return outcomes
 
 
-def full_disk(folder: Path) -> Dict[str, object]:
+def full_disk(folder: Path, start: Callable[..., Any] = tiny.start) -> Dict[str, object]:
     """Write checkpoints into a file system that fills up; then make room and go on.
+
+    Args:
+        start: starts the trainings before and after.
 
     Returns:
         ``status`` and ``said`` of the run that met the full disk, the checkpoints that it had, whether
@@ -147,7 +150,7 @@ def full_disk(folder: Path) -> Dict[str, object]:
     settings = ("SOLVER.CHECKPOINTS_TO_KEEP", 0)
     log, small = folder / "small.log", folder / "small"
     whole = tiny.command(data, folder / "whole", 20, *settings)
-    assert tiny.start(whole, folder / "whole.log").wait(_LIMIT) == 0
+    assert start(whole, folder / "whole.log").wait(_LIMIT) == 0
     small.mkdir()
     words = tiny.command(data, small / "run", 20, *settings, flags=("--resume",))
     script = 'mount -t tmpfs -o size=7m tmpfs "$0" || exit 77; "$@"; s=$?; cp -r "$0/run" "$0.kept"; exit $s'
@@ -161,7 +164,7 @@ def full_disk(folder: Path) -> Dict[str, object]:
     checkpoints = sorted(kept.glob("model_*.pth"))
     undamaged = all(damage(path) is None for path in checkpoints)
     (small / "run").symlink_to(kept)
-    resumed = tiny.start(words, folder / "resumed.log").wait(_LIMIT)
+    resumed = start(words, folder / "resumed.log").wait(_LIMIT)
     said = re.findall(r"^error: (.+)$", log.read_text(), re.M)
     return {
         "status": status,

@@ -1,25 +1,25 @@
 """Bad input by the hundred: each is refused in one line with status 2, or handled, and never anything else.
 
 Each case is a function of a folder and a random generator that writes files and returns the arguments of a
-tool. Cases run in processes forked from this one, which has everything imported.
+tool. Cases run in forked copies of a process that has everything imported.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import runpy
 import shutil
-import signal
-import sys
+import subprocess
 import time
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
+import forks
 import numpy as np
-import torch
-from conftest import ROOT
+from support import ROOT
 
+from .. import tiny
 from .annotations import ANNOTATIONS
 from .case import Case
 from .commands import COMMANDS
@@ -60,52 +60,43 @@ class Outcome(NamedTuple):
     said: str
 
 
+class _Running(NamedTuple):
+    """A case on its way."""
+
+    kind: str
+    name: str
+    case: Case
+    process: forks.Process
+    log: Path
+    end: float
+
+
 def run_case(kind: str, name: str, folder: Path, seed: int) -> Outcome:
     """Run one case in a process of its own."""
+    return _finish(_start(kind, name, folder, seed))
+
+
+def _start(kind: str, name: str, folder: Path, seed: int) -> _Running:
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     case = CASES[kind][name](folder, np.random.default_rng([seed, sum(map(ord, kind + name))]))
-    tool, *words = [str(word) for word in case.words]
+    tool, *words = case.words
     log = folder / "log.txt"
-    child = os.fork()
-    if child == 0:
-        os.setsid()
-        with log.open("wb") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")  # whatever a test runner put there
-        os.environ.update(case.environment)
-        os.chdir(folder)
-        status = 1
-        try:
-            sys.argv = [tool, *words]
-            runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
-            status = 0
-        except SystemExit as e:
-            status = e.code if isinstance(e.code, int) else int(e.code is not None)
-        except BaseException:
-            import traceback
+    environment = {**tiny.environment(), **case.environment}
+    process = forks.start([ROOT / "tools" / tool, *words], log, cwd=folder, environment=environment)
+    return _Running(kind, name, case, process, log, time.monotonic() + _SECONDS)
 
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-    status = _wait(child)
+
+def _finish(running: _Running) -> Outcome:
+    """Wait for it, as long as a case may take."""
+    kind, name, case, process, log, end = running
+    status: Optional[int] = None
+    try:
+        status = process.wait(max(0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.kill()
     return _judge(kind, name, case, status, log.read_text(errors="replace"))
-
-
-def _wait(child: int) -> Optional[int]:
-    end = time.time() + _SECONDS
-    while time.time() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
 
 
 def _judge(kind: str, name: str, case: Case, status: Optional[int], log: str) -> Outcome:
@@ -131,16 +122,24 @@ def _judge(kind: str, name: str, case: Case, status: Optional[int], log: str) ->
 def run_corpus(
     folder: Path, seed: int, every: int = 1, report: Callable[[str], None] = print
 ) -> List[Outcome]:
-    """Run every ``every``-th case of each kind."""
-    torch.set_num_threads(1)  # threads do not survive a fork
-    outcomes = []
-    for kind, cases in CASES.items():
-        for name in list(cases)[::every]:
-            outcomes.append(run_case(kind, name, folder / kind / re.sub(r"\W+", "_", name)[:80], seed))
-            if not outcomes[-1].good:
-                report(f"{kind}: {name}: {outcomes[-1].result}: {outcomes[-1].said}")
-        report(f"{kind}: {sum(o.kind == kind for o in outcomes)} cases")
-    return outcomes
+    """Run every ``every``-th case of each kind, as many at a time as there are processors."""
+    chosen = [(kind, name) for kind, cases in CASES.items() for name in list(cases)[::every]]
+    left, running = list(chosen), []
+    outcomes: Dict[tuple, Outcome] = {}
+    while left or running:
+        while left and len(running) < os.cpu_count():
+            kind, name = left.pop(0)
+            place = folder / kind / re.sub(r"\W+", "_", name)[:80]
+            running.append(_start(kind, name, place, seed))
+        wait([r.process.sentinel for r in running], min(r.end for r in running) - time.monotonic())
+        for case in [r for r in running if r.process.poll() is not None or time.monotonic() > r.end]:
+            running.remove(case)
+            outcome = outcomes[case.kind, case.name] = _finish(case)
+            if not outcome.good:
+                report(f"{case.kind}: {case.name}: {outcome.result}: {outcome.said}")
+    for kind in CASES:
+        report(f"{kind}: {sum(k == kind for k, _ in chosen)} cases")
+    return [outcomes[key] for key in chosen]
 
 
 def table(outcomes: Sequence[Outcome]) -> List[List[object]]:
@@ -152,10 +151,3 @@ def table(outcomes: Sequence[Outcome]) -> List[List[object]]:
         handled = sum(o.good and o.result != "refused" for o in of_kind)
         rows.append([kind, len(of_kind), refused, handled, sum(not o.good for o in of_kind)])
     return rows
-
-
-def prepare() -> None:
-    """Import what the tools import, so that forked processes need not."""
-    import resnest_d2.data.panoptic
-    import resnest_d2.engine
-    import resnest_d2.evaluation.report  # noqa: F401
