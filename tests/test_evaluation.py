@@ -22,6 +22,7 @@ from resnest_d2.evaluation import build_evaluator
 from resnest_d2.evaluation.coco import (
     BACKENDS,
     COCOEvaluator,
+    average_precisions,
     default_backend,
     evaluate_coco,
     match_detections,
@@ -395,3 +396,17 @@ def test_label_maps_that_do_not_fit_are_named(label_map):
         spoil()
         with pytest.raises(UserError, match=r"labels\.png is no label map"):
             process()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_class_without_objects_keeps_its_place_among_keypoints(backend):
+    points = [float(n) for i in range(17) for n in (5 + 2 * i, 40 - i, 2)]
+    box = {"image_id": 1, "category_id": 2, "bbox": [5, 24, 32, 16], "keypoints": points}
+    truth = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 48}],
+        "categories": [{"id": 1, "name": "none"}, {"id": 2, "name": "person"}],
+        "annotations": [{**box, "id": 1, "area": 512.0, "iscrowd": 0, "num_keypoints": 17}],
+    }
+    found = evaluate_coco(truth, [{**box, "score": 0.9}], "keypoints", backend=backend)
+    ap = average_precisions(found).mean(axis=0)
+    assert np.isnan(ap[0]) and ap[1] == pytest.approx(100)

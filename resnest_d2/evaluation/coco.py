@@ -187,7 +187,9 @@ def _coco_eval(
     if not results:  # neither reads an empty list
         dt.dataset = {**truth, "annotations": []}
         dt.createIndex()
-    return evaluator(gt, dt, iou_type), images, categories
+    coco_eval = evaluator(gt, dt, iou_type)
+    coco_eval.params.catIds = list(categories.values())  # for keypoints, one backend takes those with objects
+    return coco_eval, images, categories
 
 
 def _check_annotated(truth: Dict[str, Any], iou_type: str) -> None:
