@@ -152,6 +152,10 @@ SPOILT = [
     ),
     ("id missing or of a wrong type", lambda f, c: c["categories"][0].update(id="1")),
     ("duplicate category name", lambda f, c: c["categories"].append({"id": 9, "name": "circle"})),
+    (
+        "mask without pixels",
+        lambda f, c: spoil_rle(c, lambda rle: rle.update(counts=[rle["size"][0] * rle["size"][1]])),
+    ),
     ("annotation id below 1", spoil_annotation(id=0)),
     ("annotation id below 1", spoil_annotation(id=-5)),
     ("name that is no Unicode", lambda f, c: c["categories"][0].update(name="caf\ud800")),
@@ -490,3 +494,15 @@ def test_command_reports_fixes_and_tells_by_its_status(dataset, run_python):
     (folder / "annotations.json").write_text("{")
     assert_one_line_error(run_python(*args), "is no valid JSON")
     assert_one_line_error(run_python(args[0], "none.json", folder), "cannot read none.json (No such file")
+
+
+def test_a_box_that_is_cut_has_the_area_that_is_left(dataset):
+    folder, content = dataset
+    polygon_of(content).update(bbox=[-10, -10, 36, 36], area=1296)
+    number = polygon_of(content)["image_id"], polygon_of(content)["category_id"]
+    del polygon_of(content)["segmentation"]
+    (folder / "annotations.json").write_text(json.dumps(content))
+    check_coco(folder / "annotations.json", folder / "images", fix=folder / "fixed.json")
+    fixed = json.loads((folder / "fixed.json").read_text())["annotations"]
+    (cut,) = [a for a in fixed if a["bbox"][:2] == [0, 0] and (a["image_id"], a["category_id"]) == number]
+    assert cut["bbox"] == [0, 0, 26, 26] and cut["area"] == 26 * 26

@@ -51,6 +51,7 @@ KINDS = {
     "degenerate polygon": True,
     "polygon far outside the image": True,
     "run-length encoding damaged or of another size": True,
+    "mask without pixels": True,
     "crowd as polygon": False,
     "area missing or not above 0": False,
     "iscrowd missing": False,
@@ -354,6 +355,8 @@ class _Inspector:
         if not is_area(annotation.get("area")):
             report.add("area missing or not above 0", where)
             mended["area"] = area_of(mended, (size.height, size.width))
+        elif box != annotation["bbox"] and not mended.get("segmentation"):
+            mended["area"] = area_of(mended, (size.height, size.width))  # of what is inside the image
         if not crowd:
             report.objects += 1
             report.without_mask += not mended.get("segmentation")
@@ -486,6 +489,9 @@ class _Inspector:
         whole = all(map(is_id, [*runs, *shape])) and all(run >= 0 for run in runs)
         if not whole or shape != [size.height, size.width] or sum(runs) != size.height * size.width:
             self._report.add("run-length encoding damaged or of another size", where)
+            return None
+        if not any(runs[1::2]):  # no prediction could find it
+            self._report.add("mask without pixels", where)
             return None
         return segmentation
 
