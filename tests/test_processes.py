@@ -120,6 +120,7 @@ def test_a_mistake_in_a_started_process_is_one_line_too(data, tmp_path):
     assert log.count("error: ") == 1
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_after_a_worker_is_killed_and_the_run_ends_as_if_it_were_not(data, tmp_path):
     python = (*TORCHRUN, "2")
     run(tiny.command(data, tmp_path / "whole", 40, *FOUR), tmp_path / "whole.log", *python)
