@@ -74,6 +74,7 @@ def test_wheel_carries_every_configuration_and_nothing_from_outside_the_package(
     assert {n[len("resnest_d2/configs/") :] for n in names if n.endswith(".yaml")} == configs
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "resnest_d2").rglob("*.py")}
     assert {n for n in names if n.endswith(".py")} == modules
+    assert len(configs) > 20 and len(modules) > 20
     assert {n.split("/")[0].split("-")[0] for n in names} == {"resnest_d2"}
 
 

@@ -227,7 +227,8 @@ def test_some_iterations_may_be_skipped_and_no_more(data, run_python, tmp_path):
 def test_the_gradients_norm_is_among_the_metrics(data, run_python, tmp_path):
     assert run(run_python, data, tmp_path / "out", 4).returncode == 0
     lines = [json.loads(line) for line in (tmp_path / "out/metrics.json").read_text().splitlines()]
-    assert all(line["grad_norm"] > 0 for line in lines if "total_loss" in line)
+    norms = [line["grad_norm"] for line in lines if "total_loss" in line]
+    assert norms and min(norms) > 0
 
 
 def test_bad_input_is_refused_or_handled(tmp_path):
