@@ -202,7 +202,9 @@ def writing(target: PathLike, remedy: str = "make room, or name another place") 
     except RuntimeError as e:
         if "PytorchStreamWriter" not in str(e) and "inline_container" not in str(e):
             raise
-        raise UserError(f"cannot write {target} ({str(e).splitlines()[0]}); {remedy}") from None
+        cause = e.__context__  # what the system said, of which torch's writer then died
+        reason = cause.strerror if isinstance(cause, OSError) else str(e).splitlines()[0]
+        raise UserError(f"cannot write {target} ({reason}); {remedy}") from None
 
 
 def check_writable(target: PathLike, remedy: str = "make room, or name another place") -> Path:

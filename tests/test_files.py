@@ -1,5 +1,6 @@
 """The ground floor: files that are not what they should be, and writing that is complete or not at all."""
 
+import errno
 import io
 import os
 import stat
@@ -119,3 +120,12 @@ def test_unused_names_are_short_and_different_whatever_the_case():
     assert names[:4] == ["a.png", "A-2.png", "a-3.png", "a-2-2.png"]
     assert len({name.casefold() for name in names}) == len(names)
     assert all(len(name.encode()) <= 255 for name in names)
+
+
+def test_what_the_system_said_is_told_where_a_library_died_of_it(tmp_path):
+    with pytest.raises(UserError, match=r"cannot write .*file \(No space left on device\); make room"):
+        with atomic_writer(tmp_path / "file"):
+            try:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos")  # noqa: B904
