@@ -42,7 +42,7 @@ test: env ## the tests, but those marked slow
 	$(PYTEST) -m "not slow"
 
 test-slow: env ## the tests marked slow: training to an AP, the deepest networks
-	$(PYTEST) -m slow
+	OMP_NUM_THREADS=$$(nproc) $(PY) -m pytest -m slow
 
 robust: env ## kill, interrupt, starve and feed rubbish to training, and print what came of it (20 minutes)
 	cd tests && ../$(PY) -W ignore -m robust.report

@@ -12,9 +12,10 @@ import torch
 from support import ROOT, SHARED
 from support import assert_one_line_error as assert_one_line_error
 
-# Threads of two processes that share the cores wait for each other, spinning. `make test` runs two.
-torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
+# Threads of two processes that share the cores wait for each other, spinning. `make test` runs two;
+# `make test-slow` runs one, and asks for more threads. Processes that tests start have as many.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def _shared(*parts: str) -> Path:
