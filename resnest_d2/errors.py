@@ -95,3 +95,12 @@ def needs(package: str, purpose: str, command: Optional[str] = None) -> Iterator
         raise UserError(
             f"{purpose} needs {package}, which {reason}: {command or f'pip install {package}'}"
         ) from None
+
+
+def one_line(text: object, limit: Optional[int] = None) -> str:
+    """An exception's message, or another text, on one line.
+
+    Args:
+        limit: characters after which it is cut.
+    """
+    return " ".join(str(text).split())[:limit]

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Callable, Iterator, Set, Union
 
 import numpy as np
 
-from .errors import UserError
+from .errors import UserError, one_line
 
 #: Bytes of a text that is read as a whole. COCO's annotations, which are larger, are streamed.
 MAX_TEXT = 256 << 20
@@ -95,7 +95,7 @@ def parse_json(text: str, name: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as e:
-        raise UserError(f"{name} is no valid JSON ({' '.join(str(e).split())[:120]})") from None
+        raise UserError(f"{name} is no valid JSON ({one_line(e, 120)})") from None
 
 
 def check_depth(text: str, name: str) -> None:
@@ -197,7 +197,7 @@ def writing(target: PathLike, remedy: str = "make room, or name another place") 
     try:
         yield
     except OSError as e:
-        reason = e.strerror or " ".join(str(e).split())
+        reason = e.strerror or one_line(e)
         raise UserError(f"cannot write {e.filename or target} ({reason}); {remedy}") from None
     except RuntimeError as e:
         if "PytorchStreamWriter" not in str(e) and "inline_container" not in str(e):

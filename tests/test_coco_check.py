@@ -21,8 +21,8 @@ from support import assert_one_line_error
 
 from resnest_d2 import UserError
 from resnest_d2.data import check_coco, generate_shapes, load_coco
-from resnest_d2.data.annotations import Lenient
-from resnest_d2.data.coco_check import KINDS, Report, _real_size, _runs
+from resnest_d2.data.annotations import Lenient, run_lengths
+from resnest_d2.data.coco_check import KINDS, Report, _real_size
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +222,7 @@ def test_runs_of_an_encoded_mask_are_its_runs(seed):
     text = pycocotools.mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode()
     changes = np.flatnonzero(np.diff(mask.ravel(order="F"), prepend=False))
     expected = np.diff([0, *changes, mask.size]).tolist()
-    assert _runs(text) == expected
+    assert run_lengths(text, mask.size) == expected
 
 
 def test_every_kind_of_problem_has_a_case():

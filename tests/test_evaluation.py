@@ -107,15 +107,21 @@ def test_the_known_answers_of_cocoapi_are_met(backend, iou_type, facts_of_cocoap
     assert list(stats) == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_keypoints_of_the_truth_score_1(backend, coco_root):
+def keypoints_found(coco_root):
+    """People of COCO, and their keypoints as if they had been predicted."""
     file = coco_root / "coco/annotations/person_keypoints_val2017.json"
     truth = json.loads(file.read_text())
     results = [
         {**{k: a[k] for k in ("image_id", "category_id", "keypoints")}, "score": 1.0}
         for a in truth["annotations"]
-        if a.get("num_keypoints") and not a["iscrowd"]
+        if a["num_keypoints"] and not a["iscrowd"]
     ]
+    return truth, results
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_keypoints_of_the_truth_score_1(backend, coco_root):
+    truth, results = keypoints_found(coco_root)
     assert evaluate_coco(truth, results, "keypoints", backend=backend).stats[0] == pytest.approx(1)
     with pytest.raises(OptionError, match=r"TEST.KEYPOINT_OKS_SIGMAS must have 17 entries, one a keypoint"):
         evaluate_coco(truth, results, "keypoints", backend=backend, keypoint_sigmas=[0.1] * 3)
@@ -273,13 +279,7 @@ def test_what_is_complete_is_left_alone(shapes_truth, facts_of_cocoapi):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_keypoints_without_their_number_and_without_keypoints(backend, coco_root):
-    file = coco_root / "coco/annotations/person_keypoints_val2017.json"
-    truth = json.loads(file.read_text())
-    results = [
-        {**{k: a[k] for k in ("image_id", "category_id", "keypoints")}, "score": 1.0}
-        for a in truth["annotations"]
-        if a["num_keypoints"] and not a["iscrowd"]
-    ]
+    truth, results = keypoints_found(coco_root)
     for annotation in truth["annotations"]:
         if not annotation.pop("num_keypoints"):
             del annotation["keypoints"]

@@ -135,18 +135,22 @@ def test_counts_of_cases_worked_out_by_hand():
     assert match_segments(truth, crowd, predicted, segments((9, 6)))[6].tolist() == [0, 0, 1, 0]
 
 
+def register(name, panoptic_json, panoptic_root):
+    DatasetCatalog.register(name, lambda: [])
+    MetadataCatalog.get(name).set(
+        panoptic_json=str(panoptic_json),
+        panoptic_root=str(panoptic_root),
+        thing_dataset_id_to_contiguous_id=META.thing_dataset_id_to_contiguous_id,
+        stuff_dataset_id_to_contiguous_id=META.stuff_dataset_id_to_contiguous_id,
+    )
+
+
 @pytest.fixture
 def registered(coco_sample):
     """A dataset of the two images."""
     _, _, folder = coco_sample
     name = "test_panoptic"
-    DatasetCatalog.register(name, lambda: [])
-    MetadataCatalog.get(name).set(
-        panoptic_json=str(folder / "panoptic_examples.json"),
-        panoptic_root=str(folder / "panoptic_examples"),
-        thing_dataset_id_to_contiguous_id=META.thing_dataset_id_to_contiguous_id,
-        stuff_dataset_id_to_contiguous_id=META.stuff_dataset_id_to_contiguous_id,
-    )
+    register(name, folder / "panoptic_examples.json", folder / "panoptic_examples")
     yield name
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)
@@ -317,13 +321,7 @@ DAMAGED = {
 def small_evaluator(tmp_path):
     """small_evaluator(): an evaluator of what write_small() wrote, and a prediction of its image."""
     name = "test_panoptic_small"
-    DatasetCatalog.register(name, lambda: [])
-    MetadataCatalog.get(name).set(
-        panoptic_json=str(tmp_path / "p.json"),
-        panoptic_root=str(tmp_path / "segments"),
-        thing_dataset_id_to_contiguous_id=META.thing_dataset_id_to_contiguous_id,
-        stuff_dataset_id_to_contiguous_id=META.stuff_dataset_id_to_contiguous_id,
-    )
+    register(name, tmp_path / "p.json", tmp_path / "segments")
 
     def process():
         evaluator = PanopticEvaluator(name)

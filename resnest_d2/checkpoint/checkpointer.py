@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..files import atomic_write_text, atomic_writer, read_text
 from ..processes import found_by_main
 from .convert import as_checkpoint, check_finite, not_finite
@@ -140,7 +140,7 @@ class Checkpointer(DetectionCheckpointer):
             elif number and int(number[1]) != content["iteration"]:
                 reason = f"it is of iteration {content['iteration']}"
         except Exception as e:  # whatever is in its pickle
-            reason = " ".join(str(e).split())[:120]
+            reason = one_line(e, 120)
         if reason:
             raise UserError(
                 f"--resume: {path} is no checkpoint that a training wrote there ({reason}); move it away, or "
@@ -162,7 +162,7 @@ class Checkpointer(DetectionCheckpointer):
                 raise
             raise UserError(
                 f"--resume: the state of the training in {path} does not fit this one "
-                f"({type(e).__name__}: {' '.join(str(e).split())[:200]}); name another in last_checkpoint, "
+                f"({type(e).__name__}: {one_line(e, 200)}); name another in last_checkpoint, "
                 "or start anew without --resume"
             ) from None
 
@@ -234,7 +234,7 @@ class Checkpointer(DetectionCheckpointer):
         except (AssertionError, LookupError, ValueError, RuntimeError) as e:  # detectron2's matching of names
             if isinstance(e, (UserError, torch.OutOfMemoryError)):
                 raise
-            reason = " ".join(str(e).split())[:200]
+            reason = one_line(e, 200)
             raise UserError(f"{self._file} does not fit the model ({type(e).__name__}: {reason})") from None
         misshapen = [k for k, *_ in incompatible.incorrect_shapes]
         self.missing = list(dict.fromkeys([*incompatible.missing_keys, *misshapen]))
@@ -267,7 +267,7 @@ def damage(path: Path) -> Optional[str]:
     except OSError as e:
         return f"unreadable, {e.strerror or e}"
     except Exception as e:  # zipfile raises anything for a bit that is flipped between the parts
-        return f"unreadable, {' '.join(str(e).split())[:120]}"
+        return f"unreadable, {one_line(e, 120)}"
     return None
 
 

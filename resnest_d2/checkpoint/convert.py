@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..errors import OptionError, UserError
+from ..errors import OptionError, UserError, one_line
 from ..files import atomic_writer
 from ..modeling import ResNeSt
 from ..modeling.resnest import STAGE_BLOCKS
@@ -284,7 +284,7 @@ def _expected(backbone: State, name: str) -> Tuple[Dict[str, Tuple[int, ...]], D
         hashable = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
         return _shapes(tuple(hashable.items())), options
     except (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError) as e:  # of wrong shapes
-        reason = " ".join(str(e).split())[:200]
+        reason = one_line(e, 200)
         raise UnknownFormatError(f"{name} holds no complete ResNeSt ({reason})") from None
 
 

@@ -12,7 +12,7 @@ from typing import Any, Dict, Optional
 import torch
 from safetensors.torch import load_file
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..files import PathLike, check_readable
 from .unpickle import TORCH_TYPES, RefusedError, Storage, Unpickler, loads
 
@@ -45,7 +45,7 @@ def read_weights(path: PathLike) -> Dict[str, Any]:
     except MemoryError:
         raise UserError(f"memory does not suffice to read {path}") from None
     except Exception as e:  # damaged bytes make the formats' readers raise anything
-        reason = " ".join(str(e).split())[:200] or type(e).__name__
+        reason = one_line(e, 200) or type(e).__name__
         raise WeightsError(f"{path} is damaged or no weight file ({reason}); fetch it again") from None
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a dict of weights")

@@ -18,7 +18,7 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..files import atomic_write_text, atomic_writer, check_readable
 from ..model_zoo.records import DETECTORS
 from ..model_zoo.weights import BACKBONES, HUB_URL, OFFICIAL_URL, Backbone
@@ -213,7 +213,7 @@ def local_weights(weights: str) -> Path:
     except UserError:
         raise
     except Exception as e:  # of whatever handles the prefix
-        reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+        reason = f"{type(e).__name__}: {one_line(e, 200)}"
         raise UserError(
             f"MODEL.WEIGHTS: cannot get {weights} ({reason}); fetch it elsewhere and name the local file, "
             f"or {scratch}"

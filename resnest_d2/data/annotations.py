@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, Optional, Seque
 import ijson
 import pycocotools.mask as mask_util
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..files import BoundedJson, check_readable
 
 _REMEDY = "tools/check_dataset.py says what is wrong, and --fix writes a mended copy"
@@ -92,7 +92,7 @@ def read_list(json_file: Union[str, Path], name: str) -> Iterator[Any]:
         if not count:
             _check_type(path, name)
     except ijson.JSONError as e:
-        reason = " ".join(str(e).split())[:120]
+        reason = one_line(e, 120)
         raise UserError(f"{path} is no valid JSON ({reason})") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text in UTF-8") from None
@@ -211,6 +211,37 @@ def encode_mask(segmentation: Any, height: int, width: int) -> Dict[str, Any]:
     if isinstance(segmentation["counts"], list):
         return mask_util.frPyObjects(segmentation, height, width)
     return segmentation
+
+
+def run_lengths(counts: Any, pixels: int) -> Optional[List[int]]:
+    """Lengths of the runs of a mask; None where they are not those of so many pixels.
+
+    Args:
+        counts: a list, or COCO's compressed encoding of it. There, a length is written in groups of five
+            bits, lowest first, as characters from "0"; the sixth bit says that more follow. From the third on
+            it is the difference to the last but one.
+    """
+    runs = _decoded(counts) if isinstance(counts, str) else counts
+    if not isinstance(runs, list) or not all(is_id(run) and run >= 0 for run in runs):
+        return None
+    return runs if sum(runs) == pixels else None
+
+
+def _decoded(text: str) -> Optional[List[int]]:
+    runs: List[int] = []
+    value = shift = 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64:
+            return None
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            if code & 16:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return None if shift else runs
 
 
 def whole_number(value: Any) -> Optional[int]:

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from ..errors import OptionError, UserError, nearest
+from ..errors import OptionError, UserError, nearest, one_line
 from ..files import check_readable
 from .annotations import read_list
 
@@ -117,7 +117,7 @@ def loading(names: Iterable[str]) -> Iterator[None]:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as e:
         if not now:  # whoever registered it knows what is wrong
             raise
-        reason = " ".join(str(e).split())[:200]
+        reason = one_line(e, 200)
         raise UserError(
             f"{', '.join(now)} cannot be loaded ({type(e).__name__}: {reason}); tools/check_dataset.py says "
             "what is wrong"

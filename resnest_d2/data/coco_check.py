@@ -19,9 +19,19 @@ from detectron2.data.detection_utils import read_image
 from PIL import Image
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..files import atomic_writer, writing
-from .annotations import area_of, encode_mask, is_area, is_finite, is_id, is_number, read_list, whole_number
+from .annotations import (
+    area_of,
+    encode_mask,
+    is_area,
+    is_finite,
+    is_id,
+    is_number,
+    read_list,
+    run_lengths,
+    whole_number,
+)
 
 #: Kinds of problem and whether training would stop at them or go silently wrong.
 KINDS = {
@@ -87,7 +97,7 @@ class Report:
     def add(self, kind: str, where: str) -> None:
         self.counts[kind] += 1
         if len(self.examples[kind]) < _EXAMPLES:
-            self.examples[kind].append(" ".join(where.split())[:200])  # names may hold anything
+            self.examples[kind].append(one_line(where, 200))  # names may hold anything
 
     @property
     def fatal(self) -> List[str]:
@@ -485,9 +495,8 @@ class _Inspector:
         if not isinstance(counts, (str, list)) or not isinstance(shape, list):
             self._report.add("segmentation of a wrong type", where)
             return None
-        runs = _runs(counts) if isinstance(counts, str) else counts
-        whole = all(map(is_id, [*runs, *shape])) and all(run >= 0 for run in runs)
-        if not whole or shape != [size.height, size.width] or sum(runs) != size.height * size.width:
+        runs = run_lengths(counts, size.height * size.width)
+        if runs is None or not all(map(is_id, shape)) or shape != [size.height, size.width]:
             self._report.add("run-length encoding damaged or of another size", where)
             return None
         if not any(runs[1::2]):  # no prediction could find it
@@ -511,28 +520,6 @@ def _points(polygon: Any) -> Optional[np.ndarray]:
     if points.dtype == object and all(value is None or is_number(value) for value in polygon):
         points = np.array(polygon, dtype=float)
     return points.astype(float) if points.dtype.kind in "iuf" else None
-
-
-def _runs(text: str) -> List[int]:
-    """Lengths of the runs in COCO's compressed encoding; a damaged one gives lengths that cannot be.
-
-    A length is written in groups of five bits, lowest first, as characters from "0"; the sixth bit says
-    that more follow. From the third on it is the difference to the last but one.
-    """
-    runs: List[int] = []
-    value = shift = 0
-    for character in text:
-        code = ord(character) - 48
-        if not 0 <= code < 64:
-            return [-1]
-        value |= (code & 31) << shift
-        shift += 5
-        if not code & 32:
-            if code & 16:
-                value -= 1 << shift
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    return runs if not shift else [-1]
 
 
 def _area(points: np.ndarray) -> float:

@@ -23,7 +23,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .check import loading, note_annotations
 from .seeding import seeded
 
@@ -127,7 +127,7 @@ class CheckedMapper:
         except Image.DecompressionBombError as e:
             raise UserError(f"{file} is too large ({e})") from None
         except Exception as e:  # decoders and augmentations raise anything; the file is what matters
-            reason = " ".join(str(e).split())[:200] or type(e).__name__
+            reason = one_line(e, 200) or type(e).__name__
             raise UserError(
                 f"{file} cannot be used ({reason}); tools/check_dataset.py finds such images"
             ) from None
@@ -152,7 +152,7 @@ def in_shared_memory(batch: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
                     if isinstance(tensor, torch.Tensor):
                         tensor.share_memory_()
     except RuntimeError as e:
-        reason = " ".join(str(e).split())[:200]
+        reason = one_line(e, 200)
         raise UserError(
             f"{SHARED_MEMORY} has no room for what the loader's workers load ({reason}); docker run "
             "--shm-size 8g gives more, fewer DATALOADER.NUM_WORKERS need less, 0 none"

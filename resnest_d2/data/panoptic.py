@@ -12,7 +12,7 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from PIL import Image
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..files import atomic_write_text, atomic_writer, check_readable, inside, unused_name, writing
 from .annotations import encode_mask, is_id, load_coco, read_list
 
@@ -85,7 +85,7 @@ def read_segment_ids(path: Union[str, Path]) -> np.ndarray:
     except UserError:
         raise
     except Exception as e:  # a broken file makes Pillow raise nearly anything
-        raise UserError(f"{path} is no image or a damaged one ({' '.join(str(e).split())[:100]})") from None
+        raise UserError(f"{path} is no image or a damaged one ({one_line(e, 100)})") from None
     return rgb @ np.array([1, 256, 256**2])
 
 

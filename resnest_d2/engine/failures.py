@@ -22,7 +22,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch.distributed.distributed_c10d import _get_default_store
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..files import atomic_write_text
 from .expectations import flatten
 from .signals import Interrupted
@@ -124,7 +124,7 @@ def _one_line(message: str) -> str:
     """All of a message; of one that comes with the traceback of a loader's worker, what stands behind it."""
     if message.startswith("Caught "):
         message = re.split(r"^[\w.]*UserError: ", message, maxsplit=1, flags=re.M)[-1]
-    line = " ".join(message.split())
+    line = one_line(message)
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
 
 
@@ -181,7 +181,7 @@ def blames_configuration(cfg: CfgNode, doing: str) -> Iterator[None]:
     except Exception as e:
         if "DefaultCPUAllocator" in str(e) or str(e).startswith("DataLoader worker") or _lost_another(e):
             raise
-        reason = " ".join(str(e).split())[:300]
+        reason = one_line(e, 300)
         if isinstance(e, KeyError):  # of a feature map, mostly, that a key names
             lists = ((key, value) for key, value in flatten(cfg) if isinstance(value, (list, tuple)))
             holding = [key for key, value in lists if e.args[0] in value]

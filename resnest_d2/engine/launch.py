@@ -20,7 +20,7 @@ import torch.distributed as dist
 from detectron2.engine import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .failures import one_line_errors
 from .signals import DEADLINE, end_with_parent, noted_signals
 
@@ -152,7 +152,7 @@ def _process_group(device: str, local_rank: int, local_size: int, **meeting: Any
             meeting = meeting or _own_store()
             dist.init_process_group("nccl" if cuda else "gloo", timeout=DEFAULT_TIMEOUT, **meeting)
     except (RuntimeError, ValueError, OSError) as e:  # DistError among them
-        reason = " ".join(str(e).split())[:200]
+        reason = one_line(e, 200)
         raise UserError(
             f"--dist-url {place}: the processes cannot meet there ({reason}); name a free port of the "
             "machine of --machine-rank 0"

@@ -17,7 +17,7 @@ from detectron2.evaluation import (
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .coco import COCOEvaluator
 from .panoptic import PanopticEvaluator
 
@@ -74,7 +74,7 @@ class SemanticEvaluator(SemSegEvaluator):
             except ValueError as e:  # numpy's, of arrays that do not fit
                 file = self.input_file_to_gt_file[record["file_name"]]
                 raise UserError(
-                    f"{file} is no label map of {record['file_name']} ({' '.join(str(e).split())[:100]})"
+                    f"{file} is no label map of {record['file_name']} ({one_line(e, 100)})"
                 ) from None
 
 
@@ -83,9 +83,7 @@ def _read_labels(path: str, dtype: type) -> np.ndarray:
         with PathManager.open(path, "rb") as file, Image.open(file) as image:
             return np.array(image, dtype=dtype)
     except Exception as e:  # a broken file makes Pillow raise nearly anything
-        raise UserError(
-            f"{path} is no label map or a damaged one ({' '.join(str(e).split())[:100]})"
-        ) from None
+        raise UserError(f"{path} is no label map or a damaged one ({one_line(e, 100)})") from None
 
 
 def build_instance_evaluator(cfg: CfgNode, dataset: str, output_dir: str) -> DatasetEvaluator:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict, List, Set, Tuple
 
-import matplotlib
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -19,8 +18,9 @@ from tqdm import tqdm
 
 from ..data.check import loading
 from ..data.loader import CheckedMapper
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..files import atomic_writer, unused_name, writing
+from .labels import plain_text
 
 #: Width in pixels of each half of a picture.
 _WIDTH = 640
@@ -75,7 +75,7 @@ def draw_predictions(
             inputs = {**mapped, "height": height, "width": _WIDTH}
             instances = model([inputs])[0]["instances"].to("cpu")
         instances = instances[instances.scores >= score_threshold]
-        with matplotlib.rc_context({"text.parse_math": False}):  # a class may be named "$5"
+        with plain_text():
             predicted = _visualizer(image, metadata).draw_instance_predictions(instances)
             truth = _draw_truth(_visualizer(image, metadata), record, resize, (height, _WIDTH))
         page = _side_by_side(
@@ -112,7 +112,7 @@ def _draw_truth(
             annotations = [{k: v for k, v in a.items() if k != "keypoints"} for a in annotations]
         return visualizer.draw_dataset_dict({"annotations": annotations})
     except Exception as e:  # detectron2 raises anything for what is wrong in them
-        reason = " ".join(str(e).split())[:200] or type(e).__name__
+        reason = one_line(e, 200) or type(e).__name__
         raise UserError(
             f"the annotations of {record['file_name']} cannot be drawn ({reason}); tools/check_dataset.py "
             "says what is wrong"

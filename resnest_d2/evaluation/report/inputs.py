@@ -16,7 +16,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 import pycocotools.mask
 
 from ...data import load_coco
-from ...data.coco_check import _runs
+from ...data.annotations import run_lengths
 from ...errors import UserError
 from ...files import check_readable, parse_json, read_json, read_text
 from ..labels import label
@@ -196,39 +196,36 @@ def read_metrics(file: Path) -> List[Dict[str, Any]]:
     return good
 
 
-def _read_images(file: Path, entries: List[Any]) -> List[Dict[str, Any]]:
-    images, seen = [], set()
+def _identified(file: Path, key: str, name: str, entries: List[Any]) -> Iterator[Tuple[str, Dict[str, Any]]]:
+    """Where each entry stands, and the entry, which has an id of its own and a text under ``name``."""
+    seen = set()
     for i, entry in enumerate(entries):
-        where = f"images[{i}]"
+        where = f"{key}[{i}]"
         _check_object(file, where, entry)
-        number, name, size = (
-            entry.get("id"),
-            entry.get("file_name"),
-            (entry.get("height"), entry.get("width")),
-        )
-        if not _is_id(number) or number in seen:
-            raise refuse(file, f"{where}: id", "must be a whole number of its own", number)
-        if not isinstance(name, str):
-            raise refuse(file, f"{where}: file_name", "must be a text", name)
+        if not _is_id(entry.get("id")) or entry["id"] in seen:
+            raise refuse(file, f"{where}: id", "must be a whole number of its own", entry.get("id"))
+        if not isinstance(entry.get(name), str):
+            raise refuse(file, f"{where}: {name}", "must be a text", entry.get(name))
+        seen.add(entry["id"])
+        yield where, entry
+
+
+def _read_images(file: Path, entries: List[Any]) -> List[Dict[str, Any]]:
+    images = []
+    for where, entry in _identified(file, "images", "file_name", entries):
+        size = entry.get("height"), entry.get("width")
         if not all(_is_id(side) and side > 0 for side in size) or math.prod(size) > _MAX_PIXELS:
             raise refuse(file, f"{where}: height and width", "must be the pixels of an image", size)
-        seen.add(number)
-        images.append({"id": number, "file_name": name, "height": size[0], "width": size[1]})
+        named = {key: entry[key] for key in ("id", "file_name")}
+        images.append({**named, "height": size[0], "width": size[1]})
     return images
 
 
 def _read_categories(file: Path, entries: List[Any]) -> List[Dict[str, Any]]:
-    categories, seen = [], set()
-    for i, entry in enumerate(entries):
-        where = f"categories[{i}]"
-        _check_object(file, where, entry)
-        number, name = entry.get("id"), entry.get("name")
-        if not _is_id(number) or number in seen:
-            raise refuse(file, f"{where}: id", "must be a whole number of its own", number)
-        if not isinstance(name, str):
-            raise refuse(file, f"{where}: name", "must be a text", name)
-        seen.add(number)
-        categories.append({"id": number, "name": label(name, 100)})
+    categories = [
+        {"id": entry["id"], "name": label(entry["name"], 100)}
+        for _, entry in _identified(file, "categories", "name", entries)
+    ]
     times = Counter(category["name"] for category in categories)
     return [
         {**c, "name": c["name"] if times[c["name"]] == 1 else f"{c['name']} ({c['id']})"} for c in categories
@@ -272,9 +269,7 @@ def _keypoints(file: Path, where: str, value: Any) -> List[float]:
 def _rle(file: Path, where: str, value: Any, size: Tuple[int, int]) -> Dict[str, Any]:
     """Compressed. COCO's decoder writes past its memory where a mask is damaged."""
     counts = value.get("counts") if isinstance(value, dict) else None
-    runs = _runs(counts) if isinstance(counts, str) else counts
-    good = isinstance(runs, list) and all(_is_id(run) and run >= 0 for run in runs)
-    if not good or sum(runs) != math.prod(size) or value.get("size") != [*size]:
+    if run_lengths(counts, math.prod(size)) is None or value.get("size") != [*size]:
         rule = f"must be the run-length encoding of a mask of {size[0]}x{size[1]} pixels"
         raise refuse(file, f"{where}: segmentation", rule, value)
     if isinstance(counts, list):
