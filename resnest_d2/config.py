@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from contextlib import contextmanager
+from typing import Iterator
 
 from detectron2.config import CfgNode
 
@@ -71,3 +73,15 @@ def add_resnest_config(cfg: CfgNode) -> None:
         for key, default in keys.items():
             if key not in node:
                 node[key] = default
+
+
+@contextmanager
+def unfrozen(cfg: CfgNode) -> Iterator[None]:
+    """A block that may change ``cfg``, which is frozen afterwards if it was before."""
+    frozen = cfg.is_frozen()
+    cfg.defrost()
+    try:
+        yield
+    finally:
+        if frozen:
+            cfg.freeze()

@@ -25,6 +25,7 @@ from support import assert_one_line_error
 from resnest_d2 import ResNeSt, UserError, add_resnest_config, model_zoo
 from resnest_d2.checkpoint import Checkpointer, Coverage, convert, read_weights, write_weights
 from resnest_d2.checkpoint.unpickle import _Steps
+from resnest_d2.engine.resuming import check_same
 from resnest_d2.engine.trainer import _check_start
 
 AUTHORS = "the authors' or timm's classification network (their names agree)"
@@ -316,12 +317,19 @@ def test_offsets_and_counters_may_be_missing_when_training_starts(tmp_path):
 
 
 def test_a_checkpoint_of_another_configuration_is_not_resumed(tmp_path):
-    content = {"model": backbone_only(ResNeSt(14, **NARROW)).state_dict()}
-    start(backbone_only(ResNeSt(14, **NARROW)), content, tmp_path / "x.pth", Coverage.check_resumed)
-    for change in ({"more": torch.zeros(1)}, {"head.bias": torch.zeros(3)}):
-        other = {"model": {**content["model"], **change}}
-        with pytest.raises(UserError, match=f"^--resume: {tmp_path}/x.pth does not fit the model: n"):
-            start(backbone_only(ResNeSt(14, **NARROW)), other, tmp_path / "x.pth", Coverage.check_resumed)
+    model = backbone_only(ResNeSt(14, **NARROW))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    state, content = {"_trainer": {"optimizer": optimizer.state_dict()}}, {"model": model.state_dict()}
+
+    def resume(content):
+        check_same(state, model_zoo.get_config("quickstart"), optimizer, start(model, content, path, None))
+
+    path = tmp_path / "x.pth"
+    resume(content)
+    for name, tensor in (("more", torch.zeros(1)), ("head.bias", torch.zeros(3))):
+        said = rf"^--resume: the checkpoint is of another model or optimizer \(they differ in {name}\)"
+        with pytest.raises(UserError, match=said):
+            resume({"model": {**content["model"], name: tensor}})
 
 
 def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path):

@@ -25,7 +25,6 @@ class Coverage(NamedTuple):
         backbone: those of them that belong to the backbone, and have to come from somewhere.
         misplaced: names of the file that make it another backbone.
         norms: the norms of one have running statistics, those of the other have not.
-        unexpected: names of the file for which the model has no place.
         found, wanted: the tensors of the file, and of the model's backbone.
     """
 
@@ -34,7 +33,6 @@ class Coverage(NamedTuple):
     backbone: List[str]
     misplaced: List[str]
     norms: bool
-    unexpected: List[str]
     found: Mapping[str, Tensor]
     wanted: Mapping[str, Tensor]
 
@@ -46,7 +44,7 @@ class Coverage(NamedTuple):
     def check_backbone(self) -> None:
         """Raise UserError unless these are the weights of the model's backbone."""
         if self.backbone or self.misplaced or self.norms:
-            raise UserError(f"MODEL.WEIGHTS: {self._mismatch(self.backbone, self.misplaced)}; {_REMEDY}")
+            raise UserError(f"MODEL.WEIGHTS: {self._mismatch()}; {_REMEDY}")
 
     def check_all(self) -> None:
         """Raise UserError unless there are weights for all of the model."""
@@ -60,21 +58,12 @@ class Coverage(NamedTuple):
             )
         self.check_backbone()
 
-    def check_resumed(self) -> None:
-        """Raise UserError unless the file is a checkpoint of this configuration."""
-        if self.missing or self.unexpected:
-            mismatch = self._mismatch(self.missing, self.unexpected)
-            raise UserError(
-                f"--resume: {mismatch}; resume with the configuration it was written with, or start anew "
-                "in another OUTPUT_DIR"
-            )
-
-    def _mismatch(self, missing: List[str], misplaced: List[str]) -> str:
+    def _mismatch(self) -> str:
         reasons = []
-        if missing:
-            reasons.append(f"nothing for {len(missing)} of the model's tensors ({some(missing)})")
-        if misplaced:
-            reasons.append(f"no place for {len(misplaced)} of its own ({some(misplaced)})")
+        if self.backbone:
+            reasons.append(f"nothing for {len(self.backbone)} of the model's tensors ({some(self.backbone)})")
+        if self.misplaced:
+            reasons.append(f"no place for {len(self.misplaced)} of its own ({some(self.misplaced)})")
         if self.norms:
             reasons.append("norms of another kind")
         return f"{self.file} does not fit the model: {', '.join(reasons)}; {self._seems()}"
@@ -137,7 +126,6 @@ def cover(
         open_backbone,
         misplaced,
         norms,
-        list(unexpected),
         weights,
         {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)},
     )

@@ -18,6 +18,7 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from ..config import unfrozen
 from ..errors import UserError, check_number
 from ..files import atomic_write_text, read_text, writing
 from ..processes import found_by_main
@@ -140,9 +141,8 @@ def _fix_seed(cfg: CfgNode, args: Namespace) -> None:
         return number
 
     number = found_by_main(seed)
-    cfg.defrost()
-    cfg.SEED = number
-    cfg.freeze()
+    with unfrozen(cfg):
+        cfg.SEED = number
 
 
 def _read_seed(file: Path) -> int:

@@ -8,6 +8,8 @@ from typing import Any, Dict, Iterator, List, Tuple
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
+from ..config import unfrozen
+
 #: Datasets that the published figures are of, with their number of images.
 _FULL = {"coco_2017_val": 5000, "coco_2017_val_panoptic_separated": 5000}
 # What may differ from the recipe: it changes where and how fast a model is computed, not which.
@@ -46,9 +48,8 @@ def keep_comparable(cfg: CfgNode, recipe: CfgNode, args: Namespace) -> List[str]
     reason = _obstacle(cfg, dict(flatten(recipe)), _EVALUATION if args.eval_only else _TRAINING)
     if not reason:
         return []
-    cfg.defrost()
-    cfg.TEST.EXPECTED_RESULTS = []
-    cfg.freeze()
+    with unfrozen(cfg):
+        cfg.TEST.EXPECTED_RESULTS = []
     return [reason]
 
 

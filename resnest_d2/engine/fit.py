@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from torch import distributed
 
+from ..config import unfrozen
 from ..data.loader import PREFETCHED, SHARED_MEMORY
 from ..errors import OptionError, UserError, check_number
 from .expectations import flatten
@@ -134,11 +135,8 @@ def fit_workers(cfg: CfgNode, processes: int, on_this_machine: int, train: bool)
     workers = cfg.DATALOADER.NUM_WORKERS
     if fitting >= workers:
         return []
-    frozen = cfg.is_frozen()
-    cfg.defrost()
-    cfg.DATALOADER.NUM_WORKERS = fitting
-    if frozen:
-        cfg.freeze()
+    with unfrozen(cfg):
+        cfg.DATALOADER.NUM_WORKERS = fitting
     needed = workers * PREFETCHED * batch * on_this_machine
     return [
         f"DATALOADER.NUM_WORKERS {fitting} instead of {workers}, which may need {needed >> 20} MB of "
@@ -195,11 +193,8 @@ def _fit_norms(cfg: CfgNode, processes: int) -> List[str]:
 
 def _replace_norms(cfg: CfgNode, norms: tuple, norm: str) -> List[str]:
     keys = [key for key, value in flatten(cfg) if key.endswith(".NORM") and value in norms]
-    frozen = cfg.is_frozen()
-    cfg.defrost()
-    cfg.merge_from_list([word for key in keys for word in (key, norm)])
-    if frozen:
-        cfg.freeze()
+    with unfrozen(cfg):
+        cfg.merge_from_list([word for key in keys for word in (key, norm)])
     return keys
 
 

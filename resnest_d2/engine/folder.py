@@ -22,6 +22,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..checkpoint import Checkpointer
+from ..config import unfrozen
 from ..errors import UserError
 from ..files import read_json, writing
 from ..processes import found_by_main
@@ -147,9 +148,8 @@ def follow_weights(cfg: CfgNode) -> List[str]:
 
 
 def _set_weights(cfg: CfgNode, weights: str) -> None:
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = weights
-    cfg.freeze()
+    with unfrozen(cfg):
+        cfg.MODEL.WEIGHTS = weights
 
 
 def _has_checkpoint(folder: Path) -> bool:

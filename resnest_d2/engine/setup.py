@@ -17,7 +17,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from .. import model_zoo
 from ..checkpoint import Checkpointer, local_weights
-from ..config import add_resnest_config
+from ..config import add_resnest_config, unfrozen
 from ..data import (
     check_classes,
     check_datasets,
@@ -110,9 +110,8 @@ def fit_to_own_data(cfg: CfgNode, args: Namespace) -> List[str]:
             "--train-images too, or --eval-only"
         )
     warnings = check_pairs([*train, *val])
-    cfg.defrost()
-    notes, args.own_metadata = fit_config(cfg, train, val, args.epochs)
-    cfg.freeze()
+    with unfrozen(cfg):
+        notes, args.own_metadata = fit_config(cfg, train, val, args.epochs)
     return warnings + notes
 
 
