@@ -29,7 +29,7 @@ detectron2:
 		--require-hashes --requirement requirements/detectron2.txt && \
 	rm -rf $$site/tools
 
-quickstart: env ## train, evaluate and draw a small Mask R-CNN on generated shapes (5 minutes, 2 cores)
+quickstart: env ## train, evaluate and draw a small Mask R-CNN on generated shapes (10 minutes, 2 cores)
 	$(PY) tools/train_net.py --config-file configs/quickstart.yaml
 	$(PY) tools/draw_predictions.py --config-file configs/quickstart.yaml \
 		MODEL.WEIGHTS output/quickstart/model_final.pth
