@@ -172,7 +172,10 @@ def test_rows_beyond_the_two_tables_train_and_evaluate(name, tasks, few_coco, ru
     depth = ("MODEL.RESNETS.DEPTH", 101) if name.endswith("101") else ()
     result = run_python(
         *("tools/train_net.py", *config(name), *TINY, *depth, "OUTPUT_DIR", tmp_path),
-        *("TEST.AUG.ENABLED", False),
+        # Grouped by aspect ratio, a batch of so few images may hold one twice. Two equal images have no variance
+        # where Split-Attention's norm sees one value an image, and each untrained block then enlarges the
+        # gradient by 1 / sqrt(eps) = 316.
+        *("TEST.AUG.ENABLED", False, "DATALOADER.ASPECT_RATIO_GROUPING", False),
         env={"DETECTRON2_DATASETS": few_coco},
     )
     assert result.returncode == 0, result.stderr[-3000:]
