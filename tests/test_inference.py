@@ -70,6 +70,16 @@ def test_in_another_type_it_can_be_copied_pickled_and_changed_again():
     assert relative(half, again) > 0 and relative(before, again) < 0.05
 
 
+@pytest.mark.parametrize(
+    "capability, dtype, warns",
+    [("AVX2", torch.bfloat16, True), ("AVX2", torch.float64, False), ("AVX512", torch.bfloat16, False)],
+)
+def test_half_precision_that_the_processor_emulates_is_said(capability, dtype, warns, monkeypatch, caplog):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    optimize_for_inference(ResNeSt(14, out_features=["res2"]), dtype=dtype)
+    assert ("slower than float32" in caplog.text) is warns
+
+
 @pytest.mark.parametrize("name", ["cascade_mask_resnest50", "keypoint_resnest50", "retinanet_resnest50"])
 def test_no_norm_is_left_in_a_whole_detector_and_it_detects_the_same(name):
     cfg = model_zoo.get_config(name)

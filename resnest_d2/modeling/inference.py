@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Optional
 
 import torch
@@ -13,6 +14,10 @@ from ..ops import triton_kernels
 from .deform_conv import DeformConv2d
 from .memory_format import to_channels_last
 from .split_attention import SplitAttentionConv2d
+
+logger = logging.getLogger(__name__)
+#: x86 processors, in torch's words, for which convolutions in half precision are emulated.
+_WITHOUT_HALF = ("NO AVX", "AVX2")
 
 
 def optimize_for_inference(
@@ -26,7 +31,7 @@ def optimize_for_inference(
     Args:
         model: a detector, a backbone, or any module of detectron2's convolutions.
         dtype: type of the backbone's weights and maps, such as ``torch.bfloat16``; None leaves it. Its
-            outputs are of the type that the model had.
+            outputs are of the type that the model had. A warning says where the processor only emulates it.
         compile: compile the backbone with torch.compile, for images of any size. The first images then
             take a minute, and a C++ compiler must be there on the CPU.
 
@@ -78,6 +83,12 @@ def _compute_in(module: nn.Module, dtype: torch.dtype) -> None:
         module.register_forward_hook(cast.leave)
     cast.inside = dtype
     module.to(dtype)
+    capability = torch.backends.cpu.get_cpu_capability()
+    if next(module.parameters()).device.type == "cpu" and dtype.itemsize < 4 and capability in _WITHOUT_HALF:
+        logger.warning(
+            "%s on a CPU with %s, which has no instructions for it: several times slower than float32",
+            *(dtype, capability),
+        )
 
 
 class _Cast:
