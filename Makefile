@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart test test-slow robust gpu parity zoo lint lock clean
+.PHONY: help env quickstart test test-slow robust gpu parity docs zoo lint lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -51,8 +51,12 @@ gpu: env ## check and time everything on this machine's GPUs (10 minutes): outpu
 	mkdir -p output/gpu
 	cd tests && ../$(PY) -W ignore -m gpu --json ../output/gpu/checks.json --page ../docs/BENCHMARKS.md
 
-parity: env ## measure the errors against the released code and timm anew: docs/parity.md
-	cd tests && ../$(PY) -W ignore -m parity.report ../docs/parity.md
+parity: env ## measure the errors against the released code and timm anew: docs/PARITY.md
+	cd tests && ../$(PY) -W ignore -m parity.report ../docs/PARITY.md
+
+docs: env ## build the documentation's pages (Python 3.11 or later): output/site/index.html
+	$(PY) -m pip install --no-deps --requirement requirements/docs.txt
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 zoo: env ## write docs/MODEL_ZOO.md from the records
 	$(PY) -m resnest_d2.model_zoo --page docs/MODEL_ZOO.md
@@ -61,9 +65,12 @@ lint: env ## check style and formatting
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-lock: ## resolve requirements/env.in into env.txt (needs uv)
-	uv pip compile --universal --python-version 3.10 --no-emit-index-url --no-header --no-annotate \
-		requirements/env.in --output-file requirements/env.txt
+LOCK := uv pip compile --universal --no-emit-index-url --no-header --no-annotate
+
+lock: ## resolve requirements/env.in and docs.in into env.txt and docs.txt (needs uv)
+	$(LOCK) --python-version 3.10 requirements/env.in --output-file requirements/env.txt
+	$(LOCK) --python-version 3.11 --constraint requirements/env.txt requirements/docs.in \
+		--output-file requirements/docs.txt
 
 clean: ## remove what the targets above have made
 	rm -rf $(VENV) output build dist *.egg-info

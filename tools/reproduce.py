@@ -7,7 +7,7 @@
 %(prog)s --all --dry-run                       print the commands
 %(prog)s --table 6 --slurm                     print an sbatch script
 
-Stopped, it goes on where it was: a finished row is not run again, another continues from its last
+After a stop it continues: a finished row is not run again, another continues from its last
 checkpoint. Results are in OUTPUT/results.json and OUTPUT/table.md, beside the published figures.
 
 Exit status: 0 where all rows finished, 1 where one did not, 2 where nothing could be run.

@@ -170,7 +170,7 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> None:
-        raise RuntimeError("Split-Attention: trying to differentiate twice; its backward pass is written out")
+        raise RuntimeError("Split-Attention cannot be differentiated twice: its backward pass is no graph")
 
 
 def _first_order(backward: Callable[..., Tuple]) -> Callable[..., Tuple]:

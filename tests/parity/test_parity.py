@@ -87,7 +87,7 @@ def test_loss_curve_equals_that_of_the_released_plugin_over_20_iterations(batche
 def test_page_has_the_comparisons_that_are_made_and_errors_within_their_tolerances():
     table = [
         [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in (ROOT / "docs/parity.md").read_text().splitlines()
+        for line in (ROOT / "docs/PARITY.md").read_text().splitlines()
         if line.startswith("|")
     ][2:]
     expected = [[*names, f"{measure.TOLERANCE[kind]:.0e}"] for *names, kind, _ in report.rows()]

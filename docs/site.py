@@ -1,0 +1,25 @@
+"""What `make docs` shows beside these pages: the README as the first one, and files that are linked to."""
+
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parent.parent
+#: Pages that lie at the top of the repository, where its readers look for them.
+PAGES = {"index.md": "README.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md"}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    for name, source in PAGES.items():
+        # On the site all pages lie side by side.
+        text = (ROOT / source).read_text().replace("](docs/", "](").replace('src="docs/', 'src="')
+        files.append(File.generated(config, name, content=text.replace("](README.md", "](index.md")))
+    for path in sorted((ROOT / "configs").rglob("*.yaml")):
+        files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    return markdown.replace("](../configs/", "](configs/").replace("](../README.md", "](index.md")
