@@ -1,5 +1,6 @@
 """What `make docs` shows beside these pages: the README as the first one, and files that are linked to."""
 
+import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -23,3 +24,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     return markdown.replace("](../configs/", "](configs/").replace("](../README.md", "](index.md")
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    return re.sub(r":(?:class|func|meth|mod|data|attr):(?=<code>)", "", html)  # Sphinx's, of the docstrings

@@ -17,10 +17,10 @@ Generated from the records by `make zoo`.
 ## Detectors
 
 AP and PQ in percent on COCO val2017, single scale, as published: by the paper (arXiv 2004.08955v1, tables 5
-and 6) or by the authors' released list. None of them is ours: "reproduced" is what `tools/reproduce.py`
-measured with this package, and – is not measured. Parameters in millions are those of the models as built
-here, without frozen norms; a test does it. The last column is the authors' trained file, which their host no
-longer serves: put yours into the folder that `RESNEST_D2_WEIGHTS` names.
+and 6) or by the authors' released list. None of them is ours: `tools/reproduce.py` writes what it measures
+beside them. Parameters in millions are those of the models as built here, without frozen norms; a test
+builds them. The last column is the authors' trained file, which their host no longer serves: put yours into
+the folder that `RESNEST_D2_WEIGHTS` names.
 
 Each configuration carries its AP as detectron2's `TEST.EXPECTED_RESULTS`, with a tolerance of 0.5, and a run
 ends in failure where it is missed. It is compared on the full val2017 and with the recipe as it stands only;
@@ -58,15 +58,11 @@ def markdown() -> str:
     """The page."""
     detectors = [
         (
-            *(_link(name), r.method, r.backbone, r.params, r.box_ap, r.mask_ap, r.pq, None),
-            *(r.table, f"`{r.released}`"),
+            _link(name), r.method, r.backbone, r.params, r.box_ap, r.mask_ap, r.pq, r.table, f"`{r.released}`"
         )
         for name, r in DETECTORS.items()
-    ]
-    titles = (
-        *("configuration", "method", "backbone", "params", "box AP", "mask AP", "PQ", "reproduced"),
-        *("table", "released file"),
-    )
+    ]  # fmt: skip
+    titles = "configuration, method, backbone, params, box AP, mask AP, PQ, table, released file".split(", ")
     backbones = [
         (f"`{name}`", r.crop, r.top1, r.official and f"`{r.official}`", r.hub and f"`{r.hub}`")
         for name, r in BACKBONES.items()
