@@ -65,9 +65,13 @@ class ResNeStBottleneck(CNNBlockBase):
         pool_stride: stride of a 3x3 average pool beside ``conv2`` (AVD); None for no pool.
         pool_first: the pool stands before ``conv2`` instead of after it (AVD_FIRST).
         avg_down: the shortcut downsamples by an average pool, not by a strided convolution.
+
+    Attributes:
         checkpoint: what training keeps of the block until its gradient, see :func:`recompute_later`; None
             for all.
     """
+
+    checkpoint: Optional[str] = None
 
     def __init__(
         self,
@@ -82,11 +86,9 @@ class ResNeStBottleneck(CNNBlockBase):
         pool_stride: Optional[int] = None,
         pool_first: bool = False,
         avg_down: bool = True,
-        checkpoint: Optional[str] = None,
         norm: Norm = "BN",
     ) -> None:
         super().__init__(in_channels, out_channels, stride)
-        self.checkpoint = checkpoint
         self.conv1 = conv_norm(in_channels, width, 1, norm, stride=conv1_stride, activation=F.relu_)
         self.conv2_offset = conv2_offset
         self.conv2 = conv2
@@ -135,7 +137,6 @@ def bottleneck_conv2(
     radix: int,
     deform_groups: int,
     deform_modulated: bool,
-    fused_kernels: bool,
     norm: Norm,
 ) -> Tuple[nn.Module, Optional[nn.Module]]:
     """The 3x3 convolution of a bottleneck, and what predicts its offsets.
@@ -143,7 +144,6 @@ def bottleneck_conv2(
     Args:
         radix: 0 for a plain convolution, else the splits of Split-Attention.
         deform_groups: 0 for an undeformed convolution.
-        fused_kernels: see :class:`SplitAttentionConv2d`.
 
     Returns:
         ``conv2`` and ``conv2_offset`` of :class:`ResNeStBottleneck`.
@@ -156,22 +156,11 @@ def bottleneck_conv2(
     shared = {"kernel_size": 3, "stride": stride, "padding": dilation, "dilation": dilation}
     if radix:
         conv2 = SplitAttentionConv2d(
-            *(width, width),
-            groups=cardinality,
-            radix=radix,
-            norm=norm,
-            fused_kernels=fused_kernels,
-            conv=conv,
-            **shared,
+            width, width, groups=cardinality, radix=radix, norm=norm, conv=conv, **shared
         )
     else:
         conv2 = conv(
-            width,
-            width,
-            groups=cardinality,
-            norm=get_norm(norm, width),
-            activation=F.relu_,
-            **shared,
+            width, width, groups=cardinality, norm=get_norm(norm, width), activation=F.relu_, **shared
         )
         weight_init.c2_msra_fill(conv2)
     return conv2, offset

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import List, Optional, Sequence
+from functools import partial
+from typing import Callable, List, Optional, Sequence, Tuple
 
 from detectron2.modeling.backbone.resnet import BasicStem, ResNet
+from torch import nn
 
 from ..errors import OptionError
 from .blocks import DeepStem, ResNeStBottleneck, bottleneck_conv2
 from .checkpointing import KEEPS
 from .norms import Norm
+from .split_attention import SplitAttentionConv2d
 
 #: Residual blocks per stage, by depth. Table 2 of arXiv 1512.03385 and the authors' model definitions
 #: (200, 269), and the Gluon model zoo (14, 26).
@@ -157,33 +160,36 @@ class ResNeSt(ResNet):
             stem = DeepStem(in_channels, stem_width or STEM_WIDTH[depth], norm)
         else:
             stem = BasicStem(in_channels, stem_out_channels, norm)
+        block = partial(ResNeStBottleneck, pool_first=avd_first, avg_down=avg_down, norm=norm)
         channels, stages = stem.out_channels, []
         for i in range(num_stages):
-            dilation = (1, 1, res4_dilation, res5_dilation)[i]
+            planes, dilation = width_per_group * 2**i, (1, 1, res4_dilation, res5_dilation)[i]
+            deform_groups = deform_num_groups if deform_on_per_stage[i] else 0
             stages.append(
                 make_stage(
                     STAGE_BLOCKS[depth][i],
                     in_channels=channels,
                     out_channels=res2_out_channels * 2**i,
-                    planes=width_per_group * 2**i,
+                    width=_width(planes, bottleneck_width, cardinality, radix, deform_groups),
                     stride=1 if i == 0 or dilation > 1 else 2,
                     dilation=dilation,
                     first_dilation=max(1, dilation // 2) if contract_dilation else dilation,
-                    radix=radix,
-                    cardinality=cardinality,
-                    bottleneck_width=bottleneck_width,
                     avd=avd and i > 0 and (avd_dilated or dilation == 1),
-                    avd_first=avd_first,
-                    avg_down=avg_down,
                     stride_in_1x1=stride_in_1x1,
-                    deform_groups=deform_num_groups if deform_on_per_stage[i] else 0,
-                    deform_modulated=deform_modulated,
-                    fused_kernels=fused_kernels,
-                    checkpoint=checkpoint_keeps if STAGES[i] in checkpoint_stages else None,
-                    norm=norm,
+                    conv2=partial(
+                        bottleneck_conv2,
+                        cardinality=cardinality,
+                        radix=radix,
+                        deform_groups=deform_groups,
+                        deform_modulated=deform_modulated,
+                        norm=norm,
+                    ),
+                    block=block,
                 )
             )
             channels = stages[-1][-1].out_channels
+            for module in stages[-1]:
+                module.checkpoint = checkpoint_keeps if STAGES[i] in checkpoint_stages else None
         # ResNet cuts the stages to those its out_features name, which would put `linear` on an earlier
         # stage than res5; they are cut already, so it is given the last and told the outputs after.
         super().__init__(
@@ -196,6 +202,9 @@ class ResNeSt(ResNet):
         self._out_features = list(out_features)
         self._out_feature_channels["linear"] = num_classes
         self._out_feature_strides["linear"] = None
+        for module in self.modules():
+            if isinstance(module, SplitAttentionConv2d):
+                module.fused_kernels = fused_kernels
 
     @classmethod
     def from_variant(cls, name: str, **options) -> ResNeSt:
@@ -236,75 +245,61 @@ def make_stage(
     *,
     in_channels: int,
     out_channels: int,
-    planes: int,
+    width: int,
     stride: int,
     dilation: int,
     first_dilation: int,
-    radix: int,
-    cardinality: int,
-    bottleneck_width: int,
     avd: bool,
-    avd_first: bool,
-    avg_down: bool,
     stride_in_1x1: bool,
-    deform_groups: int,
-    deform_modulated: bool,
-    fused_kernels: bool,
-    checkpoint: Optional[str],
-    norm: Norm,
+    conv2: Callable[..., Tuple[nn.Module, Optional[nn.Module]]],
+    block: Callable[..., ResNeStBottleneck],
 ) -> List[ResNeStBottleneck]:
     """The blocks of one stage. The first changes channels and resolution, the others neither.
 
     Args:
-        planes: channels that ``bottleneck_width`` scales: 64 in res2, 512 in res5.
+        width: channels between the convolutions of a block.
         stride: of the stage; with ``avd`` it lives in the first block's average pool.
         first_dilation: of the first block; ``dilation`` is that of the others.
         avd: the first block has that pool, at stride 1 too.
-        deform_groups: 0 for undeformed convolutions.
-        checkpoint: see :class:`ResNeStBottleneck`.
-
-    Other arguments as in :class:`ResNeSt`.
+        stride_in_1x1: see :class:`ResNeSt`.
+        conv2: :func:`bottleneck_conv2`, which lacks width, stride and dilation.
+        block: :class:`ResNeStBottleneck`, which lacks channels, width, strides and the 3x3 convolution.
     """
-    width = int(planes * bottleneck_width / 64) * cardinality
-    if width < 1:
-        raise OptionError("bottleneck_width", bottleneck_width, f"must be >= {-(-64 // planes)}")
-    if radix and width // cardinality % radix:
-        raise OptionError("radix", radix, f"must divide {width // cardinality} channels of a cardinal group")
-    if deform_groups and width % deform_groups:
-        raise OptionError("deform_num_groups", deform_groups, f"must divide {width} channels")
     blocks = []
     for i in range(num_blocks):
-        block_stride = stride if i == 0 else 1
-        pooled = avd and i == 0
+        first = i == 0
+        block_stride, pooled = stride if first else 1, avd and first
         conv_stride = 1 if pooled else block_stride
-        conv2, conv2_offset = bottleneck_conv2(
-            width,
-            stride=1 if stride_in_1x1 else conv_stride,
-            dilation=first_dilation if i == 0 else dilation,
-            cardinality=cardinality,
-            radix=radix,
-            deform_groups=deform_groups,
-            deform_modulated=deform_modulated,
-            fused_kernels=fused_kernels,
-            norm=norm,
+        conv, offset = conv2(
+            width, stride=1 if stride_in_1x1 else conv_stride, dilation=first_dilation if first else dilation
         )
         blocks.append(
-            ResNeStBottleneck(
-                in_channels if i == 0 else out_channels,
+            block(
+                in_channels if first else out_channels,
                 out_channels,
-                conv2=conv2,
-                conv2_offset=conv2_offset,
+                conv2=conv,
+                conv2_offset=offset,
                 width=width,
                 stride=block_stride,
                 conv1_stride=conv_stride if stride_in_1x1 else 1,
                 pool_stride=block_stride if pooled else None,
-                pool_first=avd_first,
-                avg_down=avg_down,
-                checkpoint=checkpoint,
-                norm=norm,
             )
         )
     return blocks
+
+
+def _width(planes: int, bottleneck_width: int, cardinality: int, radix: int, deform_groups: int) -> int:
+    """Channels of a stage's 3x3 convolutions; ``planes`` are 64 in res2 and 512 in res5."""
+    of_group = int(planes * bottleneck_width / 64)
+    if of_group < 1:
+        raise OptionError("bottleneck_width", bottleneck_width, f"must be >= {-(-64 // planes)}")
+    if radix and of_group % radix:
+        raise OptionError("radix", radix, f"must divide {of_group} channels of a cardinal group")
+    if deform_groups and of_group * cardinality % deform_groups:
+        raise OptionError(
+            "deform_num_groups", deform_groups, f"must divide {of_group * cardinality} channels"
+        )
+    return of_group * cardinality
 
 
 def _check_at_least(least: int, **options: int) -> None:
