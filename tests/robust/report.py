@@ -27,18 +27,18 @@ def main(args: argparse.Namespace) -> int:
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        print("\n# Bad input")
+        _section("Bad input", start)
         outcomes = corpus.run_corpus(folder / "corpus", args.seed)
         print(tabulate(corpus.table(outcomes), ("kind", "cases", "refused", "handled", "bad"), "github"))
         bad += [o for o in outcomes if not o.good]
 
-        print("\n# Damaged weight files", flush=True)
+        _section("Damaged weight files", start)
         fuzzed = fuzz.fuzz(_new(folder, "fuzz"), args.files, args.seed)
         print(tabulate(sorted(fuzzed.outcomes.items()), ("outcome", "files"), "github"))
         print(f"{args.files} files in {fuzzed.seconds:.0f} s")
         bad += fuzzed.bad
 
-        print("\n# SIGKILL", flush=True)
+        _section("SIGKILL", start)
         killed = kills.kill_until(_new(folder, "kills"), args.kills, args.seed)
         print(
             f"{killed.kills} kills, {killed.while_writing} of them while a checkpoint was written; "
@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
         )
         bad += [killed] * (killed.equal < killed.runs)
 
-        print("\n# SIGTERM and SIGINT", flush=True)
+        _section("SIGTERM and SIGINT", start)
         numbers = [signal.SIGTERM, signal.SIGINT] * args.stops
         stops = kills.stop_and_go_on(_new(folder, "stops"), numbers, args.seed)
         rows = [[signal.Signals(s.signal).name, s.status, f"{s.seconds:.1f}", s.equal] for s in stops]
@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> int:
         )
         bad += [s for s in stops if s.status != 128 + s.signal or not s.equal]
 
-        print("\n# Signals to two processes", flush=True)
+        _section("Signals to two processes", start)
         groups, equal = kills.stop_processes(_new(folder, "groups"), [*kills.WAYS] * 2, args.seed)
         columns = ("way", "status", "iterations lost", "processes left", "seconds to the end")
         print(tabulate(groups, columns, "github", floatfmt=".1f"))
@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
         )
         bad += [s for s in groups if s.lost or s.left] + [groups] * (not equal)
 
-        print("\n# Full disk", flush=True)
+        _section("Full disk", start)
         disk = soak.full_disk(_new(folder, "disk"))
         print(
             "\n".join(f"{key}: {value}" for key, value in disk.items())
@@ -74,7 +74,7 @@ def main(args: argparse.Namespace) -> int:
         )
         bad += [disk] * (bool(disk) and not (disk["undamaged"] and disk["equal"] and disk["status"] == 2))
 
-        print("\n# Ctrl-C", flush=True)
+        _section("Ctrl-C", start)
         stopped = soak.ctrl_c(_new(folder, "ctrl_c"), args.ctrl_c, args.seed)
         seconds = [s.seconds for s in stopped]
         print(
@@ -83,7 +83,7 @@ def main(args: argparse.Namespace) -> int:
         )
         bad += [s for s in stopped if s.left]
 
-        print("\n# Soak", flush=True)
+        _section("Soak", start)
         for name, iterations, settings in (
             ("soak", args.iterations, ()),
             ("sizes", args.iterations // 2, soak.SIZES),
@@ -104,6 +104,10 @@ def main(args: argparse.Namespace) -> int:
     for outcome in bad:
         print(outcome)
     return bool(bad)
+
+
+def _section(title: str, start: float) -> None:
+    print(f"\n# {title} (after {(time.time() - start) / 60:.1f} min)", flush=True)
 
 
 def _new(folder: Path, name: str) -> Path:
