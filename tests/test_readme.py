@@ -34,6 +34,11 @@ def test_the_readme_is_read_in_five_minutes():
     assert len(lines) <= 140 and max(map(len, lines)) <= 110
 
 
+def test_the_site_leads_to_every_page():
+    site = (ROOT / "mkdocs.yml").read_text()
+    assert [page.name for page in PAGES[1:] if not re.search(rf"^ +- .*\b{page.name}$", site, re.M)] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_files_and_headings_that_are_there(page):
     links = re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text())
@@ -54,9 +59,9 @@ def test_every_command_is_a_make_target_an_installation_or_a_tool():
         first, second, *_ = command.split()
         if first == "make":
             assert re.search(rf"^{second}:", targets, re.M)
-            # test_quickstart.py runs the first; test_gpu.py rehearses the second, which needs a GPU; and the
-            # third writes down what test_parity.py asserts.
-            assert second in ("quickstart", "gpu", "parity") or f" {second}" in in_ci
+            # test_quickstart.py runs the first; test_gpu.py rehearses the second, which needs a GPU; the third
+            # writes down what test_parity.py asserts; and the fourth needs what the environment has not.
+            assert second in ("quickstart", "gpu", "parity", "docs") or f" {second}" in in_ci
         else:
             assert command == "pip install ." or first == "python"
 
