@@ -11,7 +11,7 @@ from split_attention_graphs import FORMATS, SUBSETS, build, gradients
 from torch import nn
 
 from resnest_d2 import SplitAttentionConv2d
-from resnest_d2.modeling.checkpointing import KEEPS, recompute_later
+from resnest_d2.modeling.checkpointing import KEEPS, checkpoint_block
 from resnest_d2.ops import autograd, relu_pool, relu_weighted_sum
 
 
@@ -77,7 +77,7 @@ def test_gradients_of_a_checkpointed_layer_twice_and_in_parts(keeps):
     layer = SplitAttentionConv2d(8, 8).double()
     x = torch.randn(2, 8, 6, 5, dtype=torch.float64, requires_grad=True)
     leaves = [x, layer.conv.weight, layer.fc2.weight]
-    plain, kept = layer(x), recompute_later(layer, layer.forward, x, keeps)
+    plain, kept = layer(x), checkpoint_block(layer, layer.forward, x, keeps)
     for some in (leaves[2:], leaves[:1], leaves, leaves):
         expected, got = (
             torch.autograd.grad(out.square().sum(), some, retain_graph=True) for out in (plain, kept)

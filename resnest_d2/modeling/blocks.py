@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from detectron2.layers import CNNBlockBase, Conv2d
 from torch import Tensor, nn
 
-from .checkpointing import recompute_later
+from .checkpointing import checkpoint_block
 from .deform_conv import DeformConv2d, offset_conv2d
 from .norms import Norm, get_norm
 from .split_attention import SplitAttentionConv2d
@@ -67,7 +67,7 @@ class ResNeStBottleneck(CNNBlockBase):
         avg_down: the shortcut downsamples by an average pool, not by a strided convolution.
 
     Attributes:
-        checkpoint: what training keeps of the block until its gradient, see :func:`recompute_later`; None
+        checkpoint: what training keeps of the block until its gradient, see :func:`checkpoint_block`; None
             for all.
     """
 
@@ -106,7 +106,7 @@ class ResNeStBottleneck(CNNBlockBase):
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, in_channels, H, W). Returns (N, out_channels, ceil(H/stride), ceil(W/stride))."""
         if self.checkpoint and self.training and torch.is_grad_enabled():
-            return recompute_later(self, self._forward, x, self.checkpoint)
+            return checkpoint_block(self, self._forward, x, self.checkpoint)
         return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ _CONVOLUTIONS = [torch.ops.aten.convolution.default, torch.ops.torchvision.defor
 
 
 @torch.compiler.disable  # which knows no context of ours
-def recompute_later(
+def checkpoint_block(
     block: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor, keeps: str = "inputs"
 ) -> Tensor:
     """``forward(x)``, which keeps little and runs again when its gradient is asked for.
@@ -30,15 +30,15 @@ def recompute_later(
 
     def contexts() -> Tuple[ContextManager, ContextManager]:
         if keeps == "inputs":
-            return nullcontext(), _StillStatistics(block)
+            return nullcontext(), _PreserveRunningStats(block)
         first, again = create_selective_checkpoint_contexts(_CONVOLUTIONS)
-        return first, _StillStatistics(block, again)
+        return first, _PreserveRunningStats(block, again)
 
     # Nothing random happens inside, so no generator's state needs keeping.
     return checkpoint(forward, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
-class _StillStatistics:
+class _PreserveRunningStats:
     """Around each run but the first: running statistics stay.
 
     Args:
