@@ -1,5 +1,6 @@
 """Checkpoints that appear complete or not at all, and the choice among damaged ones."""
 
+import math
 import os
 import re
 import subprocess
@@ -89,10 +90,10 @@ def foreign(**content):
         (foreign(iteration=9), "it is of iteration 9"),
         (foreign(iteration="50"), "its iteration is '50'"),
         (lambda path: torch.save([1], path), "it holds no 'model'"),
-        (
-            lambda path: torch.save({"model": Checkpointer}, path),
-            "WeightsUnpickler error|Weights only load failed",
-        ),
+        (foreign(iteration=10**30), "its iteration is none of a training"),
+        (foreign(iteration=-(10**5000)), "its iteration is none of a training"),
+        (foreign(iteration=50, trainer={"iteration": 10**30}), "its iteration is none of a training"),
+        (foreign(iteration=50.0), "its iteration is a float"),
     ],
 )
 def test_an_intact_file_that_no_training_wrote_is_not_taken_for_the_newest(write, why, tmp_path):
@@ -151,18 +152,44 @@ def instead(make):
     return spoil
 
 
+def resaved(trainer=None, **tensors):
+    """With other tensors, and a state of the training."""
+
+    def change(path):
+        content = torch.load(path, weights_only=True)
+        content["model"].update(tensors)
+        torch.save({**content, "trainer": trainer}, path)
+
+    return change
+
+
+LATER = r"is damaged: trainer\.\S*\."
+
+
 @pytest.mark.parametrize(
     "spoil, why",
     [
         *(
-            (truncate, "truncated"),
-            (flip, "bad checksum of"),
-            (empty, "empty"),
-            (instead(Path.mkdir), "a folder"),
+            (truncate, "is truncated"),
+            (flip, "has a bad checksum of"),
+            (empty, "is empty"),
+            (instead(Path.mkdir), "is a folder"),
         ),
-        *((misname, "truncated|unreadable"), (misname_in_the_directory, "truncated|unreadable")),
-        (instead(os.mkfifo), "no regular file"),
-        (instead(lambda path: path.symlink_to("nowhere")), "unreadable, No such file"),
+        *((misname, "is truncated|is unreadable"), (misname_in_the_directory, "is truncated|is unreadable")),
+        (instead(os.mkfifo), "is no regular file"),
+        (instead(lambda path: path.symlink_to("nowhere")), "is unreadable, No such file"),
+        (
+            lambda path: torch.save({"model": Checkpointer}, path),
+            r"is refused: its pickle would run code \(resnest_d2.checkpoint",
+        ),
+        (resaved(bias=torch.full((50,), torch.nan)), "is damaged: bias holds numbers that are not finite"),
+        (resaved(weight=torch.full((50, 50), -1e30)), "is damaged: weight holds -1e[+]30"),
+        (
+            resaved({"_trainer": {"optimizer": {"state": {0: {"m": torch.tensor([1, torch.inf])}}}}}),
+            LATER + "m",
+        ),
+        (resaved({"_trainer": {"optimizer": {"param_groups": [{"lr": math.nan}]}}}), LATER + "lr"),
+        (resaved({"hooks": {"LRScheduler": {"base_lrs": [math.inf]}}}), LATER + "base_lrs.0"),
     ],
 )
 def test_a_damaged_one_is_skipped_and_named(spoil, why, tmp_path, caplog):
@@ -170,7 +197,7 @@ def test_a_damaged_one_is_skipped_and_named(spoil, why, tmp_path, caplog):
     spoil(tmp_path / "model_0000009.pth")
     with caplog.at_level("WARNING"):
         assert resumed(checkpointer) == 4
-    assert re.search(f"Skipping {tmp_path}/model_0000009.pth: ({why})", caplog.text)
+    assert re.search(f"Skipping {tmp_path}/model_0000009.pth: it ({why})", caplog.text)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +226,7 @@ def test_a_flipped_bit_is_one_that_torch_does_not_notice(tmp_path):
     saved(tmp_path, 9)
     flip(tmp_path / "model_0000009.pth")
     assert (torch.load(tmp_path / "model_0000009.pth", weights_only=True)["model"]["weight"] != 9).any()
-    assert damage(tmp_path / "model_0000009.pth").startswith("bad checksum of ")
+    assert damage(tmp_path / "model_0000009.pth").startswith("has a bad checksum of ")
 
 
 def test_training_never_starts_from_scratch_where_all_are_damaged(tmp_path):
@@ -207,7 +234,8 @@ def test_training_never_starts_from_scratch_where_all_are_damaged(tmp_path):
     truncate(tmp_path / "model_0000004.pth")
     empty(tmp_path / "model_0000009.pth")
     with pytest.raises(
-        UserError, match=r"no checkpoint in .* can be read: model_0000009.pth \(empty\), model_0000004"
+        UserError,
+        match=r"no checkpoint in .* can be read: model_0000009.pth is empty, model_0000004.pth is trunc",
     ):
         resumed(checkpointer)
 

@@ -347,6 +347,45 @@ def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path):
             start(backbone_only(ResNeSt(14, **NARROW)), content, tmp_path / "x.pth", None)
 
 
+VAR, CONV = "res2.0.conv1.norm.running_var", "res4.0.conv1.weight"
+
+
+@pytest.mark.parametrize("detector", (False, True))
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda state: {VAR: -state[VAR]}, f"{VAR} holds the negative variance -1"),
+        (lambda state: {k: v * 1e30 for k, v in state.items() if v.is_floating_point()}, "which no trained"),
+        (lambda state: {CONV: (state[CONV] * 100).to(torch.int8)}, f"{CONV} as int8; save the weights"),
+        (lambda state: {CONV: state[CONV] > 0}, f"{CONV} as bool; save the weights"),
+    ],
+)
+def test_weights_that_no_network_has_are_refused_by_name(change, said, detector, tmp_path):
+    state = narrow()
+    state.update(change(state))
+    content = as_detector(state, extra=torch.ones(1)) if detector else state
+    with pytest.raises(UserError, match=rf"x.pth (is damaged: |holds ).*{said}"):
+        start(backbone_only(ResNeSt(14, **NARROW)), content, tmp_path / "x.pth", None)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda value: value, None),
+        (lambda value: value.half(), None),
+        (lambda value: value * 1e3, None),
+        (lambda value: value.to(torch.float8_e4m3fn), "8 bits are few for weights"),
+        (torch.zeros_like, "nothing but zeros for the weights of 26 layers"),
+    ],
+)
+def test_weights_that_are_only_odd_are_loaded_with_a_warning(change, said, tmp_path, caplog):
+    state = {k: change(v) if v.is_floating_point() else v for k, v in narrow().items()}
+    for _ in range(2):
+        start(backbone_only(ResNeSt(14, **NARROW)), state, tmp_path / "x.pth", None)
+    warned = [r.message for r in caplog.records if r.name == "resnest_d2.checkpoint.numbers"]
+    assert len(warned) == (said is not None) and all(said in message for message in warned)
+
+
 def resnet(depth, norm="FrozenBN"):
     cfg = get_cfg()
     cfg.merge_from_list(["MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.RES2_OUT_CHANNELS", 32])

@@ -21,7 +21,17 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class WeightsError(UserError):
-    """The content of a file is no use: damaged, hostile, or weights of something else."""
+    """The content of a file is no use: damaged, hostile, or weights of something else.
+
+    Args:
+        file: its path.
+        reason: what is wrong, as it goes on after the path.
+        remedy: what the user can do, or has to know.
+    """
+
+    def __init__(self, file: PathLike, reason: str, remedy: str = "") -> None:
+        super().__init__(f"{file} {reason}{f'; {remedy}' if remedy else ''}")
+        self.reason = reason
 
 
 def read_weights(path: PathLike) -> Dict[str, Any]:
@@ -30,26 +40,35 @@ def read_weights(path: PathLike) -> Dict[str, Any]:
     What it is decided by content, not by name. The memory that it takes is a small multiple of the file's.
 
     Raises:
+        UserError: as :func:`read_content`.
+        WeightsError: that too, or it holds no dict.
+    """
+    content = read_content(path)
+    if not isinstance(content, dict):
+        raise WeightsError(path, f"holds a {type(content).__name__}, not a dict of weights")
+    return content
+
+
+def read_content(path: PathLike) -> Any:
+    """What a file of one of these formats holds, whatever it is.
+
+    Raises:
         UserError: it is missing, no regular file, or larger than memory.
-        WeightsError: it is empty, damaged, holds no dict, or is a pickle that would run code.
+        WeightsError: it is empty, damaged, of another format, or a pickle that would run code.
     """
     path = check_readable(path)
     if path.stat().st_size == 0:
-        raise WeightsError(f"{path} is empty; fetch it again")
+        raise WeightsError(path, "is empty", "fetch it again")
     try:
-        content = _read(path)
+        return _read(path)
     except RefusedError as e:
-        raise WeightsError(
-            f"{path} is refused: its pickle would run code ({e}), which a file of weights does not need"
-        ) from None
+        reason = f"is refused: its pickle would run code ({e}), which a file of weights does not need"
+        raise WeightsError(path, reason) from None
     except MemoryError:
         raise UserError(f"memory does not suffice to read {path}") from None
     except Exception as e:  # damaged bytes make the formats' readers raise anything
         reason = one_line(e, 200) or type(e).__name__
-        raise WeightsError(f"{path} is damaged or no weight file ({reason}); fetch it again") from None
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not a dict of weights")
-    return content
+        raise WeightsError(path, f"is damaged or no weight file ({reason})", "fetch it again") from None
 
 
 def _read(path: Path) -> Any:

@@ -250,8 +250,7 @@ def download(url: str, target: Path, check: Callable[[Path], object] = lambda pa
                     try:
                         check(Path(file.name))
                     except WeightsError as e:
-                        reason = str(e).replace(file.name, "what was sent").split("; fetch")[0]
-                        raise TransferError(reason) from e
+                        raise TransferError(f"what was sent {e.reason}") from e
     except TransferError as e:
         raise OSError(str(e)) from e
     return target
@@ -307,14 +306,13 @@ def _read(name: str, path: Path) -> Dict[str, Any]:
     """
     conversion = convert(read_weights(path), str(path))
     if conversion.is_detector:
-        raise WeightsError(f"{path} holds a whole detector, not {name}; name the file in MODEL.WEIGHTS")
+        raise WeightsError(path, f"holds a whole detector, not {name}", "name the file in MODEL.WEIGHTS")
     conversion.check_complete(str(path))
     options = {key: conversion.options[key] for key in ("depth", "radix", "cardinality", "bottleneck_width")}
     wanted = _options_of(name)
     if any(options[key] != value for key, value in wanted.items()):
-        raise WeightsError(
-            f"{path} is not {name}, a ResNeSt of {_in_words(wanted)}; it is of {_in_words(options)}"
-        )
+        is_of = f"it is of {_in_words(options)}"
+        raise WeightsError(path, f"is not {name}, a ResNeSt of {_in_words(wanted)}", is_of)
     return conversion.checkpoint()
 
 
@@ -342,7 +340,7 @@ def _verify(path: Path) -> None:
     try:
         _compare(path.name, digest.hexdigest())
     except OSError as e:
-        raise WeightsError(f"{path} is damaged: {e}; remove it or fetch it again") from None
+        raise WeightsError(path, f"is damaged: {e}", "remove it or fetch it again") from None
 
 
 def _compare(name: str, digest: str) -> None:
