@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from resnest_d2 import UserError
 from resnest_d2.checkpoint import Checkpointer
 from resnest_d2.checkpoint.checkpointer import damage
+from resnest_d2.engine.hooks import PeriodicCheckpointer
 
 
 def model(value):
@@ -246,6 +248,28 @@ def test_a_note_of_one_that_was_never_written_is_no_obstacle(tmp_path):
     assert resumed(checkpointer) == 9
     (tmp_path / "last_checkpoint").unlink()
     assert resumed(checkpointer) == 9
+
+
+def test_a_note_of_nothing_is_said_once(tmp_path, caplog):
+    checkpointer = saved(tmp_path, 4, 9)
+    (tmp_path / "last_checkpoint").write_text("model_0000014.pth")
+    for _ in range(2):
+        assert checkpointer.has_checkpoint() and resumed(checkpointer) == 9
+    assert caplog.text.count("which is not there") == 1
+
+
+@pytest.mark.parametrize("iteration", (5, 9))
+def test_a_final_one_that_is_made_up_for_is_of_the_iteration_of_its_weights(iteration, tmp_path):
+    saved(tmp_path, iteration)
+    trainer = SimpleNamespace(start_iter=iteration + 1, max_iter=6, iter=6)
+    trainer.state_dict = lambda: {"iteration": trainer.iter}
+    hook = PeriodicCheckpointer(Checkpointer(model(1.0), str(tmp_path), trainer=trainer), 5)
+    hook.trainer = trainer
+    hook.before_train()
+    hook.after_train()
+    content = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert content["iteration"] == content["trainer"]["iteration"] == iteration
+    assert trainer.iter == 6  # what the other hooks take for the end
 
 
 def test_old_ones_are_pruned_but_not_the_final_one(tmp_path):

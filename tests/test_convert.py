@@ -319,6 +319,8 @@ def test_offsets_and_counters_may_be_missing_when_training_starts(tmp_path):
 def test_a_checkpoint_of_another_configuration_is_not_resumed(tmp_path):
     model = backbone_only(ResNeSt(14, **NARROW))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for parameter in model.parameters():
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     state, content = {"_trainer": {"optimizer": optimizer.state_dict()}}, {"model": model.state_dict()}
 
     def resume(content):
@@ -327,9 +329,12 @@ def test_a_checkpoint_of_another_configuration_is_not_resumed(tmp_path):
     path = tmp_path / "x.pth"
     resume(content)
     for name, tensor in (("more", torch.zeros(1)), ("head.bias", torch.zeros(3))):
-        said = rf"^--resume: the checkpoint is of another model or optimizer \(they differ in {name}\)"
+        said = rf"^--resume: {path} is of another model or optimizer \(they differ in {name}\)"
         with pytest.raises(UserError, match=said):
             resume({"model": {**content["model"], name: tensor}})
+    state["_trainer"]["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(7)
+    with pytest.raises(UserError, match=r"they differ in SOLVER.OPTIMIZER"):
+        resume(content)
 
 
 def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path):

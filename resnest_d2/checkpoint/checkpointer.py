@@ -16,6 +16,7 @@ from urllib.parse import parse_qs
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.logger import log_first_n
 
 from ..errors import UserError, one_line
 from ..files import atomic_write_text, atomic_writer, read_text
@@ -43,16 +44,17 @@ class Checkpointer(DetectionCheckpointer):
         arguments, keywords: of detectron2's.
 
     Attributes:
+        file: that was loaded last.
         missing: names of the model's parameters and buffers that the last file held nothing for.
         unexpected: names in that file that the model has no place for.
         check: is told how weights fit the model, before anything else of their file is loaded, and raises
             UserError where that does not suffice.
     """
 
+    file = ""
     missing: List[str] = []
     unexpected: List[str] = []
     check: Optional[Callable[[Coverage], None]] = None
-    _file = ""
 
     def __init__(self, *arguments: Any, keep: int = 0, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -199,12 +201,12 @@ class Checkpointer(DetectionCheckpointer):
         try:
             text = read_text(file).strip()
         except UserError as e:
-            logger.warning("The newest checkpoint is taken by its iteration: %s", e)
+            _warn_once(f"The newest checkpoint is taken by its iteration: {e}")
             return ""
         for name, path in found.items():
             if text in (name, str(path)):
                 return name
-        logger.warning("%s names %.100r, which is not there", file, text)
+        _warn_once(f"{file} names {text[:100]!r}, which is not there")
         return ""
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
@@ -228,7 +230,7 @@ class Checkpointer(DetectionCheckpointer):
             if value.is_complex():
                 raise UserError(f"{filename} is no file of weights: {name} holds complex numbers")
         check_types(loaded["model"], filename)
-        self._file = f"{given.geturl()} ({filename})" if given and given.scheme else filename
+        self.file = f"{given.geturl()} ({filename})" if given and given.scheme else filename
         return loaded
 
     def _load_model(self, checkpoint: Dict[str, Any]) -> Any:
@@ -239,13 +241,13 @@ class Checkpointer(DetectionCheckpointer):
             if isinstance(e, (UserError, torch.OutOfMemoryError)):
                 raise
             reason = one_line(e, 200)
-            raise UserError(f"{self._file} does not fit the model ({type(e).__name__}: {reason})") from None
+            raise UserError(f"{self.file} does not fit the model ({type(e).__name__}: {reason})") from None
         misshapen = [k for k, *_ in incompatible.incorrect_shapes]
         self.missing = list(dict.fromkeys([*incompatible.missing_keys, *misshapen]))
         self.unexpected = [*incompatible.unexpected_keys, *misshapen]
         if self.check is not None:
-            self.check(cover(self.model, self._file, weights, self.missing, self.unexpected))
-        check_numbers(self.model.state_dict(), self._file, excepted)
+            self.check(cover(self.model, self.file, weights, self.missing, self.unexpected))
+        check_numbers(self.model.state_dict(), self.file, excepted)
         return incompatible
 
 
@@ -287,6 +289,10 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
     except Exception as e:  # zipfile raises anything for a bit that is flipped between the parts
         raise WeightsError(path, f"is unreadable, {one_line(e, 120)}") from None
     return content if isinstance(content, Mapping) else {}
+
+
+def _warn_once(message: str) -> None:
+    log_first_n(logging.WARNING, message, name=__name__, key="message")
 
 
 def _iteration(path: Path) -> float:

@@ -136,6 +136,11 @@ class Trainer(DefaultTrainer):
         resumes = resume and self.checkpointer.has_checkpoint()  # which load_state_dict checks
         self.checkpointer.check = None if resumes else partial(_check_start, allow_random=allow_random)
         super().resume_or_load(resume=resume)
+        if self.start_iter > self.max_iter:
+            logger.warning(
+                "--resume: %s is of iteration %d, past SOLVER.MAX_ITER %d: it is only evaluated",
+                *(self.checkpointer.file, self.start_iter - 1, self.max_iter),
+            )
         if self.start_iter:
             for note in found_by_main(lambda: leave_branch(self.checkpointer, self.start_iter - 1)):
                 logger.warning(note)
