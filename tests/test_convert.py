@@ -306,6 +306,24 @@ def test_the_flag_lets_another_backbones_weights_start_training(tmp_path):
     start(model, narrow(26), tmp_path / "x.pth", partial(_check_start, allow_random=True))
 
 
+@pytest.mark.parametrize("detector", (False, True))
+def test_norms_without_statistics_may_learn_from_those_that_have_them_but_not_be_evaluated(
+    detector, tmp_path, caplog
+):
+    state = narrow()
+    content = as_detector(state, extra=torch.zeros(1)) if detector else state
+    model = backbone_only(ResNeSt(14, **NARROW, norm="LN"))
+    with pytest.raises(UserError, match=r"does not fit the model: norms of another kind"):
+        del model.head
+        start(model, content, tmp_path / "x.pth", Coverage.check_all)
+    start(model, content, tmp_path / "x.pth")
+    count = sum(key.endswith("running_var") for key in state)
+    assert f"x.pth is of norms with statistics; {count} of the model begin with its scale and" in caplog.text
+    with pytest.raises(UserError, match=r"no place for 2 of its own \(\S*res2.9.conv1.norm.running_mean"):
+        more = {f"res2.9.conv1.norm.{kind}": torch.ones(3) for kind in ("running_mean", "running_var")}
+        start(model, as_detector({**state, **more}), tmp_path / "x.pth")
+
+
 def test_offsets_and_counters_may_be_missing_when_training_starts(tmp_path):
     deformable = ResNeSt(14, **NARROW, deform_on_per_stage=(False, True, True, True))
     state = {k: v for k, v in narrow().items() if not k.endswith("num_batches_tracked")}
@@ -416,7 +434,7 @@ def caffe2(depth):
     return pickle.dumps(weights, 2)
 
 
-@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN", "LN"])
 def test_msra_weights_start_training(norm, tmp_path):
     model = resnet(50, norm)
     start(model, caffe2(50), tmp_path / "R-50.pkl")
@@ -425,13 +443,10 @@ def test_msra_weights_start_training(norm, tmp_path):
     assert len(learned) > 100 and all(state[key].eq(1).all() for key in learned)
 
 
-@pytest.mark.parametrize("depth, norm, said", [
-    (101, "BN", r"no place for \d+ .*res4.10.*seems to be ResNet of depth 101.*wants ResNet of depth 50"),
-    (50, "LN", "norms of another kind"),
-])  # fmt: skip
-def test_msra_weights_of_another_network_are_refused(depth, norm, said, tmp_path):
+def test_msra_weights_of_another_network_are_refused(tmp_path):
+    said = r"no place for \d+ .*res4.10.*seems to be ResNet of depth 101.*wants ResNet of depth 50"
     with pytest.raises(UserError, match=said):
-        start(resnet(50, norm), caffe2(depth), tmp_path / "R-101.pkl")
+        start(resnet(50, "BN"), caffe2(101), tmp_path / "R-101.pkl")
 
 
 # --------------------------------------------------------------------------- reading
