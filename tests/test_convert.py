@@ -1,9 +1,13 @@
 """Weights of every format, made by the peers' own code, recognised by content and converted."""
 
+import bz2
 import collections
+import gzip
+import lzma
 import os
 import pickle
 import re
+import zipfile
 from functools import partial
 
 import numpy as np
@@ -652,12 +656,45 @@ def test_truncated_file_is_called_damaged(suffix, keep, tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"<html>not found</html>", "is damaged or no weight file"),
+        (b"<html>not found</html>", "is a web page, .*; fetch it again, by the link"),
+        (b"\n<!DOCTYPE html>", "is a web page"),
+        (gzip.compress(pickle.dumps({"a": 1})), "is a compressed archive, .*; unpack it"),
+        (lzma.compress(b"a"), "is a compressed archive"),
+        (bz2.compress(b"a"), "is a compressed archive"),
+        (bytes(257) + b"ustar\x0000" + bytes(300), "is a tar archive"),
+        (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'}", "is an array of numpy, .*; save a dict"),
+        (b"\x89HDF\r\n\x1a\n\x00", "is a file of HDF5"),
+        (b"\x08\x08\x12\x07pytorch\x1a\x03" + b"2.4" * 90, "is an ONNX model, .*; save the state_dict"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid",
+            "is a pointer of Git LFS.*; fetch .* git lfs pull",
+        ),
+        (b"MODEL:\n  WEIGHTS: x.pth\n", "is a text"),
+        (b"\x00\x10\x00\x00\x00\x00\x00\x00{" + b'"a"' * 9, "is damaged: it ends before its header"),
+        (b"\x80\x02}q\x00", "is damaged or no weight file"),
+        (pickle.dumps({"a": 1.5}, 0)[:-9], "is damaged or no weight file"),
         (pickle.dumps([1, 2]), "holds a list, not a dict of weights"),
     ],
 )
 def test_what_is_no_weight_file_is_named(content, message, tmp_path):
     (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_weights(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (("a.npy", "b.npy"), "is an archive of numpy arrays, .*; save a dict"),
+        (("weights.pth",), "is an archive of something else, .*; unpack it"),
+        (("x/data.pkl", "x/constants.pkl"), r"is a TorchScript program, .*; save its state_dict\(\)"),
+        (("x/data.pkl", "y/data.pkl"), "is damaged or no weight file"),
+    ],
+)
+def test_an_archive_of_something_else_is_named(names, message, tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        for name in names:
+            archive.writestr(name, b"x")
     with pytest.raises(UserError, match=message):
         read_weights(tmp_path / "x.pth")
 

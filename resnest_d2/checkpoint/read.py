@@ -6,14 +6,16 @@ import io
 import struct
 import sys
 import zipfile
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 from safetensors.torch import load_file
 
 from ..errors import UserError, one_line
 from ..files import PathLike, check_readable
+from .formats import what_it_is
 from .unpickle import TORCH_TYPES, RefusedError, Storage, Unpickler, loads
 
 #: How files of torch.save before version 1.6 start, as a pickle.
@@ -67,8 +69,14 @@ def read_content(path: PathLike) -> Any:
     except MemoryError:
         raise UserError(f"memory does not suffice to read {path}") from None
     except Exception as e:  # damaged bytes make the formats' readers raise anything
-        reason = one_line(e, 200) or type(e).__name__
-        raise WeightsError(path, f"is damaged or no weight file ({reason})", "fetch it again") from None
+        unknown = f"is damaged or no weight file ({one_line(e, 200) or type(e).__name__})", "fetch it again"
+        raise WeightsError(path, *(_known(path) or unknown)) from None
+
+
+def _known(path: Path) -> Optional[Tuple[str, str]]:
+    with suppress(Exception):  # it is damaged bytes that are looked at
+        return what_it_is(path)
+    return None
 
 
 def _read(path: Path) -> Any:
@@ -113,7 +121,7 @@ def _read_zip(path: Path) -> Any:
             return _checked(storages[key], dtype, length)
 
         if f"{root}/constants.pkl" in archive.namelist():
-            raise ValueError("a TorchScript program; save its state_dict()")
+            raise ValueError("a TorchScript program")
         if f"{root}/byteorder" in archive.namelist():
             _check_byte_order(read("byteorder").decode())
         return Unpickler(io.BytesIO(read("data.pkl")), storage).load()
