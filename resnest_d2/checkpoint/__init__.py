@@ -3,9 +3,9 @@
 from .checkpointer import Checkpointer
 from .convert import Conversion, convert, write_weights
 from .coverage import Coverage
-from .links import LinkHandler, register_handlers
+from .links import LinkHandler, local_weights, register_handlers
 from .read import read_weights
-from .resolve import ResNeStHandler, local_weights
+from .resolve import ResNeStHandler
 
 register_handlers()
 
