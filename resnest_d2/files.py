@@ -50,7 +50,7 @@ def check_readable(path: PathLike, what: str = "", limit: float = float("inf")) 
     Raises:
         UserError: there is none, it is a folder, FIFO or device, too large, or closed to this user.
     """
-    path, name = Path(path), f"{what} {path}".strip()
+    path, name = Path(path), f"{what} {str(path) or repr('')}".strip()
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):

@@ -27,7 +27,7 @@ from robust.fuzz import fuzz
 from support import assert_one_line_error
 
 from resnest_d2 import ResNeSt, UserError, add_resnest_config, model_zoo
-from resnest_d2.checkpoint import Checkpointer, Coverage, convert, read_weights, write_weights
+from resnest_d2.checkpoint import Checkpointer, Coverage, check_target, convert, read_weights, write_weights
 from resnest_d2.checkpoint.unpickle import _Steps
 from resnest_d2.engine.resuming import check_same
 from resnest_d2.engine.trainer import _check_start
@@ -220,10 +220,36 @@ def test_command_refuses_an_incomplete_backbone_and_writes_nothing(timm14, run_p
     assert [p.name for p in tmp_path.iterdir()] == ["in.pth"]
 
 
-def test_command_refuses_an_unknown_suffix(run_python, tmp_path):
-    torch.save(ResNeSt(14).state_dict(), tmp_path / "in.pth")
-    result = run_python("tools/convert_weights.py", tmp_path / "in.pth", tmp_path / "out.onnx")
+def test_command_refuses_an_unknown_suffix_before_it_reads(run_python, tmp_path):
+    result = run_python("tools/convert_weights.py", tmp_path / "none.pth", tmp_path / "out.onnx")
     assert_one_line_error(result, "the suffix must be .pth or .safetensors")
+
+
+@pytest.mark.parametrize(
+    "target, said",
+    [
+        *(
+            (name, "the suffix must be")
+            for name in ("", "out", "out.PTH", ".pth", "-", "folder", "/dev/null")
+        ),
+        ("folder.pth", "it is a folder"),
+        ("in.pth/out.pth", r"\(Not a directory\); make it writable"),
+        ("x" * 300 + ".pth", r"\(File name too long\)"),
+        *(
+            (name, "is the file that is read")
+            for name in ("in.pth", "./in.pth", "folder.pth/../in.pth", "link.pth")
+        ),
+    ],
+)
+def test_weights_are_written_to_a_file_of_their_own(target, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.pth").mkdir()
+    (tmp_path / "in.pth").write_bytes(b"weights")
+    (tmp_path / "link.pth").symlink_to("in.pth")
+    for source in ("in.pth", "link.pth"):
+        with pytest.raises(UserError, match=said):
+            check_target(target, source)
+    check_target("none/out.safetensors", "in.pth")
 
 
 def test_tensor_of_another_shape_is_missing_and_unplaced():

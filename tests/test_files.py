@@ -34,6 +34,8 @@ def test_what_is_no_file_is_refused_by_name(tmp_path, fifo, read):
             read(path, "--x")
     with pytest.raises(UserError, match="null byte"):
         read("a\0b")
+    with pytest.raises(UserError, match=r"^'' is a folder"):
+        read("")
 
 
 def test_json_is_read_with_its_mark_and_refused_when_broken_or_deep(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError, UserError, one_line
-from ..files import atomic_writer
+from ..files import atomic_writer, check_writable
 from ..modeling import ResNeSt
 from ..modeling.resnest import STAGE_BLOCKS
 from .numbers import check_numbers, check_types
@@ -161,17 +162,23 @@ def some(names: Iterable[str], shown: int = 3) -> str:
     return ", ".join(str(n)[:80] for n in names[:shown]) + (", ..." if len(names) > shown else "")
 
 
+def check_target(path: str, source: str = "") -> None:
+    """Raise UserError unless :func:`write_weights` can write there; not over the file it is read from."""
+    if Path(path).suffix not in (".pth", ".safetensors"):
+        raise UserError(f"{path!r} cannot be written: the suffix must be .pth or .safetensors")
+    if os.path.realpath(check_writable(path)) == os.path.realpath(source):
+        raise UserError(f"{path} is the file that is read; name another to write")
+
+
 def write_weights(conversion: Conversion, path: str) -> None:
     """Write ``.pth``, which detectron2's stock checkpointer loads, or ``.safetensors``.
 
     Raises:
         UserError: another suffix, or the file cannot be written; nothing is left behind.
     """
-    suffix = Path(path).suffix
-    if suffix not in (".pth", ".safetensors"):
-        raise UserError(f"{path}: the suffix must be .pth or .safetensors")
+    check_target(path)
     with atomic_writer(path) as file:
-        if suffix == ".pth":
+        if Path(path).suffix == ".pth":
             torch.save(conversion.checkpoint(), file)
         else:
             tensors = {  # of which safetensors wants no two in one memory
