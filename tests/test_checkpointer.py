@@ -116,6 +116,20 @@ def test_a_checkpoint_without_the_state_that_is_resumed_is_not_taken(tmp_path):
         resumed(checkpointer)
 
 
+def test_the_checkpoint_of_another_run_is_not_gone_on_with(tmp_path):
+    saved(tmp_path, 3)  # of a version that named no run
+    saved(tmp_path, 4, 5, run="a")
+    checkpointer = Checkpointer(model(-1.0), str(tmp_path), run="b")
+    assert resumed(checkpointer) == 5
+    checkpointer.save("model_0000006", iteration=6)  # the run goes on, whatever the process is called
+    assert resumed(Checkpointer(model(-1.0), str(tmp_path), run="c")) == 5
+    saved(tmp_path, 9, run="d")
+    with pytest.raises(UserError, match=r"model_0000009.pth .*it is of another run than model_0000006.pth\)"):
+        resumed(checkpointer)
+    (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
+    assert resumed(checkpointer) == 3
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-700])
 

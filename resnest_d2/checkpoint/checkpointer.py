@@ -41,6 +41,7 @@ class Checkpointer(DetectionCheckpointer):
 
     Args:
         keep: how many numbered checkpoints stay; 0 for all. ``model_final`` always stays.
+        run: names this training in what it writes; one that is gone on with keeps its own name.
         arguments, keywords: of detectron2's.
 
     Attributes:
@@ -56,9 +57,9 @@ class Checkpointer(DetectionCheckpointer):
     unexpected: List[str] = []
     check: Optional[Callable[[Coverage], None]] = None
 
-    def __init__(self, *arguments: Any, keep: int = 0, **keywords: Any) -> None:
+    def __init__(self, *arguments: Any, keep: int = 0, run: str = "", **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        self._keep = keep
+        self._keep, self._run = keep, run
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name.pth``, then forget the oldest.
@@ -68,7 +69,7 @@ class Checkpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict(), **kwargs}
+        data = {"model": self.model.state_dict(), "run": self._run, **kwargs}
         data.update({key: thing.state_dict() for key, thing in self.checkpointables.items()})
         path = self._folder() / f"{name}.pth"
         for stale in self._folder().glob(".model_*.pth-*"):  # of a process that was killed
@@ -126,6 +127,7 @@ class Checkpointer(DetectionCheckpointer):
                 damaged.append(f"{path.name} {e.reason}")
             else:
                 self._check_state(path, content)
+                self._run = _run(content) or self._run
                 return path
         raise UserError(
             f"--resume: no checkpoint in {self.save_dir} can be read: {', '.join(damaged)}; restore one, "
@@ -146,6 +148,11 @@ class Checkpointer(DetectionCheckpointer):
             reason = "its iteration is " + ("none of a training" if type(wrong[0]) is int else shown)
         elif number and int(number[1]) != content["iteration"]:
             reason = f"it is of iteration {content['iteration']}"
+        elif _run(content):
+            named = (other for other in self._checkpoints() if other != path and _run(_head(other)))
+            other = next(named, path)
+            if other != path and _run(_head(other)) != _run(content):
+                reason = f"it is of another run than {other.name}"
         if reason:
             raise UserError(
                 f"--resume: {path} is no checkpoint that a training wrote there ({reason}); move it away, or "
@@ -300,20 +307,32 @@ def _iteration(path: Path) -> float:
     number = _NUMBERED.fullmatch(path.name)
     if number:
         return int(number[1])
+    iteration = _head(path).get("iteration")
+    return iteration if isinstance(iteration, int) else math.inf
+
+
+def _head(path: Path) -> Mapping[str, Any]:
+    """The iteration and the run of a checkpoint; nothing where it cannot be read."""
     try:
         status = os.stat(path)
-        return _written_iteration(path, status.st_mtime_ns, status.st_size) if path.is_file() else math.inf
+        return _head_of(path, status.st_mtime_ns, status.st_size) if stat.S_ISREG(status.st_mode) else {}
     except OSError:
-        return math.inf
+        return {}
 
 
-@functools.lru_cache(maxsize=16)  # it is asked for with each checkpoint that is written
-def _written_iteration(path: Path, *version: int) -> float:
-    """That is in a file of torch.save, whose tensors stay on the disk."""
-    try:
-        return float(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["iteration"])
+def _run(content: Mapping[str, Any]) -> str:
+    """The name of the training that wrote it; empty where others did, or an earlier version."""
+    run = content.get("run")
+    return run if isinstance(run, str) else ""
+
+
+@functools.lru_cache(maxsize=16)  # that of model_final is asked for with each checkpoint that is written
+def _head_of(path: Path, *version: int) -> Mapping[str, Any]:
+    try:  # the tensors stay on the disk
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return {key: content.get(key) for key in ("iteration", "run")}
     except Exception:  # whatever it is
-        return math.inf
+        return {}
 
 
 def _iteration_and_name(path: Path) -> Tuple[float, str]:

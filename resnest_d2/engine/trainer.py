@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import time
 import weakref
 from collections import OrderedDict
@@ -75,7 +76,10 @@ class Trainer(DefaultTrainer):
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
-            model, cfg.OUTPUT_DIR, keep=cfg.SOLVER.CHECKPOINTS_TO_KEEP, trainer=weakref.proxy(self)
+            *(model, cfg.OUTPUT_DIR),
+            keep=cfg.SOLVER.CHECKPOINTS_TO_KEEP,
+            run=secrets.token_hex(8),
+            trainer=weakref.proxy(self),
         )
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
         self._signals = Signals()
