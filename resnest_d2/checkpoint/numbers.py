@@ -18,7 +18,7 @@ _LARGEST = 1e10
 _LEAST_VARIANCE = -1e-5
 _REMEDY = "take an earlier checkpoint or another file"
 #: Parameters and statistics of norms, also by Caffe2's names.
-_WEIGHTS = re.compile(r"(^|\.)(weight|bias|running_mean|running_var)$|_(w|b|s|rm|riv)$")
+_WEIGHTS = re.compile(r"(^|\.)(weight|bias|running_mean|running_var)$|^[^.]+_(w|b|s|rm|riv)$")
 #: Where a checkpoint holds the state of the optimizer, the scaler and the learning rate's schedule.
 _STATES = (("trainer", "_trainer"), ("trainer", "hooks", "LRScheduler"))
 
