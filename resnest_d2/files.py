@@ -26,6 +26,17 @@ MAX_TEXT = 256 << 20
 #: Nesting of a JSON or YAML document; theirs that mean something have less than ten.
 MAX_DEPTH = 100
 
+#: What no room makes good.
+_CLOSED = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENOENT,
+    errno.ENAMETOOLONG,
+)
+
 PathLike = Union[str, "os.PathLike[str]"]
 
 
@@ -39,7 +50,7 @@ def check_readable(path: PathLike, what: str = "", limit: float = float("inf")) 
     Raises:
         UserError: there is none, it is a folder, FIFO or device, too large, or closed to this user.
     """
-    path, name = Path(path), f"{what} {path}".strip()
+    path, name = Path(path), f"{what} {str(path) or repr('')}".strip()
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -198,6 +209,8 @@ def writing(target: PathLike, remedy: str = "make room, or name another place") 
         yield
     except OSError as e:
         reason = e.strerror or one_line(e)
+        if e.errno in _CLOSED:
+            remedy = remedy.replace("make room", "make it writable")
         raise UserError(f"cannot write {e.filename or target} ({reason}); {remedy}") from None
     except RuntimeError as e:
         if "PytorchStreamWriter" not in str(e) and "inline_container" not in str(e):

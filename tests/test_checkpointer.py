@@ -1,11 +1,13 @@
 """Checkpoints that appear complete or not at all, and the choice among damaged ones."""
 
+import math
 import os
 import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from torch import nn
 from resnest_d2 import UserError
 from resnest_d2.checkpoint import Checkpointer
 from resnest_d2.checkpoint.checkpointer import damage
+from resnest_d2.engine.hooks import PeriodicCheckpointer
 
 
 def model(value):
@@ -89,10 +92,10 @@ def foreign(**content):
         (foreign(iteration=9), "it is of iteration 9"),
         (foreign(iteration="50"), "its iteration is '50'"),
         (lambda path: torch.save([1], path), "it holds no 'model'"),
-        (
-            lambda path: torch.save({"model": Checkpointer}, path),
-            "WeightsUnpickler error|Weights only load failed",
-        ),
+        (foreign(iteration=10**30), "its iteration is none of a training"),
+        (foreign(iteration=-(10**5000)), "its iteration is none of a training"),
+        (foreign(iteration=50, trainer={"iteration": 10**30}), "its iteration is none of a training"),
+        (foreign(iteration=50.0), "its iteration is a float"),
     ],
 )
 def test_an_intact_file_that_no_training_wrote_is_not_taken_for_the_newest(write, why, tmp_path):
@@ -111,6 +114,20 @@ def test_a_checkpoint_without_the_state_that_is_resumed_is_not_taken(tmp_path):
     checkpointer = Checkpointer(model(-1.0), str(tmp_path), trainer=model(0.0))
     with pytest.raises(UserError, match=r"model_0000004.pth is no checkpoint .*it holds no 'trainer'"):
         resumed(checkpointer)
+
+
+def test_the_checkpoint_of_another_run_is_not_gone_on_with(tmp_path):
+    saved(tmp_path, 3)  # of a version that named no run
+    saved(tmp_path, 4, 5, run="a")
+    checkpointer = Checkpointer(model(-1.0), str(tmp_path), run="b")
+    assert resumed(checkpointer) == 5
+    checkpointer.save("model_0000006", iteration=6)  # the run goes on, whatever the process is called
+    assert resumed(Checkpointer(model(-1.0), str(tmp_path), run="c")) == 5
+    saved(tmp_path, 9, run="d")
+    with pytest.raises(UserError, match=r"model_0000009.pth .*it is of another run than model_0000006.pth\)"):
+        resumed(checkpointer)
+    (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
+    assert resumed(checkpointer) == 3
 
 
 def truncate(path):
@@ -151,18 +168,44 @@ def instead(make):
     return spoil
 
 
+def resaved(trainer=None, **tensors):
+    """With other tensors, and a state of the training."""
+
+    def change(path):
+        content = torch.load(path, weights_only=True)
+        content["model"].update(tensors)
+        torch.save({**content, "trainer": trainer}, path)
+
+    return change
+
+
+LATER = r"is damaged: trainer\.\S*\."
+
+
 @pytest.mark.parametrize(
     "spoil, why",
     [
         *(
-            (truncate, "truncated"),
-            (flip, "bad checksum of"),
-            (empty, "empty"),
-            (instead(Path.mkdir), "a folder"),
+            (truncate, "is truncated"),
+            (flip, "has a bad checksum of"),
+            (empty, "is empty"),
+            (instead(Path.mkdir), "is a folder"),
         ),
-        *((misname, "truncated|unreadable"), (misname_in_the_directory, "truncated|unreadable")),
-        (instead(os.mkfifo), "no regular file"),
-        (instead(lambda path: path.symlink_to("nowhere")), "unreadable, No such file"),
+        *((misname, "is truncated|is unreadable"), (misname_in_the_directory, "is truncated|is unreadable")),
+        (instead(os.mkfifo), "is no regular file"),
+        (instead(lambda path: path.symlink_to("nowhere")), "is unreadable, No such file"),
+        (
+            lambda path: torch.save({"model": Checkpointer}, path),
+            r"is refused: its pickle would run code \(resnest_d2.checkpoint",
+        ),
+        (resaved(bias=torch.full((50,), torch.nan)), "is damaged: bias holds numbers that are not finite"),
+        (resaved(weight=torch.full((50, 50), -1e30)), "is damaged: weight holds -1e[+]30"),
+        (
+            resaved({"_trainer": {"optimizer": {"state": {0: {"m": torch.tensor([1, torch.inf])}}}}}),
+            LATER + "m",
+        ),
+        (resaved({"_trainer": {"optimizer": {"param_groups": [{"lr": math.nan}]}}}), LATER + "lr"),
+        (resaved({"hooks": {"LRScheduler": {"base_lrs": [math.inf]}}}), LATER + "base_lrs.0"),
     ],
 )
 def test_a_damaged_one_is_skipped_and_named(spoil, why, tmp_path, caplog):
@@ -170,7 +213,7 @@ def test_a_damaged_one_is_skipped_and_named(spoil, why, tmp_path, caplog):
     spoil(tmp_path / "model_0000009.pth")
     with caplog.at_level("WARNING"):
         assert resumed(checkpointer) == 4
-    assert re.search(f"Skipping {tmp_path}/model_0000009.pth: ({why})", caplog.text)
+    assert re.search(f"Skipping {tmp_path}/model_0000009.pth: it ({why})", caplog.text)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +242,7 @@ def test_a_flipped_bit_is_one_that_torch_does_not_notice(tmp_path):
     saved(tmp_path, 9)
     flip(tmp_path / "model_0000009.pth")
     assert (torch.load(tmp_path / "model_0000009.pth", weights_only=True)["model"]["weight"] != 9).any()
-    assert damage(tmp_path / "model_0000009.pth").startswith("bad checksum of ")
+    assert damage(tmp_path / "model_0000009.pth").startswith("has a bad checksum of ")
 
 
 def test_training_never_starts_from_scratch_where_all_are_damaged(tmp_path):
@@ -207,7 +250,8 @@ def test_training_never_starts_from_scratch_where_all_are_damaged(tmp_path):
     truncate(tmp_path / "model_0000004.pth")
     empty(tmp_path / "model_0000009.pth")
     with pytest.raises(
-        UserError, match=r"no checkpoint in .* can be read: model_0000009.pth \(empty\), model_0000004"
+        UserError,
+        match=r"no checkpoint in .* can be read: model_0000009.pth is empty, model_0000004.pth is trunc",
     ):
         resumed(checkpointer)
 
@@ -218,6 +262,28 @@ def test_a_note_of_one_that_was_never_written_is_no_obstacle(tmp_path):
     assert resumed(checkpointer) == 9
     (tmp_path / "last_checkpoint").unlink()
     assert resumed(checkpointer) == 9
+
+
+def test_a_note_of_nothing_is_said_once(tmp_path, caplog):
+    checkpointer = saved(tmp_path, 4, 9)
+    (tmp_path / "last_checkpoint").write_text("model_0000014.pth")
+    for _ in range(2):
+        assert checkpointer.has_checkpoint() and resumed(checkpointer) == 9
+    assert caplog.text.count("which is not there") == 1
+
+
+@pytest.mark.parametrize("iteration", (5, 9))
+def test_a_final_one_that_is_made_up_for_is_of_the_iteration_of_its_weights(iteration, tmp_path):
+    saved(tmp_path, iteration)
+    trainer = SimpleNamespace(start_iter=iteration + 1, max_iter=6, iter=6)
+    trainer.state_dict = lambda: {"iteration": trainer.iter}
+    hook = PeriodicCheckpointer(Checkpointer(model(1.0), str(tmp_path), trainer=trainer), 5)
+    hook.trainer = trainer
+    hook.before_train()
+    hook.after_train()
+    content = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert content["iteration"] == content["trainer"]["iteration"] == iteration
+    assert trainer.iter == 6  # what the other hooks take for the end
 
 
 def test_old_ones_are_pruned_but_not_the_final_one(tmp_path):

@@ -1,9 +1,13 @@
 """Weights of every format, made by the peers' own code, recognised by content and converted."""
 
+import bz2
 import collections
+import gzip
+import lzma
 import os
 import pickle
 import re
+import zipfile
 from functools import partial
 
 import numpy as np
@@ -23,7 +27,7 @@ from robust.fuzz import fuzz
 from support import assert_one_line_error
 
 from resnest_d2 import ResNeSt, UserError, add_resnest_config, model_zoo
-from resnest_d2.checkpoint import Checkpointer, Coverage, convert, read_weights, write_weights
+from resnest_d2.checkpoint import Checkpointer, Coverage, check_target, convert, read_weights, write_weights
 from resnest_d2.checkpoint.unpickle import _Steps
 from resnest_d2.engine.resuming import check_same
 from resnest_d2.engine.trainer import _check_start
@@ -216,10 +220,36 @@ def test_command_refuses_an_incomplete_backbone_and_writes_nothing(timm14, run_p
     assert [p.name for p in tmp_path.iterdir()] == ["in.pth"]
 
 
-def test_command_refuses_an_unknown_suffix(run_python, tmp_path):
-    torch.save(ResNeSt(14).state_dict(), tmp_path / "in.pth")
-    result = run_python("tools/convert_weights.py", tmp_path / "in.pth", tmp_path / "out.onnx")
+def test_command_refuses_an_unknown_suffix_before_it_reads(run_python, tmp_path):
+    result = run_python("tools/convert_weights.py", tmp_path / "none.pth", tmp_path / "out.onnx")
     assert_one_line_error(result, "the suffix must be .pth or .safetensors")
+
+
+@pytest.mark.parametrize(
+    "target, said",
+    [
+        *(
+            (name, "the suffix must be")
+            for name in ("", "out", "out.PTH", ".pth", "-", "folder", "/dev/null")
+        ),
+        ("folder.pth", "it is a folder"),
+        ("in.pth/out.pth", r"\(Not a directory\); make it writable"),
+        ("x" * 300 + ".pth", r"\(File name too long\)"),
+        *(
+            (name, "is the file that is read")
+            for name in ("in.pth", "./in.pth", "folder.pth/../in.pth", "link.pth")
+        ),
+    ],
+)
+def test_weights_are_written_to_a_file_of_their_own(target, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.pth").mkdir()
+    (tmp_path / "in.pth").write_bytes(b"weights")
+    (tmp_path / "link.pth").symlink_to("in.pth")
+    for source in ("in.pth", "link.pth"):
+        with pytest.raises(UserError, match=said):
+            check_target(target, source)
+    check_target("none/out.safetensors", "in.pth")
 
 
 def test_tensor_of_another_shape_is_missing_and_unplaced():
@@ -306,6 +336,24 @@ def test_the_flag_lets_another_backbones_weights_start_training(tmp_path):
     start(model, narrow(26), tmp_path / "x.pth", partial(_check_start, allow_random=True))
 
 
+@pytest.mark.parametrize("detector", (False, True))
+def test_norms_without_statistics_may_learn_from_those_that_have_them_but_not_be_evaluated(
+    detector, tmp_path, caplog
+):
+    state = narrow()
+    content = as_detector(state, extra=torch.zeros(1)) if detector else state
+    model = backbone_only(ResNeSt(14, **NARROW, norm="LN"))
+    with pytest.raises(UserError, match=r"does not fit the model: norms of another kind"):
+        del model.head
+        start(model, content, tmp_path / "x.pth", Coverage.check_all)
+    start(model, content, tmp_path / "x.pth")
+    count = sum(key.endswith("running_var") for key in state)
+    assert f"x.pth is of norms with statistics; {count} of the model begin with its scale and" in caplog.text
+    with pytest.raises(UserError, match=r"no place for 2 of its own \(\S*res2.9.conv1.norm.running_mean"):
+        more = {f"res2.9.conv1.norm.{kind}": torch.ones(3) for kind in ("running_mean", "running_var")}
+        start(model, as_detector({**state, **more}), tmp_path / "x.pth")
+
+
 def test_offsets_and_counters_may_be_missing_when_training_starts(tmp_path):
     deformable = ResNeSt(14, **NARROW, deform_on_per_stage=(False, True, True, True))
     state = {k: v for k, v in narrow().items() if not k.endswith("num_batches_tracked")}
@@ -319,6 +367,8 @@ def test_offsets_and_counters_may_be_missing_when_training_starts(tmp_path):
 def test_a_checkpoint_of_another_configuration_is_not_resumed(tmp_path):
     model = backbone_only(ResNeSt(14, **NARROW))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for parameter in model.parameters():
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     state, content = {"_trainer": {"optimizer": optimizer.state_dict()}}, {"model": model.state_dict()}
 
     def resume(content):
@@ -327,9 +377,12 @@ def test_a_checkpoint_of_another_configuration_is_not_resumed(tmp_path):
     path = tmp_path / "x.pth"
     resume(content)
     for name, tensor in (("more", torch.zeros(1)), ("head.bias", torch.zeros(3))):
-        said = rf"^--resume: the checkpoint is of another model or optimizer \(they differ in {name}\)"
+        said = rf"^--resume: {path} is of another model or optimizer \(they differ in {name}\)"
         with pytest.raises(UserError, match=said):
             resume({"model": {**content["model"], name: tensor}})
+    state["_trainer"]["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(7)
+    with pytest.raises(UserError, match=r"they differ in SOLVER.OPTIMIZER"):
+        resume(content)
 
 
 def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path):
@@ -345,6 +398,45 @@ def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path):
             UserError, match=r"x.pth is damaged: \S*res4.0.conv1.weight holds numbers that are not"
         ):
             start(backbone_only(ResNeSt(14, **NARROW)), content, tmp_path / "x.pth", None)
+
+
+VAR, CONV = "res2.0.conv1.norm.running_var", "res4.0.conv1.weight"
+
+
+@pytest.mark.parametrize("detector", (False, True))
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda state: {VAR: -state[VAR]}, f"{VAR} holds the negative variance -1"),
+        (lambda state: {k: v * 1e30 for k, v in state.items() if v.is_floating_point()}, "which no trained"),
+        (lambda state: {CONV: (state[CONV] * 100).to(torch.int8)}, f"{CONV} as int8; save the weights"),
+        (lambda state: {CONV: state[CONV] > 0}, f"{CONV} as bool; save the weights"),
+    ],
+)
+def test_weights_that_no_network_has_are_refused_by_name(change, said, detector, tmp_path):
+    state = narrow()
+    state.update(change(state))
+    content = as_detector(state, extra=torch.ones(1)) if detector else state
+    with pytest.raises(UserError, match=rf"x.pth (is damaged: |holds ).*{said}"):
+        start(backbone_only(ResNeSt(14, **NARROW)), content, tmp_path / "x.pth", None)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda value: value, None),
+        (lambda value: value.half(), None),
+        (lambda value: value * 1e3, None),
+        (lambda value: value.to(torch.float8_e4m3fn), "8 bits are few for weights"),
+        (torch.zeros_like, "nothing but zeros for the weights of 26 layers"),
+    ],
+)
+def test_weights_that_are_only_odd_are_loaded_with_a_warning(change, said, tmp_path, caplog):
+    state = {k: change(v) if v.is_floating_point() else v for k, v in narrow().items()}
+    for _ in range(2):
+        start(backbone_only(ResNeSt(14, **NARROW)), state, tmp_path / "x.pth", None)
+    warned = [r.message for r in caplog.records if r.name == "resnest_d2.checkpoint.numbers"]
+    assert len(warned) == (said is not None) and all(said in message for message in warned)
 
 
 def resnet(depth, norm="FrozenBN"):
@@ -372,7 +464,7 @@ def caffe2(depth):
     return pickle.dumps(weights, 2)
 
 
-@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN", "LN"])
 def test_msra_weights_start_training(norm, tmp_path):
     model = resnet(50, norm)
     start(model, caffe2(50), tmp_path / "R-50.pkl")
@@ -381,13 +473,10 @@ def test_msra_weights_start_training(norm, tmp_path):
     assert len(learned) > 100 and all(state[key].eq(1).all() for key in learned)
 
 
-@pytest.mark.parametrize("depth, norm, said", [
-    (101, "BN", r"no place for \d+ .*res4.10.*seems to be ResNet of depth 101.*wants ResNet of depth 50"),
-    (50, "LN", "norms of another kind"),
-])  # fmt: skip
-def test_msra_weights_of_another_network_are_refused(depth, norm, said, tmp_path):
+def test_msra_weights_of_another_network_are_refused(tmp_path):
+    said = r"no place for \d+ .*res4.10.*seems to be ResNet of depth 101.*wants ResNet of depth 50"
     with pytest.raises(UserError, match=said):
-        start(resnet(50, norm), caffe2(depth), tmp_path / "R-101.pkl")
+        start(resnet(50, "BN"), caffe2(101), tmp_path / "R-101.pkl")
 
 
 # --------------------------------------------------------------------------- reading
@@ -593,12 +682,45 @@ def test_truncated_file_is_called_damaged(suffix, keep, tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"<html>not found</html>", "is damaged or no weight file"),
+        (b"<html>not found</html>", "is a web page, .*; fetch it again, by the link"),
+        (b"\n<!DOCTYPE html>", "is a web page"),
+        (gzip.compress(pickle.dumps({"a": 1})), "is a compressed archive, .*; unpack it"),
+        (lzma.compress(b"a"), "is a compressed archive"),
+        (bz2.compress(b"a"), "is a compressed archive"),
+        (bytes(257) + b"ustar\x0000" + bytes(300), "is a tar archive"),
+        (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'}", "is an array of numpy, .*; save a dict"),
+        (b"\x89HDF\r\n\x1a\n\x00", "is a file of HDF5"),
+        (b"\x08\x08\x12\x07pytorch\x1a\x03" + b"2.4" * 90, "is an ONNX model, .*; save the state_dict"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid",
+            "is a pointer of Git LFS.*; fetch .* git lfs pull",
+        ),
+        (b"MODEL:\n  WEIGHTS: x.pth\n", "is a text"),
+        (b"\x00\x10\x00\x00\x00\x00\x00\x00{" + b'"a"' * 9, "is damaged: it ends before its header"),
+        (b"\x80\x02}q\x00", "is damaged or no weight file"),
+        (pickle.dumps({"a": 1.5}, 0)[:-9], "is damaged or no weight file"),
         (pickle.dumps([1, 2]), "holds a list, not a dict of weights"),
     ],
 )
 def test_what_is_no_weight_file_is_named(content, message, tmp_path):
     (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_weights(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (("a.npy", "b.npy"), "is an archive of numpy arrays, .*; save a dict"),
+        (("weights.pth",), "is an archive of something else, .*; unpack it"),
+        (("x/data.pkl", "x/constants.pkl"), r"is a TorchScript program, .*; save its state_dict\(\)"),
+        (("x/data.pkl", "y/data.pkl"), "is damaged or no weight file"),
+    ],
+)
+def test_an_archive_of_something_else_is_named(names, message, tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        for name in names:
+            archive.writestr(name, b"x")
     with pytest.raises(UserError, match=message):
         read_weights(tmp_path / "x.pth")
 

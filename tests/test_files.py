@@ -17,6 +17,7 @@ from resnest_d2.files import (
     read_json,
     read_text,
     unused_name,
+    writing,
 )
 
 
@@ -33,6 +34,8 @@ def test_what_is_no_file_is_refused_by_name(tmp_path, fifo, read):
             read(path, "--x")
     with pytest.raises(UserError, match="null byte"):
         read("a\0b")
+    with pytest.raises(UserError, match=r"^'' is a folder"):
+        read("")
 
 
 def test_json_is_read_with_its_mark_and_refused_when_broken_or_deep(tmp_path):
@@ -129,3 +132,12 @@ def test_what_the_system_said_is_told_where_a_library_died_of_it(tmp_path):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError:
                 raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos")  # noqa: B904
+
+
+def test_room_is_no_remedy_for_what_is_closed_or_in_the_way(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"\(Not a directory\); make it writable, or name another place"):
+        atomic_write_text(tmp_path / "file/below", "x")
+    with pytest.raises(UserError, match=r"\(Permission denied\); make it writable and go on"):
+        with writing("x", "make room and go on"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import forks
@@ -24,7 +25,7 @@ from detectron2.utils.file_io import PathManager
 from support import assert_one_line_error
 
 from resnest_d2 import UserError, model_zoo
-from resnest_d2.checkpoint import LinkHandler, ResNeStHandler, convert, resolve
+from resnest_d2.checkpoint import LinkHandler, ResNeStHandler, convert, local_weights, resolve
 from resnest_d2.model_zoo.records import DETECTORS
 from resnest_d2.model_zoo.weights import BACKBONES, Backbone
 
@@ -72,6 +73,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if server.behave == "dropped":  # the connection ends half-way
             content = content[: len(content) // 2]
+        if server.behave == "dripping":
+            with suppress(OSError):  # until the other side has enough
+                for byte in content[:100]:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.05)
+            return
         step = len(content) // (20 if server.behave == "slow" else 1) or 1
         for start in range(0, len(content), step):
             self.wfile.write(content[start : start + step])
@@ -149,6 +156,39 @@ def test_hub_is_next_when_the_release_assets_fail(handler, server, state):
     server.files = {"timm/test/model.safetensors": safetensors.torch.save(state)}
     check(handler.resolve("resnest_test"), state)
     assert server.requests == [BACKBONES["resnest_test"].official, "timm/test/model.safetensors"]
+
+
+def test_a_server_that_drips_is_left_for_the_next(handler, server, monkeypatch):
+    monkeypatch.setattr(resolve, "TIMEOUT", 0.3)
+    server.behave, begun = "dripping", time.monotonic()
+    with pytest.raises(UserError, match=rf"Tried {server.url}\S*: less than 1000 bytes a second; .*{HUB}"):
+        handler.resolve("resnest_test")
+    assert time.monotonic() - begun < 4 and leftovers(handler) == []
+
+
+def test_a_link_is_fetched_where_detectron2_finds_it_or_is_said_in_one_line(
+    server, file, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    monkeypatch.setattr(resolve, "TIMEOUT", 0.3)
+    (name,) = server.files
+    server.behave = "dripping"
+    with pytest.raises(UserError, match=rf"^MODEL.WEIGHTS: cannot get {server.url}{name} \(.*less than 1000"):
+        local_weights(server.url + name)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.lock"]
+    server.behave = "well"
+    path = local_weights(f"{server.url}{name}?matching_heuristics=True")
+    assert path.read_bytes() == file and server.requests == [name] * 2
+    for link in ("http://", server.url, server.url + "x" * 300):
+        with pytest.raises(UserError, match=r"^MODEL.WEIGHTS: cannot get http"):
+            local_weights(link)
+
+
+def test_a_folder_that_is_none_is_named(handler, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("RESNEST_D2_WEIGHTS", str(tmp_path / "none"))
+    for _ in range(2):
+        handler.resolve("resnest_test")
+    assert caplog.text.count(f"RESNEST_D2_WEIGHTS names {tmp_path}/none, which is no folder") == 1
 
 
 def test_no_network_says_which_file_to_put_where(handler, server):

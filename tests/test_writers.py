@@ -1,5 +1,6 @@
-"""Files that a run writes and cannot: one line with the file's name, and no traceback."""
+"""Files that a run writes and cannot: one line with the file's name, and no traceback. Those it goes on with."""
 
+import json
 import logging
 
 import pytest
@@ -59,3 +60,25 @@ def test_a_log_on_a_full_disk(tmp_path, capfd):
     logger.info("what follows is dropped, as is what had been left in the buffer")
     logging.shutdown()
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "left, kept",
+    [
+        (b"", b""),
+        (b'{"iteration": 3}\n', b'{"iteration": 3}\n'),
+        (b'{"iteration": 3}', b'{"iteration": 3}\n'),
+        (b'{"iteration": 3}\n{"iterat', b'{"iteration": 3}\n'),
+        (b'{"iteration": 3}\n\0\0\0', b'{"iteration": 3}\n'),
+        (b'{"loss": 1.5, "iter\xff', b""),
+        (b"[" * 100_000, b""),
+    ],
+)
+def test_a_record_begins_a_line_whatever_a_killed_process_has_left(left, kept, storage, tmp_path):
+    file = tmp_path / "metrics.json"
+    file.write_bytes(left)
+    writers = build_writers(str(tmp_path), 9)
+    written(writers, storage)
+    assert file.read_bytes().startswith(kept)
+    records = [json.loads(line) for line in file.read_bytes()[len(kept) :].splitlines()]
+    assert [record["iteration"] for record in records] == [1]

@@ -11,19 +11,22 @@ the backbone is completely covered.
 
 import argparse
 
-from resnest_d2.checkpoint import convert, read_weights, write_weights
+from resnest_d2.checkpoint import check_target, convert, read_weights, write_weights
 from resnest_d2.engine import one_line_errors
+from resnest_d2.errors import one_line
 
 
 def main(args):
+    if args.target is not None:
+        check_target(args.target, args.source)
     conversion = convert(read_weights(args.source), args.source)
     print(f"{args.source}: {conversion.source}, {conversion.mapped} tensors mapped")
     for key in conversion.unplaced:
-        print(f"  no place for {key}")
+        print(f"  no place for {one_line(key)}")
     for key in conversion.missing:
         print(f"  nothing for {key}")
     conversion.check_complete(args.source)
-    if args.target:
+    if args.target is not None:
         write_weights(conversion, args.target)
         print(f"wrote {args.target}")
 

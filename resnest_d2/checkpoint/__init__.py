@@ -1,11 +1,11 @@
 """Weights: reading them safely, converting between formats, and finding them by name."""
 
 from .checkpointer import Checkpointer
-from .convert import Conversion, convert, write_weights
+from .convert import Conversion, check_target, convert, write_weights
 from .coverage import Coverage
-from .links import LinkHandler, register_handlers
+from .links import LinkHandler, local_weights, register_handlers
 from .read import read_weights
-from .resolve import ResNeStHandler, local_weights
+from .resolve import ResNeStHandler
 
 register_handlers()
 
@@ -15,6 +15,7 @@ __all__ = [
     "Coverage",
     "LinkHandler",
     "ResNeStHandler",
+    "check_target",
     "convert",
     "local_weights",
     "read_weights",

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
-import pickle
 import re
 import stat
 import zipfile
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 from urllib.parse import parse_qs
 
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.logger import log_first_n
 
 from ..errors import UserError, one_line
 from ..files import atomic_write_text, atomic_writer, read_text
 from ..processes import found_by_main
-from .convert import as_checkpoint, check_finite, not_finite
+from .convert import as_checkpoint
 from .coverage import Coverage, cover
-from .read import read_weights
+from .numbers import check_checkpoint, check_numbers, check_types, wrong_numbers
+from .read import WeightsError, read_content, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -40,23 +41,25 @@ class Checkpointer(DetectionCheckpointer):
 
     Args:
         keep: how many numbered checkpoints stay; 0 for all. ``model_final`` always stays.
+        run: names this training in what it writes; one that is gone on with keeps its own name.
         arguments, keywords: of detectron2's.
 
     Attributes:
+        file: that was loaded last.
         missing: names of the model's parameters and buffers that the last file held nothing for.
         unexpected: names in that file that the model has no place for.
         check: is told how weights fit the model, before anything else of their file is loaded, and raises
             UserError where that does not suffice.
     """
 
+    file = ""
     missing: List[str] = []
     unexpected: List[str] = []
     check: Optional[Callable[[Coverage], None]] = None
-    _file = ""
 
-    def __init__(self, *arguments: Any, keep: int = 0, **keywords: Any) -> None:
+    def __init__(self, *arguments: Any, keep: int = 0, run: str = "", **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        self._keep = keep
+        self._keep, self._run = keep, run
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name.pth``, then forget the oldest.
@@ -66,7 +69,7 @@ class Checkpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict(), **kwargs}
+        data = {"model": self.model.state_dict(), "run": self._run, **kwargs}
         data.update({key: thing.state_dict() for key, thing in self.checkpointables.items()})
         path = self._folder() / f"{name}.pth"
         for stale in self._folder().glob(".model_*.pth-*"):  # of a process that was killed
@@ -114,33 +117,42 @@ class Checkpointer(DetectionCheckpointer):
         return found_by_main(lambda: str(self._newest_undamaged()))
 
     def _newest_undamaged(self) -> Path:
-        damaged = []
+        damaged, excepted = [], wrong_numbers(self.model.state_dict())
         for path in self._checkpoints():
-            problem = damage(path)
-            if problem is None:
-                self._check_state(path)
+            try:
+                content = _read_checkpoint(path)
+                check_checkpoint(content, str(path), excepted)
+            except WeightsError as e:
+                logger.warning("Skipping %s: it %s", path, e.reason)
+                damaged.append(f"{path.name} {e.reason}")
+            else:
+                self._check_state(path, content)
+                self._run = _run(content) or self._run
                 return path
-            logger.warning("Skipping %s: %s", path, problem)
-            damaged.append(f"{path.name} ({problem})")
         raise UserError(
             f"--resume: no checkpoint in {self.save_dir} can be read: {', '.join(damaged)}; restore one, "
             "or start anew in another OUTPUT_DIR"
         )
 
-    def _check_state(self, path: Path) -> None:
+    def _check_state(self, path: Path, content: Mapping[str, Any]) -> None:
         """Raise UserError unless a training was saved there, under that name."""
         number, reason = _NUMBERED.fullmatch(path.name), ""
-        try:
-            content = _content(path)
-            absent = [key for key in ("model", "iteration", *self.checkpointables) if key not in content]
-            if absent:
-                reason = f"it holds no {absent[0]!r}; is it a file of weights?"
-            elif not isinstance(content["iteration"], int) or content["iteration"] < 0:
-                reason = f"its iteration is {content['iteration']!r}"
-            elif number and int(number[1]) != content["iteration"]:
-                reason = f"it is of iteration {content['iteration']}"
-        except Exception as e:  # whatever is in its pickle
-            reason = one_line(e, 120)
+        absent = [key for key in ("model", "iteration", *self.checkpointables) if key not in content]
+        states = [s for s in (content, content.get("trainer")) if isinstance(s, Mapping)]
+        iterations = [state["iteration"] for state in states if "iteration" in state]
+        wrong = [i for i in iterations if type(i) is not int or not 0 <= i < 1 << 63]
+        if absent:
+            reason = f"it holds no {absent[0]!r}; is it a file of weights?"
+        elif wrong:  # which may have more digits than Python would print
+            shown = repr(wrong[0])[:40] if isinstance(wrong[0], str) else f"a {type(wrong[0]).__name__}"
+            reason = "its iteration is " + ("none of a training" if type(wrong[0]) is int else shown)
+        elif number and int(number[1]) != content["iteration"]:
+            reason = f"it is of iteration {content['iteration']}"
+        elif _run(content):
+            named = (other for other in self._checkpoints() if other != path and _run(_head(other)))
+            other = next(named, path)
+            if other != path and _run(_head(other)) != _run(content):
+                reason = f"it is of another run than {other.name}"
         if reason:
             raise UserError(
                 f"--resume: {path} is no checkpoint that a training wrote there ({reason}); move it away, or "
@@ -196,12 +208,12 @@ class Checkpointer(DetectionCheckpointer):
         try:
             text = read_text(file).strip()
         except UserError as e:
-            logger.warning("The newest checkpoint is taken by its iteration: %s", e)
+            _warn_once(f"The newest checkpoint is taken by its iteration: {e}")
             return ""
         for name, path in found.items():
             if text in (name, str(path)):
                 return name
-        logger.warning("%s names %.100r, which is not there", file, text)
+        _warn_once(f"{file} names {text[:100]!r}, which is not there")
         return ""
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
@@ -224,56 +236,70 @@ class Checkpointer(DetectionCheckpointer):
         for name, value in loaded["model"].items():
             if value.is_complex():
                 raise UserError(f"{filename} is no file of weights: {name} holds complex numbers")
-        self._file = f"{given.geturl()} ({filename})" if given and given.scheme else filename
+        check_types(loaded["model"], filename)
+        self.file = f"{given.geturl()} ({filename})" if given and given.scheme else filename
         return loaded
 
     def _load_model(self, checkpoint: Dict[str, Any]) -> Any:
-        weights, excepted = dict(checkpoint["model"]), not_finite(self.model.state_dict())
+        weights, excepted = dict(checkpoint["model"]), wrong_numbers(self.model.state_dict())
         try:
             incompatible = super()._load_model(checkpoint)
         except (AssertionError, LookupError, ValueError, RuntimeError) as e:  # detectron2's matching of names
             if isinstance(e, (UserError, torch.OutOfMemoryError)):
                 raise
             reason = one_line(e, 200)
-            raise UserError(f"{self._file} does not fit the model ({type(e).__name__}: {reason})") from None
+            raise UserError(f"{self.file} does not fit the model ({type(e).__name__}: {reason})") from None
         misshapen = [k for k, *_ in incompatible.incorrect_shapes]
         self.missing = list(dict.fromkeys([*incompatible.missing_keys, *misshapen]))
         self.unexpected = [*incompatible.unexpected_keys, *misshapen]
         if self.check is not None:
-            self.check(cover(self.model, self._file, weights, self.missing, self.unexpected))
-        check_finite(self.model.state_dict(), self._file, excepted)
+            self.check(cover(self.model, self.file, weights, self.missing, self.unexpected))
+        check_numbers(self.model.state_dict(), self.file, excepted)
         return incompatible
 
 
 def damage(path: Path) -> Optional[str]:
-    """What is wrong with a file of torch.save; None where every part has its checksum.
+    """What is wrong with a file of torch.save; None where every part has its checksum."""
+    try:
+        _read_checkpoint(path)
+    except UserError as e:
+        return e.reason if isinstance(e, WeightsError) else str(e)
+    return None
+
+
+def _read_checkpoint(path: Path) -> Mapping[str, Any]:
+    """What is in a file of torch.save; nothing where it is not a dict.
 
     torch writes a CRC-32 with each tensor, and does not check it on reading.
+
+    Raises:
+        UserError: memory does not suffice.
+        WeightsError: the file is damaged, or would run code.
     """
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # a FIFO would have its reader wait
-            return "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-        if status.st_size == 0:
-            return "empty"
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-        if bad:
-            return f"bad checksum of {bad}"
-        with suppress(pickle.UnpicklingError):  # that is not damage
-            _content(path)
-    except (zipfile.BadZipFile, EOFError):
-        return "truncated"
+            raise WeightsError(path, "is a folder" if stat.S_ISDIR(status.st_mode) else "is no regular file")
+        with open(path, "rb") as file:
+            if file.read(2) == b"PK":
+                with zipfile.ZipFile(file) as archive:
+                    bad = archive.testzip()
+                if bad:
+                    raise WeightsError(path, f"has a bad checksum of {bad}")
+        content = read_content(path)
+    except zipfile.BadZipFile:
+        raise WeightsError(path, "is truncated") from None
     except OSError as e:
-        return f"unreadable, {e.strerror or e}"
+        raise WeightsError(path, f"is unreadable, {e.strerror or e}") from None
+    except UserError:
+        raise
     except Exception as e:  # zipfile raises anything for a bit that is flipped between the parts
-        return f"unreadable, {one_line(e, 120)}"
-    return None
+        raise WeightsError(path, f"is unreadable, {one_line(e, 120)}") from None
+    return content if isinstance(content, Mapping) else {}
 
 
-def _content(path: Path) -> Dict[str, Any]:
-    """What is in a file of torch.save; its tensors stay on the disk."""
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+def _warn_once(message: str) -> None:
+    log_first_n(logging.WARNING, message, name=__name__, key="message")
 
 
 def _iteration(path: Path) -> float:
@@ -281,10 +307,32 @@ def _iteration(path: Path) -> float:
     number = _NUMBERED.fullmatch(path.name)
     if number:
         return int(number[1])
+    iteration = _head(path).get("iteration")
+    return iteration if isinstance(iteration, int) else math.inf
+
+
+def _head(path: Path) -> Mapping[str, Any]:
+    """The iteration and the run of a checkpoint; nothing where it cannot be read."""
     try:
-        return float(_content(path)["iteration"]) if path.is_file() else math.inf
+        status = os.stat(path)
+        return _head_of(path, status.st_mtime_ns, status.st_size) if stat.S_ISREG(status.st_mode) else {}
+    except OSError:
+        return {}
+
+
+def _run(content: Mapping[str, Any]) -> str:
+    """The name of the training that wrote it; empty where others did, or an earlier version."""
+    run = content.get("run")
+    return run if isinstance(run, str) else ""
+
+
+@functools.lru_cache(maxsize=16)  # that of model_final is asked for with each checkpoint that is written
+def _head_of(path: Path, *version: int) -> Mapping[str, Any]:
+    try:  # the tensors stay on the disk
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return {key: content.get(key) for key in ("iteration", "run")}
     except Exception:  # whatever it is
-        return math.inf
+        return {}
 
 
 def _iteration_and_name(path: Path) -> Tuple[float, str]:

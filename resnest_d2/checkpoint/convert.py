@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import safetensors.torch
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError, UserError, one_line
-from ..files import atomic_writer
+from ..files import atomic_writer, check_writable
 from ..modeling import ResNeSt
 from ..modeling.resnest import STAGE_BLOCKS
+from .numbers import check_numbers, check_types
 from .read import WeightsError
 
 State = Dict[str, Tensor]
@@ -78,10 +80,13 @@ class Conversion(NamedTuple):
         """Raise WeightsError, naming the file ``name``, unless the backbone is covered by numbers."""
         if self.missing:
             raise WeightsError(
-                f"{name} ({self.source}) does not cover the backbone: nothing for {len(self.missing)} "
-                f"tensors ({some(self.missing)}); it is incomplete or of another architecture"
+                name,
+                f"({self.source}) does not cover the backbone: nothing for {len(self.missing)} "
+                f"tensors ({some(self.missing)})",
+                "it is incomplete or of another architecture",
             )
-        check_finite(self.state, name)
+        check_types(self.state, name)
+        check_numbers(self.state, name)
 
 
 def convert(content: Dict[str, Any], name: str = "the file") -> Conversion:
@@ -96,7 +101,7 @@ def convert(content: Dict[str, Any], name: str = "the file") -> Conversion:
     """
     state = unwrap(content)
     if not state:
-        raise UnknownFormatError(f"{name} holds no tensors")
+        raise UnknownFormatError(name, "holds no tensors")
     for prefix in _PREFIXES:
         if f"{prefix}res2.0.conv1.weight" in state:
             return _from_detectron2(state, prefix, name)
@@ -113,9 +118,8 @@ def convert(content: Dict[str, Any], name: str = "the file") -> Conversion:
         if "conv1.weight" in part:
             source = "a classification network with a plain stem"
             return _from_layers(part, source, _plain_stem, heads, name)
-    raise UnknownFormatError(
-        f"{name} holds no ResNeSt in a known format; its {len(state)} tensors are {some(state)}"
-    )
+    found = f"its {len(state)} tensors are {some(state)}"
+    raise UnknownFormatError(name, "holds no ResNeSt in a known format", found)
 
 
 def as_checkpoint(content: Dict[str, Any], name: str) -> Dict[str, Any]:
@@ -129,7 +133,7 @@ def as_checkpoint(content: Dict[str, Any], name: str) -> Dict[str, Any]:
         name: of the file, for errors. Where it ends in ``.pkl``, names that nobody knows are Caffe2's.
 
     Raises:
-        WeightsError: it is a ResNeSt backbone that lacks tensors, or holds NaN.
+        WeightsError: it is a ResNeSt backbone that lacks tensors, or weights that no network has.
     """
     in_layout, published = isinstance(content.get("model"), dict), str(name).endswith(".pkl")
     if published and in_layout and "__author__" in content:  # of detectron2's model zoo
@@ -152,27 +156,18 @@ def as_checkpoint(content: Dict[str, Any], name: str) -> Dict[str, Any]:
     return {**(content if in_layout else {}), **conversion.checkpoint()}
 
 
-def check_finite(state: Mapping[str, Tensor], name: str, excepted: Iterable[str] = ()) -> None:
-    """Raise WeightsError, naming the file ``name`` and the tensor, where one holds NaN or an infinity."""
-    bad = [key for key in not_finite(state) if key not in excepted]
-    if bad:
-        raise WeightsError(
-            f"{name} is damaged: {bad[0]} holds numbers that are not finite; take an earlier checkpoint or "
-            "another file"
-        )
-
-
-def not_finite(state: Mapping[str, Tensor]) -> List[str]:
-    """Names of the tensors that hold NaN or an infinity."""
-    floating = ((key, value) for key, value in state.items() if value.is_floating_point())
-    # Types of one byte know neither question nor sum.
-    return [k for k, v in floating if not (v if v.element_size() > 1 else v.float()).isfinite().all()]
-
-
 def some(names: Iterable[str], shown: int = 3) -> str:
     """The first few names, for an error."""
     names = list(names)
     return ", ".join(str(n)[:80] for n in names[:shown]) + (", ..." if len(names) > shown else "")
+
+
+def check_target(path: str, source: str = "") -> None:
+    """Raise UserError unless :func:`write_weights` can write there; not over the file it is read from."""
+    if Path(path).suffix not in (".pth", ".safetensors"):
+        raise UserError(f"{path!r} cannot be written: the suffix must be .pth or .safetensors")
+    if os.path.realpath(check_writable(path)) == os.path.realpath(source):
+        raise UserError(f"{path} is the file that is read; name another to write")
 
 
 def write_weights(conversion: Conversion, path: str) -> None:
@@ -181,11 +176,9 @@ def write_weights(conversion: Conversion, path: str) -> None:
     Raises:
         UserError: another suffix, or the file cannot be written; nothing is left behind.
     """
-    suffix = Path(path).suffix
-    if suffix not in (".pth", ".safetensors"):
-        raise UserError(f"{path}: the suffix must be .pth or .safetensors")
+    check_target(path)
     with atomic_writer(path) as file:
-        if suffix == ".pth":
+        if Path(path).suffix == ".pth":
             torch.save(conversion.checkpoint(), file)
         else:
             tensors = {  # of which safetensors wants no two in one memory
@@ -285,7 +278,7 @@ def _expected(backbone: State, name: str) -> Tuple[Dict[str, Tuple[int, ...]], D
         return _shapes(tuple(hashable.items())), options
     except (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError) as e:  # of wrong shapes
         reason = one_line(e, 200)
-        raise UnknownFormatError(f"{name} holds no complete ResNeSt ({reason})") from None
+        raise UnknownFormatError(name, f"holds no complete ResNeSt ({reason})") from None
 
 
 @functools.lru_cache(maxsize=8)  # a file is recognised more than once, and building takes up to a second

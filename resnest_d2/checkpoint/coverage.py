@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
+from typing import Any, Dict, List, Mapping, NamedTuple, NoReturn, Sequence
 
 from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
 from detectron2.layers import CNNBlockBase
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .convert import UnknownFormatError, convert, some
+
+logger = logging.getLogger(__name__)
 
 _REMEDY = "name weights of that, or give --allow-random-weights"
 
@@ -25,6 +28,7 @@ class Coverage(NamedTuple):
         backbone: those of them that belong to the backbone, and have to come from somewhere.
         misplaced: names of the file that make it another backbone.
         norms: the norms of one have running statistics, those of the other have not.
+        fresh: those norms of the model that measure each image anew, where those of the file do not.
         found, wanted: the tensors of the file, and of the model's backbone.
     """
 
@@ -33,6 +37,7 @@ class Coverage(NamedTuple):
     backbone: List[str]
     misplaced: List[str]
     norms: bool
+    fresh: List[str]
     found: Mapping[str, Tensor]
     wanted: Mapping[str, Tensor]
 
@@ -42,9 +47,18 @@ class Coverage(NamedTuple):
         return ", ".join(sorted({".".join(key.split(".")[:2]) for key in self.missing}))
 
     def check_backbone(self) -> None:
-        """Raise UserError unless these are the weights of the model's backbone."""
-        if self.backbone or self.misplaced or self.norms:
-            raise UserError(f"MODEL.WEIGHTS: {self._mismatch()}; {_REMEDY}")
+        """Raise UserError unless training may start from these weights of the model's backbone.
+
+        Norms that measure each image, as GN does, may begin with the scale and bias of others.
+        """
+        if self.backbone or self.misplaced or (self.norms and not self.fresh):
+            self._refuse()
+        if self.fresh:
+            logger.warning(
+                "MODEL.WEIGHTS: %s is of norms with statistics; %d of the model begin with its scale and "
+                "bias only: %s",
+                *(self.file, len(self.fresh), some(self.fresh)),
+            )
 
     def check_all(self) -> None:
         """Raise UserError unless there are weights for all of the model."""
@@ -56,7 +70,11 @@ class Coverage(NamedTuple):
                 f"{'zero' if offsets else 'random'}{other}; name a trained detector, "
                 "or give --allow-random-weights"
             )
-        self.check_backbone()
+        if self.backbone or self.misplaced or self.norms:
+            self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise UserError(f"MODEL.WEIGHTS: {self._mismatch()}; {_REMEDY}")
 
     def _mismatch(self) -> str:
         reasons = []
@@ -100,6 +118,7 @@ def cover(
     wants_statistics = any(key.endswith("running_mean") for key in own)
     wants_norms = any(key.endswith("norm.weight") for key in own)
     norms = normalized and wants_norms and (has_statistics or merged) != wants_statistics
+    fresh = [key[: -len(".weight")] for key in own if norms and _NORM.search(key) and not wants_statistics]
     open_backbone = [
         key
         for key in missing
@@ -112,12 +131,13 @@ def cover(
         open_backbone = open_backbone or missing  # nothing fits, whatever the model calls its backbone
     places = {match[0] for match in map(_BLOCK.search, own) if match}
     stages = {place.split(".")[0] for place in places}
+    another = r"conv2_offset|\.norm\." + ("(weight|bias)" if fresh else "(?!num_batches)")
     misplaced = [
         key
         for key in unexpected
         if (match := _BLOCK.search(key))
         and match["stage"] in stages
-        and (match[0] not in places or re.search(r"conv2_offset|\.norm\.(?!num_batches)", key))
+        and (match[0] not in places or re.search(another, key))
     ]
     prefix = next((p for p in prefixes if any(k.startswith(p) for k in own)), "")
     return Coverage(
@@ -126,11 +146,13 @@ def cover(
         open_backbone,
         misplaced,
         norms,
+        fresh,
         weights,
         {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)},
     )
 
 
+_NORM = re.compile(r"(norm|bn\d)\.weight$")
 _BLOCK = re.compile(r"(?:(?<=\.)|^)(?P<stage>res[2-5])\.\d+(?=\.)")
 
 

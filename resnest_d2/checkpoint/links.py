@@ -1,18 +1,21 @@
-"""The links of the released YAML files, whose host is gone, resolved as ``resnest://`` is."""
+"""MODEL.WEIGHTS as a path: links are fetched, those of the released YAML files as ``resnest://`` is."""
 
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from pathlib import Path
 from typing import Any, List
 from urllib.parse import urlsplit
 
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
-from iopath.common.file_io import PathHandler, get_cache_dir
+from iopath.common.file_io import HTTPURLHandler, PathHandler, get_cache_dir
 
-from ..errors import UserError
-from .resolve import ResNeStHandler
+from ..errors import UserError, one_line
+from ..files import check_readable
+from .resolve import TIMEOUT, ResNeStHandler, download
 
 
 class LinkHandler(PathHandler):
@@ -71,11 +74,49 @@ class LinkHandler(PathHandler):
         return open(self._get_local_path(path), mode, buffering)
 
 
+def local_weights(weights: str) -> Path:
+    """The file on this machine that MODEL.WEIGHTS stands for, fetched and cached if it must be.
+
+    Raises:
+        UserError: there is none, it cannot be fetched, or it is no regular file.
+    """
+    scratch = 'MODEL.WEIGHTS "" trains from scratch'
+    if any(ord(letter) < 32 for letter in weights):
+        raise UserError(f"MODEL.WEIGHTS {weights!r} is no name of a file; {scratch}")
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)  # for servers whose handlers set none
+    name = weights.partition("?")[0]  # detectron2 takes the rest for a query
+    try:
+        if name.startswith(("http://", "https://")) and not name.startswith(LinkHandler.PREFIXES):
+            _fetch(name)
+        path = PathManager.get_local_path(name)
+    except UserError:
+        raise
+    except Exception as e:  # of whatever handles the prefix
+        reason = f"{type(e).__name__}: {one_line(e, 200)}"
+        raise UserError(
+            f"MODEL.WEIGHTS: cannot get {weights} ({reason}); fetch it elsewhere and name the local file, "
+            f"or {scratch}"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(patience)
+    if not os.path.exists(path):
+        raise UserError(f"MODEL.WEIGHTS: there is no file {Path(path).absolute()}; {scratch}")
+    return check_readable(path, "MODEL.WEIGHTS")
+
+
 def register_handlers() -> None:
     """Make ``resnest://`` and the released links known to detectron2."""
     weights = ResNeStHandler()
     for handler in (weights, LinkHandler(weights)):
         PathManager.register_handler(handler, allow_override=True)
+
+
+def _fetch(link: str) -> None:
+    """Put the file where iopath's handler of links finds it, whose own transfer takes any time, and parts."""
+    kept = _kept(link)
+    if urlsplit(link).path[-1:] not in ("", "/") and len(kept.name) <= HTTPURLHandler.MAX_FILENAME_LEN:
+        download(link, kept)
 
 
 def _kept(link: str) -> Path:

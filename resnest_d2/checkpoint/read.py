@@ -6,14 +6,16 @@ import io
 import struct
 import sys
 import zipfile
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 from safetensors.torch import load_file
 
 from ..errors import UserError, one_line
 from ..files import PathLike, check_readable
+from .formats import what_it_is
 from .unpickle import TORCH_TYPES, RefusedError, Storage, Unpickler, loads
 
 #: How files of torch.save before version 1.6 start, as a pickle.
@@ -21,7 +23,17 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class WeightsError(UserError):
-    """The content of a file is no use: damaged, hostile, or weights of something else."""
+    """The content of a file is no use: damaged, hostile, or weights of something else.
+
+    Args:
+        file: its path.
+        reason: what is wrong, as it goes on after the path.
+        remedy: what the user can do, or has to know.
+    """
+
+    def __init__(self, file: PathLike, reason: str, remedy: str = "") -> None:
+        super().__init__(f"{file} {reason}{f'; {remedy}' if remedy else ''}")
+        self.reason = reason
 
 
 def read_weights(path: PathLike) -> Dict[str, Any]:
@@ -30,26 +42,41 @@ def read_weights(path: PathLike) -> Dict[str, Any]:
     What it is decided by content, not by name. The memory that it takes is a small multiple of the file's.
 
     Raises:
+        UserError: as :func:`read_content`.
+        WeightsError: that too, or it holds no dict.
+    """
+    content = read_content(path)
+    if not isinstance(content, dict):
+        raise WeightsError(path, f"holds a {type(content).__name__}, not a dict of weights")
+    return content
+
+
+def read_content(path: PathLike) -> Any:
+    """What a file of one of these formats holds, whatever it is.
+
+    Raises:
         UserError: it is missing, no regular file, or larger than memory.
-        WeightsError: it is empty, damaged, holds no dict, or is a pickle that would run code.
+        WeightsError: it is empty, damaged, of another format, or a pickle that would run code.
     """
     path = check_readable(path)
     if path.stat().st_size == 0:
-        raise WeightsError(f"{path} is empty; fetch it again")
+        raise WeightsError(path, "is empty", "fetch it again")
     try:
-        content = _read(path)
+        return _read(path)
     except RefusedError as e:
-        raise WeightsError(
-            f"{path} is refused: its pickle would run code ({e}), which a file of weights does not need"
-        ) from None
+        reason = f"is refused: its pickle would run code ({e}), which a file of weights does not need"
+        raise WeightsError(path, reason) from None
     except MemoryError:
         raise UserError(f"memory does not suffice to read {path}") from None
     except Exception as e:  # damaged bytes make the formats' readers raise anything
-        reason = one_line(e, 200) or type(e).__name__
-        raise WeightsError(f"{path} is damaged or no weight file ({reason}); fetch it again") from None
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not a dict of weights")
-    return content
+        unknown = f"is damaged or no weight file ({one_line(e, 200) or type(e).__name__})", "fetch it again"
+        raise WeightsError(path, *(_known(path) or unknown)) from None
+
+
+def _known(path: Path) -> Optional[Tuple[str, str]]:
+    with suppress(Exception):  # it is damaged bytes that are looked at
+        return what_it_is(path)
+    return None
 
 
 def _read(path: Path) -> Any:
@@ -94,7 +121,7 @@ def _read_zip(path: Path) -> Any:
             return _checked(storages[key], dtype, length)
 
         if f"{root}/constants.pkl" in archive.namelist():
-            raise ValueError("a TorchScript program; save its state_dict()")
+            raise ValueError("a TorchScript program")
         if f"{root}/byteorder" in archive.namelist():
             _check_byte_order(read("byteorder").decode())
         return Unpickler(io.BytesIO(read("data.pkl")), storage).load()

@@ -7,18 +7,18 @@ import http.client
 import logging
 import os
 import re
-import socket
+import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Tuple
 
 import torch
-from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import log_first_n
 from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 from tqdm import tqdm
 
-from ..errors import UserError, one_line
+from ..errors import UserError
 from ..files import atomic_write_text, atomic_writer, check_readable
 from ..model_zoo.records import DETECTORS
 from ..model_zoo.weights import BACKBONES, HUB_URL, OFFICIAL_URL, Backbone
@@ -30,8 +30,10 @@ logger = logging.getLogger(__name__)
 
 #: Environment variable that names a folder of weight files.
 FOLDER_VARIABLE = "RESNEST_D2_WEIGHTS"
-#: Seconds that a server may stay silent.
-_TIMEOUT = 30
+#: Seconds that a server may stay silent, or send less than the rate.
+TIMEOUT = 30
+#: Bytes a second. The smallest file takes 11 hours at that.
+_LEAST_RATE = 1000
 
 
 class ResNeStHandler(PathHandler):
@@ -197,34 +199,6 @@ class ResNeStHandler(PathHandler):
         return target
 
 
-def local_weights(weights: str) -> Path:
-    """The file on this machine that MODEL.WEIGHTS stands for, fetched and cached if it must be.
-
-    Raises:
-        UserError: there is none, it cannot be fetched, or it is no regular file.
-    """
-    scratch = 'MODEL.WEIGHTS "" trains from scratch'
-    if any(ord(letter) < 32 for letter in weights):
-        raise UserError(f"MODEL.WEIGHTS {weights!r} is no name of a file; {scratch}")
-    patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_TIMEOUT)  # for servers whose handlers set none
-    try:
-        path = PathManager.get_local_path(weights.partition("?")[0])  # detectron2 takes the rest for a query
-    except UserError:
-        raise
-    except Exception as e:  # of whatever handles the prefix
-        reason = f"{type(e).__name__}: {one_line(e, 200)}"
-        raise UserError(
-            f"MODEL.WEIGHTS: cannot get {weights} ({reason}); fetch it elsewhere and name the local file, "
-            f"or {scratch}"
-        ) from None
-    finally:
-        socket.setdefaulttimeout(patience)
-    if not os.path.exists(path):
-        raise UserError(f"MODEL.WEIGHTS: there is no file {Path(path).absolute()}; {scratch}")
-    return check_readable(path, "MODEL.WEIGHTS")
-
-
 def download(url: str, target: Path, check: Callable[[Path], object] = lambda path: None) -> Path:
     """Fetch ``url`` into ``target``, which appears complete and verified or not at all.
 
@@ -235,7 +209,7 @@ def download(url: str, target: Path, check: Callable[[Path], object] = lambda pa
         check: raises WeightsError where the file that was fetched is not what it should be.
 
     Raises:
-        OSError: no answer, a bad answer, a broken or incomplete transfer, a wrong hash or file.
+        OSError: no answer, a bad answer, a broken, slow or incomplete transfer, a wrong hash or file.
         UserError: the file cannot be written.
     """
     try:
@@ -250,8 +224,7 @@ def download(url: str, target: Path, check: Callable[[Path], object] = lambda pa
                     try:
                         check(Path(file.name))
                     except WeightsError as e:
-                        reason = str(e).replace(file.name, "what was sent").split("; fetch")[0]
-                        raise TransferError(reason) from e
+                        raise TransferError(f"what was sent {e.reason}") from e
     except TransferError as e:
         raise OSError(str(e)) from e
     return target
@@ -276,15 +249,20 @@ def _chunks(url: str, name: str) -> Iterator[bytes]:
     """What a server sends, with progress."""
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "resnest_d2"})
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             if response.status != 200:  # 206 sends a part
                 raise TransferError(f"HTTP status {response.status} {response.reason}")
             size, received = int(response.headers.get("Content-Length") or 0), 0
             with tqdm(total=size or None, unit="B", unit_scale=True, desc=name) as progress:
-                while chunk := response.read(1 << 20):
+                begun, before = time.monotonic(), 0
+                while chunk := response.read1(1 << 20):  # what there is: read would wait for all of it
                     received += len(chunk)
                     progress.update(len(chunk))
                     yield chunk
+                    if time.monotonic() - begun >= TIMEOUT:
+                        if received - before < _LEAST_RATE * TIMEOUT:
+                            raise TransferError(f"less than {_LEAST_RATE} bytes a second")
+                        begun, before = time.monotonic(), received
         if size and received != size:
             raise TransferError(f"connection ended after {received} of {size} bytes")
     except http.client.HTTPException as e:
@@ -295,8 +273,11 @@ def _chunks(url: str, name: str) -> Iterator[bytes]:
 
 def _folder() -> Optional[Path]:
     """The user's own folder of weight files."""
-    folder = os.getenv(FOLDER_VARIABLE)
-    return Path(folder).expanduser() if folder else None
+    folder = os.path.expanduser(os.getenv(FOLDER_VARIABLE, ""))
+    if folder and not os.path.isdir(folder):
+        message = f"{FOLDER_VARIABLE} names {folder}, which is no folder"
+        log_first_n(logging.WARNING, message, name=__name__, key="message")
+    return Path(folder) if folder else None
 
 
 def _read(name: str, path: Path) -> Dict[str, Any]:
@@ -307,14 +288,13 @@ def _read(name: str, path: Path) -> Dict[str, Any]:
     """
     conversion = convert(read_weights(path), str(path))
     if conversion.is_detector:
-        raise WeightsError(f"{path} holds a whole detector, not {name}; name the file in MODEL.WEIGHTS")
+        raise WeightsError(path, f"holds a whole detector, not {name}", "name the file in MODEL.WEIGHTS")
     conversion.check_complete(str(path))
     options = {key: conversion.options[key] for key in ("depth", "radix", "cardinality", "bottleneck_width")}
     wanted = _options_of(name)
     if any(options[key] != value for key, value in wanted.items()):
-        raise WeightsError(
-            f"{path} is not {name}, a ResNeSt of {_in_words(wanted)}; it is of {_in_words(options)}"
-        )
+        is_of = f"it is of {_in_words(options)}"
+        raise WeightsError(path, f"is not {name}, a ResNeSt of {_in_words(wanted)}", is_of)
     return conversion.checkpoint()
 
 
@@ -342,7 +322,7 @@ def _verify(path: Path) -> None:
     try:
         _compare(path.name, digest.hexdigest())
     except OSError as e:
-        raise WeightsError(f"{path} is damaged: {e}; remove it or fetch it again") from None
+        raise WeightsError(path, f"is damaged: {e}", "remove it or fetch it again") from None
 
 
 def _compare(name: str, digest: str) -> None:

@@ -102,9 +102,12 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
     """detectron2's, which makes up for a ``model_final`` that the process died before writing."""
 
     def after_train(self) -> None:
-        finished_before = self.trainer.start_iter >= self.trainer.max_iter
-        if finished_before and not self.checkpointer.is_newest("model_final"):
-            self.save("model_final", iteration=self.trainer.max_iter - 1)
+        trainer = self.trainer
+        if trainer.start_iter < trainer.max_iter or self.checkpointer.is_newest("model_final"):
+            return
+        trainer.iter = trainer.start_iter - 1  # the iteration that these weights are of, be it past the last
+        self.save("model_final", iteration=trainer.iter)
+        trainer.iter = trainer.max_iter
 
 
 class InterruptibleEval(hooks.EvalHook):

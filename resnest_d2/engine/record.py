@@ -160,7 +160,7 @@ class RecordRun(HookBase):
         write_results(
             self.trainer.cfg,
             self._results(),
-            iterations=self.trainer.max_iter,
+            iterations=max(self.trainer.max_iter, self.trainer.start_iter),
             seconds_per_iteration=statistics.median(times) if times else None,
             wall_seconds=round(self._seconds(), 1),
             **measured,

@@ -32,8 +32,8 @@ def check_same(
     keys = [f"{key} is {new!r}, in the checkpoint {old!r}" for key, (old, new) in different.items()]
     what = "; ".join(keys[:5]) or f"they differ in {misfits[0] if misfits else solver}"
     raise UserError(
-        f"--resume: the checkpoint is of another model or optimizer ({what}); set what the run began with, "
-        "or start anew without --resume"
+        f"--resume: {checkpointer.file} is of another model or optimizer ({what}); set what the run began "
+        "with, name another checkpoint in last_checkpoint, or start anew without --resume"
     )
 
 
@@ -54,9 +54,19 @@ def _different_keys(text: str, cfg: CfgNode) -> Dict[str, tuple]:
 
 
 def _fits(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the groups have as many parameters, and the numbers that this kind of optimizer needs."""
+    """Whether it is of this kind of optimizer, with as many parameters in each group, of these shapes."""
 
-    def shape(groups: List[Dict[str, Any]]) -> List[tuple]:
+    def kinds(groups: List[Dict[str, Any]]) -> List[tuple]:
         return [(len(g["params"]), "momentum" in g, "betas" in g) for g in groups]
 
-    return shape(saved["param_groups"]) == shape(optimizer.param_groups)
+    if kinds(saved["param_groups"]) != kinds(optimizer.param_groups):
+        return False
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    shapes = {number: parameter.shape for number, parameter in zip(numbers, parameters)}
+    return all(
+        value.shape in (shapes[number], ())  # Adam counts its steps in a tensor without dimensions
+        for number, state in saved["state"].items()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import time
 import weakref
 from collections import OrderedDict
@@ -75,7 +76,10 @@ class Trainer(DefaultTrainer):
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
-            model, cfg.OUTPUT_DIR, keep=cfg.SOLVER.CHECKPOINTS_TO_KEEP, trainer=weakref.proxy(self)
+            *(model, cfg.OUTPUT_DIR),
+            keep=cfg.SOLVER.CHECKPOINTS_TO_KEEP,
+            run=secrets.token_hex(8),
+            trainer=weakref.proxy(self),
         )
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
         self._signals = Signals()
@@ -136,6 +140,11 @@ class Trainer(DefaultTrainer):
         resumes = resume and self.checkpointer.has_checkpoint()  # which load_state_dict checks
         self.checkpointer.check = None if resumes else partial(_check_start, allow_random=allow_random)
         super().resume_or_load(resume=resume)
+        if self.start_iter > self.max_iter:
+            logger.warning(
+                "--resume: %s is of iteration %d, past SOLVER.MAX_ITER %d: it is only evaluated",
+                *(self.checkpointer.file, self.start_iter - 1, self.max_iter),
+            )
         if self.start_iter:
             for note in found_by_main(lambda: leave_branch(self.checkpointer, self.start_iter - 1)):
                 logger.warning(note)

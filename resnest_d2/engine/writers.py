@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from pathlib import Path
 from typing import List
 
 from detectron2.engine import default_writers
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 
-from ..files import writing
+from ..errors import UserError
+from ..files import parse_json, writing
 
 
 class NamedWriter(EventWriter):
@@ -37,10 +39,29 @@ def build_writers(output_dir: str, max_iter: int) -> List[EventWriter]:
     # TensorBoard's thread notes the exception that ends it, and the next write raises it.
     threading.excepthook = _leave_to_writer
     files = {JSONWriter: "metrics.json", TensorboardXWriter: "events.out.tfevents"}
+    mend_last_line(Path(output_dir, files[JSONWriter]))
     return [
         NamedWriter(writer, Path(output_dir, files[type(writer)])) if type(writer) in files else writer
         for writer in default_writers(output_dir, max_iter)
     ]
+
+
+def mend_last_line(file: Path) -> None:
+    """Let the next record of a ``metrics.json`` begin a line, whatever a killed process has left.
+
+    A record that lacks only its line break gets one; a part of a record is dropped.
+    """
+    if not file.is_file():
+        return
+    with writing(file), file.open("r+b") as lines:
+        last = b"".join(deque(lines, maxlen=1))
+        if not last or last.endswith(b"\n"):
+            return
+        try:
+            parse_json(last.decode("utf-8", "replace"), str(file))
+            lines.write(b"\n")
+        except UserError:
+            lines.truncate(lines.tell() - len(last))
 
 
 def _leave_to_writer(failure: threading.ExceptHookArgs) -> None:

@@ -203,7 +203,46 @@ for title, make in _IN_THE_WAY.items():
     both = _together(_replace(_NEWEST, make), _replace(_OLDER, make))
     _add(f"every checkpoint {title}", both, "no checkpoint in", _NEWEST, _OLDER)
 both = _together(_write(_NEWEST, b""), _write(_OLDER, lambda: _content()[:-700]))
-_add("every checkpoint damaged", both, "no checkpoint in", f"{_NEWEST} (empty)", f"{_OLDER} (truncated)")
+_add("every checkpoint damaged", both, "no checkpoint in", f"{_NEWEST} is empty", f"{_OLDER} is truncated")
+
+
+def _nan(content: Dict[str, Any]) -> None:
+    next(iter(content["model"].values())).fill_(float("nan"))
+
+
+def _infinite_rate(content: Dict[str, Any]) -> None:
+    content["trainer"]["_trainer"]["optimizer"]["param_groups"][0]["lr"] = float("inf")
+
+
+def _misshapen(content: Dict[str, Any]) -> None:
+    content["trainer"]["_trainer"]["optimizer"]["state"] = {0: {"exp_avg": torch.zeros(7)}}
+
+
+class _Hostile:
+    def __reduce__(self) -> tuple:
+        return (print, ("ran code",))
+
+
+for title, change in (
+    ("with NaN", _nan),
+    ("with an infinite rate", _infinite_rate),
+    ("that would run code", lambda content: content.update(more=_Hostile())),
+):
+    _add(f"newest checkpoint {title}", _write(_NEWEST, _changed(change)), at=1)
+
+
+def _later(output: Path) -> Optional[str]:
+    said = (
+        (output / "log.txt").read_text().count("model_0000008.pth is of iteration 8, past SOLVER.MAX_ITER 3")
+    )
+    iterations = json.loads((output / "results.json").read_text())["iterations"]
+    return None if said == 1 and iterations == 9 else f"said {said} times, {iterations} iterations"
+
+
+past = _together(
+    _write("model_0000008.pth", partial(_of_iteration, 8)), _write("last_checkpoint", b"model_0000008.pth")
+)
+_add("newest checkpoint past MAX_ITER", past, at=9, check=_later)
 
 # An intact file that no training wrote there must not be taken for one.
 for title, content in (
@@ -211,10 +250,12 @@ for title, content in (
     ("weights of a detector", _changed(lambda c: c.pop("trainer"))),
     ("without an iteration", _changed(lambda c: c.pop("iteration"))),
     ("of another iteration", partial(_of_iteration, 9)),
+    ("of an iteration beyond numbers", partial(_of_iteration, 10**30)),
     ("of iteration 'one'", _changed(lambda c: c.update(iteration="one"))),
     ("a list", lambda: _saved([1, 2])),
     ("with another state", _changed(lambda c: c.update(trainer={}))),
     ("with a state that is a number", _changed(lambda c: c.update(trainer=3))),
+    ("with a momentum of another shape", _changed(_misshapen)),
     ("without an optimizer", _changed(lambda c: c["trainer"]["_trainer"].pop("optimizer"))),
     (
         "with hooks that are numbers",

@@ -351,6 +351,9 @@ _OTHERS: Dict[str, tuple] = {
     "of something else": (lambda: torch.nn.Linear(3, 3).state_dict(), "another network"),
     "with NaN": (lambda: _spoilt(float("nan")), "res4.0.conv1.weight"),
     "with an infinity": (lambda: _spoilt(float("inf")), "res4.0.conv1.weight"),
+    "with 1e30": (lambda: _spoilt(1e30), "res4.0.conv1.weight"),
+    "with a negative variance": (lambda: _spoilt(-1, "res2.0.conv1.norm.running_var"), "negative variance"),
+    "of whole numbers": (lambda: {k: v.int() for k, v in _network().items()}, "as int32"),
     "with NaN in a norm": (lambda: _spoilt(float("nan"), "res2.0.conv1.norm.running_var"), "running_var"),
 }
 
