@@ -140,7 +140,7 @@ def to_runs(content):
         (lambda c: c["annotations"][0].update(category_id=9), "1 x unknown category: annotation 1 "),
         (
             lambda c: c["annotations"][0].pop("segmentation"),
-            "1 of [0-9]+ objects have no segmentation, which",
+            "1 of [0-9]+ objects .crowds aside. have no segmentation, which",
         ),
     ],
 )
@@ -278,7 +278,7 @@ def test_validation_data_without_an_object_are_told(shapes, tmp_path):
         (
             lambda c: [a.pop("segmentation") for a in c["annotations"]],
             "mask_resnest50",
-            r"spoilt\.json: \d+ of \d+ objects have no segmentation, which MODEL.MASK_ON",
+            r"spoilt\.json: \d+ of \d+ objects .crowds aside. have no segmentation, which MODEL.MASK_ON",
         ),
         (lambda c: c["annotations"].clear(), "faster_resnest50", "no image holds an object"),
         (lambda c: None, "panoptic_resnest200_3x", "PanopticFPN needs semantic annotations"),

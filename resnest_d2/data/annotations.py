@@ -15,6 +15,7 @@ import pycocotools.mask as mask_util
 from ..errors import UserError, one_line
 from ..files import BoundedJson, check_readable
 
+_NUMERAL = re.compile(r"\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\s*", re.ASCII)
 _REMEDY = "tools/check_dataset.py says what is wrong, and --fix writes a mended copy"
 
 
@@ -133,7 +134,8 @@ def complete(content: Mapping[str, Any], source: str = "the ground truth") -> Di
 
     Its programs take annotations with id 0 for none and disagree on negative ids: unless all ids are
     different and above 0, annotations are numbered from 1. A missing area is that of the mask, else of the
-    box; a missing ``iscrowd`` is 0; a missing ``num_keypoints`` counts those with a visibility.
+    box, as is one that COCO would ignore; a missing ``iscrowd`` is 0; ``num_keypoints`` counts those with a
+    visibility, since COCO ignores an object where it is 0.
 
     Args:
         source: the file, for messages.
@@ -174,12 +176,14 @@ def _complete_annotation(
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_finite, box)):
         raise UserError(f"{where} has the box {str(box)[:60]}, and not x, y, width, height; {_REMEDY}")
     if crowd not in (0, 1, None):
-        raise UserError(f"{where} has the iscrowd {str(crowd)[:60]}, and not 0 or 1; {_REMEDY}")
+        raise UserError(f"{where} has the iscrowd {crowd!r:.60}, and not the number 0 or 1; {_REMEDY}")
     completed = {**annotation, "id": number, "iscrowd": int(crowd or 0)}
     if not is_area(annotation.get("area")):
         completed["area"] = area_of(annotation, sizes.get(annotation["image_id"], (None, None)))
-    if isinstance(keypoints, list) and not isinstance(annotation.get("num_keypoints"), int):
-        completed["num_keypoints"] = sum(v > 0 for v in keypoints[2::3])
+    if isinstance(keypoints, list):
+        if not all(map(is_finite, keypoints)):
+            raise UserError(f"{where} has keypoints that are no finite numbers; {_REMEDY}")
+        completed["num_keypoints"] = visible_keypoints(keypoints)
     return completed
 
 
@@ -211,6 +215,16 @@ def encode_mask(segmentation: Any, height: int, width: int) -> Dict[str, Any]:
     if isinstance(segmentation["counts"], list):
         return mask_util.frPyObjects(segmentation, height, width)
     return segmentation
+
+
+def compressed(mask: Mapping[str, Any]) -> Dict[str, Any]:
+    """Run lengths of pycocotools, as JSON takes them."""
+    return {"size": list(mask["size"]), "counts": mask["counts"].decode()}
+
+
+def visible_keypoints(points: Sequence[float]) -> int:
+    """How many of the keypoints x, y, v, x, y, v, ... are labelled: COCO's ``num_keypoints``."""
+    return sum(v > 0 for v in points[2::3])
 
 
 def run_lengths(counts: Any, pixels: int) -> Optional[List[int]]:
@@ -253,9 +267,18 @@ def whole_number(value: Any) -> Optional[int]:
     return value if is_id(value) else None
 
 
+def number_meant(value: Any) -> Optional[float]:
+    """What was meant by 7.5, "7.5" or null, which is NaN; None for what is no number."""
+    if value is None:
+        return math.nan
+    if isinstance(value, str) and _NUMERAL.fullmatch(value):
+        return float(value)
+    return value if is_number(value) else None
+
+
 def is_id(value: Any) -> bool:
-    """Whether it is a whole number, of at most 64 bits."""
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+    """Whether it is a whole number, of at most 64 bits; one of numpy is."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def is_number(value: Any) -> bool:
@@ -267,5 +290,8 @@ def is_finite(value: Any) -> bool:
 
 
 def is_area(value: Any) -> bool:
-    """Whether an area says how large an object is; 0 is what some programs write for none."""
-    return is_finite(value) and value > 0
+    """Whether an area says how large an object is; 0 is what some programs write for none.
+
+    COCO's evaluation ignores objects of more than 1e10 square pixels.
+    """
+    return is_finite(value) and 0 < value <= 1e10
