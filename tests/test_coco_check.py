@@ -480,6 +480,16 @@ def test_what_is_no_list_is_named(name, value, clean, tmp_path):
         check_coco(tmp_path / "a.json", clean / "images", "none")
 
 
+@pytest.mark.parametrize("lenient", [False, True])
+@pytest.mark.parametrize("name", ["images", "annotations", "categories"])
+def test_a_list_that_is_there_twice_is_named(name, lenient, clean, tmp_path):
+    text = (clean / "annotations.json").read_text()
+    text = text.replace("{", '{"x": NaN, ' if lenient else "{", 1)
+    (tmp_path / "a.json").write_text(f'{text.rstrip()[:-1]}, "{name}": []}}')
+    with pytest.raises(UserError, match=f"a.json has '{name}' twice"):
+        check_coco(tmp_path / "a.json", clean / "images", "none")
+
+
 def test_objects_whose_masks_are_run_lengths_are_told(dataset):
     folder, content = dataset
     spoil_rle(content, lambda rle: None)

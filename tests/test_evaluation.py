@@ -300,7 +300,7 @@ def test_nothing_to_find_is_undefined_and_no_failure(backend, iou_type, shapes_t
     [
         (lambda t: t["annotations"][0].update(bbox="[1 2 3 4]"), r"annotation 1 has the box \[1 2 3 4\], and not"),
         (lambda t: t["annotations"][0].update(bbox=[1, 2, 3, math.nan]), "annotation 1 has the box"),
-        (lambda t: t["annotations"][0].update(iscrowd="no"), "annotation 1 has the iscrowd no, and not 0 or 1"),
+        (lambda t: t["annotations"][0].update(iscrowd="no"), "annotation 1 has the iscrowd 'no', and not the number 0"),
         (lambda t: t["annotations"].insert(2, 3), "number 2 of the annotations has no image_id that is a whole"),
         (lambda t: t["annotations"][0].update(category_id=[1]), "number 0 of the annotations has no category_id"),
         (lambda t: t["images"][0].update(id=2**63), "number 0 of the images has no id that is a whole number"),

@@ -101,6 +101,15 @@ def test_depth_of_a_stream_is_that_of_its_text(text, depth, monkeypatch):
                         pass
 
 
+def test_keys_of_a_stream_that_are_there_twice_are_known():
+    text = b'{"a": [{"b": 1, "b": 2}], "b": "a\\": a", "c": {"a": 3}, "d\\"": ":", "a" : 5, "e": {}, "e":[1]}'
+    for size in range(1, len(text) + 1):
+        file = BoundedJson(io.BytesIO(text), "x.json")
+        while file.read(size):
+            pass
+        assert [key for key in "abcde" if file.repeated(key)] == ["a", "e"]
+
+
 def test_names_that_a_file_gives_stay_in_their_folder(tmp_path):
     folder = tmp_path / "a"
     (folder / "b").mkdir(parents=True)

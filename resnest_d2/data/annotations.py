@@ -74,22 +74,28 @@ def read_list(json_file: Union[str, Path], name: str) -> Iterator[Any]:
     """Elements of the list ``name`` in a COCO file, one after the other; none where there is no such list.
 
     Raises:
-        UserError: the file cannot be read, is no JSON, is nested too deep, or has something else there.
+        UserError: the file cannot be read, is no JSON, is nested too deep, or has something else there, or
+            two such lists.
     """
     path = check_readable(json_file)
     count = 0
     try:
         with path.open("rb") as file:
+            bounded: BoundedJson = _Plain(file, str(path))
             try:
-                for entry in _items(_Plain(file, str(path)), name):
+                for entry in _items(bounded, name):
                     count += 1
                     yield entry
             except (ijson.JSONError, UnicodeDecodeError):
                 file.seek(0)  # again from the start, as only a number or a name may be at fault
-                lenient = Lenient(BoundedJson(file, str(path)))
-                for entry in itertools.islice(_items(lenient, name), count, None):
+                bounded = BoundedJson(file, str(path))
+                for entry in itertools.islice(_items(Lenient(bounded), name), count, None):
                     count += 1
                     yield entry
+        if bounded.repeated(name):  # they come as one here
+            raise UserError(
+                f"{path} has {name!r} twice, of which readers of JSON take the last alone; leave one list"
+            )
         if not count:
             _check_type(path, name)
     except ijson.JSONError as e:

@@ -103,6 +103,10 @@ class Inspector:
         if annotation.get("segmentation"):
             mask = self._mask(annotation["segmentation"], crowd, size, where)
             mended["segmentation"] = mask.segmentation
+        if not crowd:  # whether it is kept or not, training meets it
+            report.objects += 1
+            report.without_mask += mask is None
+            report.encoded += isinstance(mended.get("segmentation"), dict)
         mended["bbox"] = self._box(annotation.get("bbox"), mask, size, where)
         self._mend_keypoints(mended, size, where)
         self._mend_area(mended, annotation.get("bbox"), mask, size, where)
@@ -111,11 +115,7 @@ class Inspector:
         if same in self._objects:
             report.give_up("object annotated twice", where)
         self._objects.add(same)
-        if not crowd:
-            report.objects += 1
-            report.without_mask += mask is None
-            report.encoded += isinstance(mended.get("segmentation"), dict)
-            report.visible += bool(mended.get("num_keypoints"))
+        report.visible += not crowd and bool(mended.get("num_keypoints"))
         self.annotated.add(size.id)
         return mended
 
