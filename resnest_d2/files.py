@@ -171,20 +171,19 @@ class BoundedJson:
         return texts.count((key.encode(), b":")) > 1
 
 
-def inside(folder: PathLike, name: str, source: PathLike) -> Path:
+def inside(folder: PathLike, name: str, source: PathLike, links: bool = False) -> Path:
     """The path of a file in a folder, by a name that another file gives.
 
     Args:
         source: the file that gives it, for the message.
+        links: those that are in the folder may lead out, as whoever made the folder has put them there.
 
     Raises:
         UserError: the name leads out of the folder, as an absolute path, by ``..`` or by a link.
     """
-    root = os.path.realpath(folder)
-    try:
-        path = os.path.realpath(os.path.join(root, name))
-    except ValueError:  # a null byte
-        path = root
+    resolve = os.path.abspath if links else os.path.realpath
+    root = resolve(folder)
+    path = root if "\0" in name else resolve(os.path.join(root, name))
     if not path.startswith(os.path.join(root, "")):
         raise UserError(f"{source}: the file name {name!r} does not stay inside {folder}; mend it")
     return Path(path)

@@ -120,6 +120,10 @@ def test_names_that_a_file_gives_stay_in_their_folder(tmp_path):
     for name in ("../x", "/x", "b/../../x", "out/x", "", ".", "..", "../ab/x", "x\0", str(tmp_path / "ab")):
         with pytest.raises(UserError, match=r"s\.json: the file name .* does not stay inside"):
             inside(folder, name, "s.json")
+    assert inside(folder, "out/x", "s.json", links=True) == folder / "out/x"
+    for name in ("../x", "b/../../x", "/x", "x\0", ""):
+        with pytest.raises(UserError, match="does not stay inside"):
+            inside(folder, name, "s.json", links=True)
 
 
 def test_unused_names_are_short_and_different_whatever_the_case():

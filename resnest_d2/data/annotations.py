@@ -180,7 +180,8 @@ def _complete_annotation(
     box, crowd, keypoints = (annotation.get(key) for key in ("bbox", "iscrowd", "keypoints"))
     where = f"{source}: annotation {annotation.get('id', f'number {number}')}"
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_finite, box)):
-        raise UserError(f"{where} has the box {str(box)[:60]}, and not x, y, width, height; {_REMEDY}")
+        has = "no box" if box is None else f"the box {box!r:.60}"
+        raise UserError(f"{where} has {has}, and not x, y, width, height; {_REMEDY}")
     if crowd not in (0, 1, None):
         raise UserError(f"{where} has the iscrowd {crowd!r:.60}, and not the number 0 or 1; {_REMEDY}")
     completed = {**annotation, "id": number, "iscrowd": int(crowd or 0)}
@@ -221,6 +222,33 @@ def encode_mask(segmentation: Any, height: int, width: int) -> Dict[str, Any]:
     if isinstance(segmentation["counts"], list):
         return mask_util.frPyObjects(segmentation, height, width)
     return segmentation
+
+
+def mask_flaw(segmentation: Any, height: int, width: int) -> Optional[str]:
+    """What a mask must be that COCO's programs can take, or None where it is so.
+
+    Where run lengths are damaged they write past their memory, and the rasteriser of polygons needs memory by
+    the length of the sides.
+
+    Args:
+        height, width: of the image, in pixels.
+    """
+    if isinstance(segmentation, dict):
+        runs = run_lengths(segmentation.get("counts"), height * width)
+        if runs is None or segmentation.get("size") != [height, width]:
+            return f"must be the run-length encoding of a mask of {height}x{width} pixels"
+        return None
+    polygons = segmentation if isinstance(segmentation, list) else [None]
+    sound = all(isinstance(p, list) and all(map(is_finite, p)) for p in polygons)
+    drawn = [polygon for polygon in polygons if is_polygon(polygon)] if sound else []
+    if not drawn or max(max(map(abs, polygon)) for polygon in drawn) > 2 * max(height, width):
+        return f"must be polygons of three points or more on an image of {height}x{width} pixels"
+    return None
+
+
+def is_polygon(coordinates: Any) -> bool:
+    """Whether a list x, y, x, y, ... has three points or more."""
+    return len(coordinates) >= 6 and len(coordinates) % 2 == 0
 
 
 def compressed(mask: Mapping[str, Any]) -> Dict[str, Any]:
@@ -284,11 +312,15 @@ def number_meant(value: Any) -> Optional[float]:
 
 def is_id(value: Any) -> bool:
     """Whether it is a whole number, of at most 64 bits; one of numpy is."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+    return (
+        isinstance(value, (int, numbers.Integral))
+        and not isinstance(value, bool)
+        and -(2**63) <= value < 2**63
+    )
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return isinstance(value, (float, int, numbers.Real)) and not isinstance(value, bool)
 
 
 def is_finite(value: Any) -> bool:
