@@ -706,7 +706,7 @@ def test_a_copy_without_images_is_not_written(name, hint, tmp_path):
     content["images"][0]["file_name"] = name
     (tmp_path / "a.json").write_text(json.dumps(content))
     message = re.escape(
-        f"no image is left for the mended copy: 1 x image file missing: image 1 ({name}{hint})"
+        f"none of the images is left for the mended copy: 1 x image file missing: image 1 ({name}{hint})"
     )
     with pytest.raises(UserError, match=message):
         check_coco(tmp_path / "a.json", tmp_path / "images", fix=tmp_path / "fixed.json")

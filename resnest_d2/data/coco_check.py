@@ -55,9 +55,10 @@ def check_coco(
         kept: Dict[str, Any] = {}
         keypoints = _check_categories(json_file, report, kept)
         known, lost = _check_images(json_file, Path(image_root), images, report, kept)
-        if fix and not known:
-            reasons = "; ".join(map(report.line, report.lost["images"]))
-            raise UserError(f"{json_file}: no image is left for the mended copy: {reasons}")
+        for name, entries in kept.items() if fix else ():
+            if not entries:
+                reasons = "; ".join(map(report.line, report.lost.get(name) or report.counts))
+                raise UserError(f"{json_file}: none of the {name} is left for the mended copy: {reasons}")
         writer = _Writer(file, kept) if file else None
         inspector = Inspector(known, keypoints, lost, _in_fractions(json_file), report)
         for index, annotation in enumerate(read_list(json_file, "annotations")):
