@@ -106,6 +106,12 @@ def test_fatal_problems_stop_before_training_and_harmless_ones_are_said(shapes, 
     assert len(check_pairs(harmless)) == 1
 
 
+def test_a_folder_without_the_images_is_named(shapes, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(shapes[1]))
+    with pytest.raises(UserError, match=rf"image file missing: .*; is {tmp_path} the folder of its images\?"):
+        check_pairs([(str(tmp_path / "a.json"), str(tmp_path))])
+
+
 @pytest.fixture
 def registered(shapes, tmp_path):
     """registered(change): the name of a dataset whose annotations were changed."""

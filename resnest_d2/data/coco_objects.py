@@ -169,7 +169,7 @@ class Inspector:
             if mask is None or mask.area > 2:
                 box, kind = None, "box within the image's first pixel"
         if kind:
-            report.add(kind, f"{where} ({given!r:.60})")
+            report.add(kind, where if given is None else f"{where} ({given!r:.60})")
         if box is None:
             if mask is None:
                 raise Lost(kind)

@@ -89,6 +89,8 @@ def _check_pair(json_file: str, images: str) -> Tuple[Report, List[str]]:
     report = check_coco(Path(json_file), Path(images), images="exist")
     if report.fatal:
         line = report.line(report.fatal[0])
+        if report.counts["image file missing"] == report.images:
+            raise UserError(f"{json_file}: {line}; is {images} the folder of its images?")
         raise UserError(f"{json_file}: {line}; tools/check_dataset.py --fix writes a mended copy")
     return report, [f"{json_file}: {line}" for line in (*map(report.line, report.counts), *report.notes)]
 
