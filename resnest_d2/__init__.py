@@ -25,10 +25,12 @@ except ModuleNotFoundError as e:
 try:
     import torchvision  # noqa: F401
 except Exception as e:  # one that was built for another torch raises RuntimeError or OSError
+    import torch
+
     # With the name, `python -m resnest_d2.collect_env` says it in one line.
     raise ImportError(
         f"resnest_d2 needs torchvision, which cannot be imported ({type(e).__name__}: {str(e)[:200]}); "
-        "install the version that goes with the torch that is installed",
+        f"install the version that goes with torch {torch.__version__} (Python {sys.version.split()[0]})",
         name=__name__,
     ) from None
 

@@ -5,11 +5,12 @@ python -m resnest_d2.collect_env
 
 from __future__ import annotations
 
+import argparse
 import copy
 import os
 import platform
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import detectron2
 import torch
@@ -45,7 +46,7 @@ def collect() -> List[Tuple[str, str]]:
     rows += [("platform", platform.platform())]
     rows += [(name, os.environ[name]) for name in _VARIABLES if name in os.environ]
     for device in _devices():
-        rows += [("", ""), (str(device), _name(device)), *_of_device(device)]
+        rows += [("", ""), (str(device), _outcome(lambda d=device: _name(d))), *_of_device(device)]
     return rows
 
 
@@ -64,8 +65,7 @@ def _name(device: torch.device) -> str:
 
 
 def _of_device(device: torch.device) -> Iterator[Tuple[str, str]]:
-    reason = triton_kernels.unavailable(device)
-    yield "Split-Attention", f"plain PyTorch: {reason}" if reason else "Triton kernels"
+    yield "Split-Attention", _outcome(lambda: _implementation(device))
     half = torch.float16 if device.type == "cuda" else torch.bfloat16
     checks: Dict[str, Callable[[], str]] = {
         "  beside its reference": lambda: split_attention_error(device),
@@ -77,6 +77,11 @@ def _of_device(device: torch.device) -> Iterator[Tuple[str, str]]:
         for name, check in checks.items():
             torch.manual_seed(0)
             yield name, _outcome(check)
+
+
+def _implementation(device: torch.device) -> str:
+    reason = triton_kernels.unavailable(device)
+    return f"plain PyTorch: {reason}" if reason else "Triton kernels"
 
 
 def _outcome(check: Callable[[], str]) -> str:
@@ -149,8 +154,16 @@ def _check_finite(*tensors: Tensor) -> None:
         raise ArithmeticError("not finite")
 
 
-def main() -> None:
-    """Print :func:`collect`."""
+def main(arguments: Optional[Sequence[str]] = None) -> None:
+    """Print :func:`collect`.
+
+    Args:
+        arguments: of the command line, by default this process's.
+    """
+    argparse.ArgumentParser(
+        prog="python -m resnest_d2.collect_env",
+        description="What a bug report needs: versions, devices, and what of this package works on them.",
+    ).parse_args(arguments)
     print(tabulate(collect(), tablefmt="plain", disable_numparse=True))
 
 

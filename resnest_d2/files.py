@@ -129,6 +129,9 @@ class BoundedJson:
     Args:
         file: what is read.
         name: of the file, for the message.
+
+    Attributes:
+        outermost: what stands outside of the inner brackets so far, at most a mebibyte of it.
     """
 
     _OTHERS = bytes(set(range(256)) - set(b'"[]{}'))
@@ -138,6 +141,7 @@ class BoundedJson:
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file, self._name = file, name
         self._depth, self._quoted, self._escape = 0, False, b""
+        self.outermost = b""
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes of the file.
@@ -156,24 +160,41 @@ class BoundedJson:
             depth = self._depth + np.where(quoted, 0, self._STEPS[marks]).cumsum()
             if depth.max() > MAX_DEPTH:
                 raise UserError(f"{self._name} is nested more than {MAX_DEPTH} deep")
+            if min(self._depth, depth.min()) <= 1:
+                self._keep_outermost(text)
             self._depth, self._quoted = int(depth[-1]), bool(quoted[-1])
+        elif self._depth == 1:
+            self._keep_outermost(text)
         return chunk
 
+    def _keep_outermost(self, text: bytes) -> None:
+        """Keep what of a text, without escapes, is one bracket deep."""
+        if len(self.outermost) > 1 << 20:
+            return
+        characters = np.frombuffer(text, np.uint8)
+        quoted = ((characters == ord('"')).cumsum() + self._quoted) % 2 == 1
+        depth = self._depth + np.where(quoted, 0, self._STEPS[characters]).cumsum()
+        self.outermost += characters[depth == 1].tobytes()
 
-def inside(folder: PathLike, name: str, source: PathLike) -> Path:
+    def repeated(self, key: str) -> bool:
+        """Whether the object that the whole file is has, so far, a key twice."""
+        texts = re.findall(rb'"([^"]*)"\s*(:?)', self.outermost)
+        return texts.count((key.encode(), b":")) > 1
+
+
+def inside(folder: PathLike, name: str, source: PathLike, links: bool = False) -> Path:
     """The path of a file in a folder, by a name that another file gives.
 
     Args:
         source: the file that gives it, for the message.
+        links: those that are in the folder may lead out, as whoever made the folder has put them there.
 
     Raises:
         UserError: the name leads out of the folder, as an absolute path, by ``..`` or by a link.
     """
-    root = os.path.realpath(folder)
-    try:
-        path = os.path.realpath(os.path.join(root, name))
-    except ValueError:  # a null byte
-        path = root
+    resolve = os.path.abspath if links else os.path.realpath
+    root = resolve(folder)
+    path = root if "\0" in name else resolve(os.path.join(root, name))
     if not path.startswith(os.path.join(root, "")):
         raise UserError(f"{source}: the file name {name!r} does not stay inside {folder}; mend it")
     return Path(path)

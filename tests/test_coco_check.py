@@ -3,7 +3,9 @@
 import copy
 import io
 import json
+import math
 import os
+import re
 import resource
 import shutil
 import stat
@@ -22,7 +24,8 @@ from support import assert_one_line_error
 from resnest_d2 import UserError
 from resnest_d2.data import check_coco, generate_shapes, load_coco
 from resnest_d2.data.annotations import Lenient, run_lengths
-from resnest_d2.data.coco_check import KINDS, Report, _real_size
+from resnest_d2.data.coco_check import _real_size
+from resnest_d2.data.coco_report import KINDS, Report
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +98,10 @@ def spoil_rle(content, change):
     mask = np.asfortranarray(np.tri(entry["height"], entry["width"], dtype=np.uint8))
     rle = pycocotools.mask.encode(mask)
     rle = {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+    box, area = pycocotools.mask.toBbox(rle).tolist(), int(pycocotools.mask.area(rle))
     change(rle)
     first = next(a for a in content["annotations"] if a["image_id"] == entry["id"])
-    first.update(segmentation=rle)
+    first.update(segmentation=rle, bbox=box, area=area)
 
 
 def list_twice(folder, content):
@@ -123,6 +127,23 @@ def name_keypoints(content, change):
     change(last)
 
 
+def far_from(box):
+    x, y, w, _ = box
+    return [x + w + 5, y, 4, 4] if x < 60 else [1, y, 4, 4]
+
+
+def rename(content, change):
+    for image in content["images"]:
+        image["file_name"] = change(image["file_name"])
+
+
+def normalise(content):
+    sizes = {image["id"]: (image["width"], image["height"]) * 2 for image in content["images"]}
+    for annotation in content["annotations"]:
+        annotation["bbox"] = np.divide(annotation["bbox"], sizes[annotation["image_id"]]).tolist()
+        annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+
+
 _RUNS = "run-length encoding damaged or of another size"
 SPOILT = [
     ("entry is no object", lambda f, c: c["annotations"].append(3)),
@@ -131,7 +152,8 @@ SPOILT = [
     ("id missing or of a wrong type", spoil_annotation(id="a")),
     ("id missing or of a wrong type", lambda f, c: polygon_of(c).pop("id")),
     ("id missing or of a wrong type", spoil_image_entry(id=1.5)),
-    ("id missing or of a wrong type", lambda f, c: c["categories"].append({"id": 9})),
+    ("id missing or of a wrong type", lambda f, c: c["categories"].append({"name": "a"})),
+    ("category name that is no text", lambda f, c: c["categories"].append({"id": 9})),
     ("duplicate image id", repeat("images")),
     ("duplicate annotation id", repeat("annotations")),
     ("duplicate category id", repeat("categories")),
@@ -175,7 +197,26 @@ SPOILT = [
     ("unknown category", spoil_annotation(category_id="circle")),
     ("box of a wrong type", spoil_annotation(bbox=[1, 2, 3])),
     ("box of a wrong type", spoil_annotation(bbox=["1", 2, 3, 4])),
-    ("box of a wrong type", spoil_annotation(bbox=None)),
+    ("box missing", spoil_annotation(bbox=None)),
+    ("box within the image's first pixel", spoil_annotation(bbox=[0.2, 0.2, 0.5, 0.5])),
+    ("mask outside its box", lambda f, c: polygon_of(c).update(bbox=far_from(polygon_of(c)["bbox"]))),
+    ("object annotated twice", lambda f, c: c["annotations"].append({**c["annotations"][0], "id": 10**6})),
+    ("image file of nearly that name", lambda f, c: rename(c, str.upper)),
+    ("box in fractions of the image, not in pixels", lambda f, c: normalise(c)),
+    ("area that neither the box nor the mask has", spoil_annotation(area=1e12)),
+    ("area that neither the box nor the mask has", spoil_annotation(area=1e-3)),
+    (
+        "keypoint outside the image",
+        lambda f, c: name_keypoints(c, lambda a: a.update(keypoints=[-50, 1, 2] * 2)),
+    ),
+    (
+        "keypoint visibility other than 0, 1 and 2",
+        lambda f, c: name_keypoints(c, lambda a: a.update(keypoints=[1, 1, 3, 1, 1, 0.5], num_keypoints=2)),
+    ),
+    (
+        "num_keypoints other than the number of visible keypoints",
+        lambda f, c: name_keypoints(c, lambda a: a.update(num_keypoints=0)),
+    ),
     ("number that is not finite", spoil_annotation(bbox=[1, 2, float("nan"), 4])),
     ("number that is not finite", spoil_annotation(bbox=[1, 2, float("inf"), 4])),
     ("number that is not finite", spoil_annotation(bbox=[1, 2, 10**400, 4])),
@@ -365,12 +406,15 @@ def test_the_copy_replaces_no_other_file(dataset, tmp_path):
         (folder / ("x" * 300), "cannot write"),
     ]
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    arguments = (folder / "annotations.json", folder / "images", "none")
     for target, message in closed:
         with pytest.raises(UserError, match=message):
-            check_coco(folder / "annotations.json", folder / "images", "none", fix=target)
+            check_coco(*arguments, fix=target, overwrite=True)
+    with pytest.raises(UserError, match=r"earlier\.json is there; .* by --overwrite"):
+        check_coco(*arguments, fix=folder / "earlier.json")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
-    check_coco(folder / "annotations.json", folder / "images", "none", fix=folder / "earlier.json")
+    check_coco(*arguments, fix=folder / "earlier.json", overwrite=True)
     assert json.loads((folder / "earlier.json").read_text())["images"]
 
 
@@ -379,7 +423,13 @@ def test_a_copy_that_has_no_room_leaves_what_was_there(dataset):
     (folder / "earlier.json").write_text("{}")
     names = {path.name for path in folder.iterdir()}
     with files_of_at_most(5000), pytest.raises(UserError, match=r"cannot write .*File too large.*make room"):
-        check_coco(folder / "annotations.json", folder / "images", "none", fix=folder / "earlier.json")
+        check_coco(
+            folder / "annotations.json",
+            folder / "images",
+            "none",
+            fix=folder / "earlier.json",
+            overwrite=True,
+        )
     assert {path.name for path in folder.iterdir()} == names
     assert (folder / "earlier.json").read_text() == "{}"
 
@@ -399,7 +449,13 @@ def test_a_check_that_fails_leaves_what_was_there(dataset):
     (folder / "annotations.json").write_bytes(whole[:-20])
     names = {path.name for path in folder.iterdir()}
     with pytest.raises(UserError, match="is no valid JSON"):
-        check_coco(folder / "annotations.json", folder / "images", "none", fix=folder / "earlier.json")
+        check_coco(
+            folder / "annotations.json",
+            folder / "images",
+            "none",
+            fix=folder / "earlier.json",
+            overwrite=True,
+        )
     assert {path.name for path in folder.iterdir()} == names
     assert (folder / "earlier.json").read_text() == "{}"
 
@@ -421,6 +477,16 @@ def test_what_is_no_list_is_named(name, value, clean, tmp_path):
     content[name] = json.loads(value)
     (tmp_path / "a.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=f"a.json: '{name}' is no list"):
+        check_coco(tmp_path / "a.json", clean / "images", "none")
+
+
+@pytest.mark.parametrize("lenient", [False, True])
+@pytest.mark.parametrize("name", ["images", "annotations", "categories"])
+def test_a_list_that_is_there_twice_is_named(name, lenient, clean, tmp_path):
+    text = (clean / "annotations.json").read_text()
+    text = text.replace("{", '{"x": NaN, ' if lenient else "{", 1)
+    (tmp_path / "a.json").write_text(f'{text.rstrip()[:-1]}, "{name}": []}}')
+    with pytest.raises(UserError, match=f"a.json has '{name}' twice"):
         check_coco(tmp_path / "a.json", clean / "images", "none")
 
 
@@ -506,3 +572,173 @@ def test_a_box_that_is_cut_has_the_area_that_is_left(dataset):
     fixed = json.loads((folder / "fixed.json").read_text())["annotations"]
     (cut,) = [a for a in fixed if a["bbox"][:2] == [0, 0] and (a["image_id"], a["category_id"]) == number]
     assert cut["bbox"] == [0, 0, 26, 26] and cut["area"] == 26 * 26
+
+
+# What is wrong with the first object, and what was meant by it: nothing of it is lost.
+_POLYGON = [4.0, 4.0, 40.0, 4.0, 40.0, 40.0, 4.0, 40.0]
+_HALVES = [
+    [4, 4, 40, 4, 40, 22, 4, 22],
+    {"size": [48, 64], "counts": [4 * 48 + 22, *[18, 30] * 35, 18, 1160]},
+]
+MEANT = {
+    "iscrowd as text": ({"iscrowd": "0"}, {"iscrowd": 0}),
+    "iscrowd as a word": ({"iscrowd": "false"}, {"iscrowd": 0}),
+    "box as text": ({"bbox": ["4", " 4.0", "36", "3.6e1"]}, {"bbox": [4, 4, 36, 36]}),
+    "no box": ({"bbox": None}, {"bbox": [4, 4, 36, 36]}),
+    "box of NaN": ({"bbox": [math.nan] * 4}, {"bbox": [4, 4, 36, 36]}),
+    "box without width": ({"bbox": [4, 4, 0, 36]}, {"bbox": [4, 4, 36, 36]}),
+    "polygon as text": ({"segmentation": [list(map(str, _POLYGON))]}, {"segmentation": [_POLYGON]}),
+    "bow tie": ({"segmentation": [[4, 4, 40, 40, 40, 4, 4, 40]]}, {"segmentation": [[4, 4, 40, 40, 40, 4, 4, 40]]}),
+    "runs as floats": (
+        {"segmentation": {"size": [48.0, "64"], "counts": [100.0, 500, "2472"]}, "bbox": [2, 0, 11, 48], "area": 500},
+        {"segmentation": {"size": [48, 64], "counts": [100, 500, 2472]}},
+    ),
+    "polygons among runs": ({"segmentation": _HALVES}, {"area": 1296}),
+    "a part that is none": ({"segmentation": [_POLYGON, [1, 2]]}, {"segmentation": [_POLYGON]}),
+    "one keypoint of NaN": (
+        {"keypoints": [5, math.nan, 2, 6, 6, 1]}, {"keypoints": [0, 0, 0, 6, 6, 1], "num_keypoints": 1},
+    ),
+    "keypoints as text": ({"keypoints": ["5", "5", "2", 6, 6, 1]}, {"keypoints": [5, 5, 2, 6, 6, 1], "num_keypoints": 2}),
+    "a keypoint too many": ({"keypoints": [5, 5, 2] * 3}, {"keypoints": [0] * 6, "num_keypoints": 0}),
+    "visibilities": ({"keypoints": [5, 5, 3, 6, 6, 0.5]}, {"keypoints": [5, 5, 2, 6, 6, 2], "num_keypoints": 2}),
+    "a keypoint outside": ({"keypoints": [5, 5, 2, 600, 6, 1]}, {"keypoints": [5, 5, 2, 0, 0, 0], "num_keypoints": 1}),
+    "num_keypoints": ({"num_keypoints": 0}, {"num_keypoints": 2}),
+    "area of an hour": ({"area": 1e12}, {"area": 1296}),
+    "area of a fraction": ({"area": 0.42}, {"area": 1296}),
+}  # fmt: skip
+
+
+def small(**values):
+    """Content of a file with one object, and the report and copy of its check."""
+    annotation = {
+        **{"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 4, 36, 36], "area": 1296, "iscrowd": 0},
+        **{"segmentation": [_POLYGON], "keypoints": [5, 5, 2, 6, 6, 1], "num_keypoints": 2, **values},
+    }
+    return {
+        "images": [{"id": 1, "file_name": "1.jpg", "width": 64, "height": 48}],
+        "annotations": [annotation],
+        "categories": [{"id": 1, "name": "a", "keypoints": ["nose", "tail"]}],
+    }
+
+
+def checked(content, tmp_path, images="none"):
+    """The report, and the copy."""
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    report = check_coco(tmp_path / "a.json", tmp_path, images, fix=tmp_path / "fixed.json", overwrite=True)
+    return report, json.loads((tmp_path / "fixed.json").read_text())
+
+
+@pytest.mark.parametrize("name", MEANT)
+def test_what_was_meant_is_kept(name, tmp_path):
+    spoilt, meant = MEANT[name]
+    report, fixed = checked(small(**spoilt), tmp_path)
+    (annotation,) = fixed["annotations"]
+    assert annotation == {**annotation, **meant} and report.losses() == ""
+    assert report.counts or name == "bow tie"
+    assert checked(fixed, tmp_path)[0].counts == {}
+
+
+def test_what_is_right_is_left_alone(tmp_path):
+    report, fixed = checked(small(), tmp_path)
+    assert (report.counts, report.notes, fixed) == ({}, [], small())
+
+
+@pytest.mark.parametrize("area", [36 * 36, 30 * 36, 37 * 37])
+def test_an_area_may_be_that_of_the_box_or_of_the_mask(area, tmp_path):
+    diagonal = [[4, 4, 8, 4, 40, 40, 36, 40]]
+    assert checked(small(area=area, segmentation=diagonal), tmp_path)[0].counts == {}
+
+
+def test_what_a_copy_lacks_is_counted_by_reason(tmp_path):
+    content = small()
+    first = content["annotations"][0]
+    content["images"] += [{"id": 2, "file_name": "2.jpg", "width": 64, "height": 48}, 3]
+    changes = (
+        {"bbox": [4, 4, 0, 9]},
+        {"bbox": "x"},
+        {"bbox": [9, 9, -1, 9]},
+        {"category_id": 7},
+        {"image_id": 2},
+    )
+    content["annotations"] += [{**first, "id": i, "segmentation": [], **c} for i, c in enumerate(changes, 2)]
+    Image.new("RGB", (64, 48)).save(tmp_path / "1.jpg")
+    report, fixed = checked(content, tmp_path, "header")
+    assert report.losses() == (
+        "2 images (1 x image file missing, 1 x entry is no object); 5 annotations (2 x box without area, "
+        "1 x box of a wrong type, 1 x unknown category, 1 x image file missing)"
+    )
+    assert "unknown image" not in report.counts  # its file is missing
+    assert len(fixed["images"]) == len(fixed["annotations"]) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "images/1.jpg",
+        "./images/1.jpg",
+        "train\\images\\1.jpg",
+        "C:\\data\\Images\\1.JPG",
+        "1.Jpg",
+        "/images/1.jpg",
+    ],
+)
+def test_names_of_files_from_elsewhere_are_mended(name, tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (64, 48)).save(tmp_path / "images/1.jpg")
+    content = small()
+    content["images"][0]["file_name"] = name
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    report = check_coco(tmp_path / "a.json", tmp_path / "images", fix=tmp_path / "fixed.json")
+    assert report.counts == {"image file of nearly that name": 1} and report.losses() == ""
+    assert json.loads((tmp_path / "fixed.json").read_text()) == small()
+
+
+@pytest.mark.parametrize(
+    "name, hint",
+    [("val/1.jpg", "; there is 1.jpg"), ("2.jpg", ""), ("../1.jpg", "; there is 1.jpg"), ("A.jpg", "")],
+)
+def test_a_copy_without_images_is_not_written(name, hint, tmp_path):
+    """Images of another folder are others, and of two files that differ in case neither is meant."""
+    (tmp_path / "images").mkdir()
+    for file in ("1.jpg", "a.jpg", "a.JPG"):
+        Image.new("RGB", (64, 48)).save(tmp_path / "images" / file)
+    content = small()
+    content["images"][0]["file_name"] = name
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    message = re.escape(
+        f"none of the images is left for the mended copy: 1 x image file missing: image 1 ({name}{hint})"
+    )
+    with pytest.raises(UserError, match=message):
+        check_coco(tmp_path / "a.json", tmp_path / "images", fix=tmp_path / "fixed.json")
+    assert not (tmp_path / "fixed.json").exists()
+
+
+def test_what_no_copy_can_mend_is_noted(tmp_path):
+    content = small(keypoints=[0] * 6, num_keypoints=0)
+    content["categories"].append({"id": 2, "name": "b", "keypoints": ["nose"]})
+    report, _ = checked(content, tmp_path)
+    assert report.counts == {} and len(report.notes) == 2
+    assert "the categories 'a' and 'b' name different keypoints" in str(report)
+    assert "no object has a visible keypoint" in str(report) and "no problems" not in str(report)
+
+
+def test_boxes_in_fractions_are_those_of_a_whole_file(tmp_path):
+    content = small(
+        bbox=[0.25, 0.25, 0.5, 0.5], segmentation=[], keypoints=[0.5, 0.5, 2, 0, 0, 0], num_keypoints=1
+    )
+    report, fixed = checked(content, tmp_path)
+    assert fixed["annotations"][0]["bbox"] == [16, 12, 32, 24] and fixed["annotations"][0]["area"] == 768
+    assert fixed["annotations"][0]["keypoints"] == [32, 24, 2, 0, 0, 0]
+    content["annotations"].append({**small()["annotations"][0], "id": 2})
+    report, fixed = checked(content, tmp_path)
+    assert report.counts["box within the image's first pixel"] == 1
+    assert [a["bbox"] for a in fixed["annotations"]] == [[4, 4, 36, 36]]
+
+
+def test_people_in_one_box_are_no_object_twice(tmp_path):
+    content = small()
+    content["annotations"].append({**content["annotations"][0], "id": 2, "keypoints": [7, 7, 2, 6, 6, 1]})
+    assert checked(content, tmp_path)[0].counts == {}
+    content["annotations"].append({**content["annotations"][0], "id": 3})
+    report, fixed = checked(content, tmp_path)
+    assert report.counts == {"object annotated twice": 1} and len(fixed["annotations"]) == 2

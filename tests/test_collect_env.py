@@ -14,7 +14,7 @@ from resnest_d2.ops import triton_kernels
 
 
 def test_one_screen_names_versions_and_what_works_here(capsys):
-    collect_env.main()
+    collect_env.main([])
     text = capsys.readouterr().out
     lines = text.splitlines()
     assert len(lines) < 40 and max(map(len, lines)) < 120
@@ -51,13 +51,36 @@ def test_what_fails_is_named_in_one_line_and_the_rest_is_still_told(monkeypatch)
     assert rows["mixed precision, torch.bfloat16"] == "works"
 
 
+@pytest.mark.parametrize("word, status", [("--help", 0), ("all", 2)])
+def test_help_is_no_report_and_words_are_refused(word, status, capsys):
+    with pytest.raises(SystemExit) as ended:
+        collect_env.main([word])
+    out, err = capsys.readouterr()
+    assert ended.value.code == status and torch.__version__ not in out
+    assert "usage: python -m resnest_d2.collect_env" in (err if status else out)
+
+
+def test_a_device_that_cannot_tell_its_name_is_said(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("driver gone")
+
+    monkeypatch.setattr(collect_env, "_name", fail)
+    monkeypatch.setattr(triton_kernels, "unavailable", fail)
+    rows = dict(collect_env.collect())
+    assert rows["cpu"] == rows["Split-Attention"] == "FAILS: RuntimeError: driver gone"
+    assert rows["mixed precision, torch.bfloat16"] == "works"
+
+
 def test_a_broken_torchvision_is_said_in_one_line(run_python, tmp_path):
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision/__init__.py").write_text("raise OSError('libcudart.so: undefined symbol')")
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     result = run_python("-m", "resnest_d2.collect_env", env={"PYTHONPATH": path})
     assert result.returncode != 0 and result.stdout == "" and result.stderr.count("\n") == 1, result.stderr
-    for text in ("OSError: libcudart.so: undefined symbol", "install the version that goes with"):
+    for text in (
+        "OSError: libcudart.so: undefined symbol",
+        f"goes with torch {torch.__version__} (Python 3.",
+    ):
         assert text in result.stderr
 
 

@@ -106,6 +106,12 @@ def test_fatal_problems_stop_before_training_and_harmless_ones_are_said(shapes, 
     assert len(check_pairs(harmless)) == 1
 
 
+def test_a_folder_without_the_images_is_named(shapes, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(shapes[1]))
+    with pytest.raises(UserError, match=rf"image file missing: .*; is {tmp_path} the folder of its images\?"):
+        check_pairs([(str(tmp_path / "a.json"), str(tmp_path))])
+
+
 @pytest.fixture
 def registered(shapes, tmp_path):
     """registered(change): the name of a dataset whose annotations were changed."""
@@ -132,6 +138,7 @@ def to_runs(content):
     of_image = [a for a in content["annotations"] if a["image_id"] == image["id"] and not a["iscrowd"]]
     size = [image["height"], image["width"]]
     of_image[0]["segmentation"] = {"size": size, "counts": [5, 50, size[0] * size[1] - 55]}
+    of_image[0].update(bbox=[0, 5, 1, 50], area=50)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +147,7 @@ def to_runs(content):
         (lambda c: c["annotations"][0].update(category_id=9), "1 x unknown category: annotation 1 "),
         (
             lambda c: c["annotations"][0].pop("segmentation"),
-            "1 of [0-9]+ objects have no segmentation, which",
+            "1 of [0-9]+ objects .crowds aside. have no segmentation, which",
         ),
     ],
 )
@@ -263,6 +270,38 @@ def test_objects_without_keypoints_are_named_before_training(shapes, tmp_path):
         fit_config(cfg, spoilt(shapes, tmp_path, change), [], 1)
 
 
+def test_keypoints_that_cannot_be_learned_are_named_before_training(shapes, tmp_path, registered):
+    def hide(content):
+        with_keypoints(content, ["a", "b"])
+        for annotation in content["annotations"]:
+            annotation.update(keypoints=[0] * 6, num_keypoints=0)
+
+    def mix(content):
+        with_keypoints(content, ["a", "b"])
+        content["categories"][1]["keypoints"] = ["a", "c"]
+
+    cfg = model_zoo.get_config("quickstart")
+    hidden, mixed = spoilt(shapes, tmp_path, hide), registered(mix)
+    assert any("no object has a visible keypoint" in line for line in check_pairs(hidden))
+    fit_config(cfg.clone(), hidden, [], 1)
+    cfg.MODEL.KEYPOINT_ON = True
+    with pytest.raises(UserError, match=r"spoilt\.json: none of \d+ objects has a visible keypoint"):
+        fit_config(cfg.clone(), hidden, [], 1)
+    with pytest.raises(UserError, match=r"none of \d+ objects has a visible keypoint"):
+        check_registered(cfg, [registered(hide)], [])
+    mixed = [(MetadataCatalog.get(mixed).json_file, shapes[0][0][1])]
+    with pytest.raises(UserError, match="its categories name different keypoints"):
+        fit_config(cfg, mixed, [], 1)
+
+
+def test_a_file_that_is_too_large_to_be_checked_is_said(registered, monkeypatch):
+    name = registered(lambda content: content["annotations"][0].update(category_id=9))
+    monkeypatch.setattr("resnest_d2.data.custom._CHECKED", 100)
+    (note,) = check_registered(model_zoo.get_config("mask_resnest50"), [name], [])
+    file = MetadataCatalog.get(name).json_file
+    assert note.startswith(f"{file} is not checked at each start") and f"check_dataset.py {file} " in note
+
+
 def test_validation_data_without_an_object_are_told(shapes, tmp_path):
     empty = spoilt(shapes, tmp_path, lambda content: content["annotations"].clear())
     notes, _ = fit_config(model_zoo.get_config("quickstart"), [shapes[0][0]], empty, 1)
@@ -278,7 +317,7 @@ def test_validation_data_without_an_object_are_told(shapes, tmp_path):
         (
             lambda c: [a.pop("segmentation") for a in c["annotations"]],
             "mask_resnest50",
-            r"spoilt\.json: \d+ of \d+ objects have no segmentation, which MODEL.MASK_ON",
+            r"spoilt\.json: \d+ of \d+ objects .crowds aside. have no segmentation, which MODEL.MASK_ON",
         ),
         (lambda c: c["annotations"].clear(), "faster_resnest50", "no image holds an object"),
         (lambda c: None, "panoptic_resnest200_3x", "PanopticFPN needs semantic annotations"),

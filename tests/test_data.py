@@ -3,6 +3,7 @@
 import filecmp
 import itertools
 import json
+import sys
 import threading
 from pathlib import Path
 
@@ -147,3 +148,12 @@ def test_missing_files_of_a_dataset_are_named(tmp_path):
         check_datasets([name], "DATASETS.TRAIN")
     (tmp_path / "a.json").write_text("{}")
     check_datasets([name], "DATASETS.TRAIN")
+
+
+def test_without_contourpy_the_line_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "contourpy", None)
+    with pytest.raises(
+        UserError, match=r"the shapes dataset needs contourpy, which .*: pip install contourpy"
+    ):
+        generate_shapes(tmp_path / "shapes", num_images={"train": 1})
+    assert list(tmp_path.iterdir()) == []

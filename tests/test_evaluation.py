@@ -298,9 +298,10 @@ def test_nothing_to_find_is_undefined_and_no_failure(backend, iou_type, shapes_t
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda t: t["annotations"][0].update(bbox="[1 2 3 4]"), r"annotation 1 has the box \[1 2 3 4\], and not"),
+        (lambda t: t["annotations"][0].update(bbox="[1 2 3 4]"), r"annotation 1 has the box '\[1 2 3 4\]', and not"),
+        (lambda t: t["annotations"][0].pop("bbox"), "annotation 1 has no box, and not x, y, width, height"),
         (lambda t: t["annotations"][0].update(bbox=[1, 2, 3, math.nan]), "annotation 1 has the box"),
-        (lambda t: t["annotations"][0].update(iscrowd="no"), "annotation 1 has the iscrowd no, and not 0 or 1"),
+        (lambda t: t["annotations"][0].update(iscrowd="no"), "annotation 1 has the iscrowd 'no', and not the number 0"),
         (lambda t: t["annotations"].insert(2, 3), "number 2 of the annotations has no image_id that is a whole"),
         (lambda t: t["annotations"][0].update(category_id=[1]), "number 0 of the annotations has no category_id"),
         (lambda t: t["images"][0].update(id=2**63), "number 0 of the images has no id that is a whole number"),
@@ -319,13 +320,72 @@ def test_annotations_that_cannot_be_completed_are_named(change, message, shapes_
 
 def test_detections_of_other_images_and_objects_without_masks_are_named(shapes_truth):
     results = [{"image_id": 99, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 1.0}]
-    with pytest.raises(UserError, match="1 images with detections, 99 and others, are not in the annotation"):
+    with pytest.raises(UserError, match=r"1 images with detections \(99\) are not in the annotation"):
         evaluate_coco(shapes_truth, results, "bbox")
     truth = copy.deepcopy(shapes_truth)
     objects = [a for a in truth["annotations"] if not a["iscrowd"]]
     objects[3].pop("segmentation")
     with pytest.raises(UserError, match=f"1 objects, annotation {objects[3]['id']} the first, have no segm"):
         evaluate_coco(truth, perfect(shapes_truth, "segm"), "segm")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_numbers_of_numpy_are_numbers(backend, shapes_truth):
+    truth, results = copy.deepcopy(shapes_truth), perfect(shapes_truth, "bbox")
+    for entry in (*truth["images"], *truth["annotations"], *truth["categories"], *results):
+        entry.update({k: np.int64(v) for k, v in entry.items() if k == "id" or k.endswith("_id")})
+    ids = [np.int64(image["id"]) for image in truth["images"][:9]]
+    assert evaluate_coco(truth, results, "bbox", backend=backend, image_ids=ids).stats[0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "ids, said", [([99], "1 images to evaluate .99. "), (["1", 7, -1], r"2 images to evaluate .-1, \.\.\.. ")]
+)
+def test_images_that_are_not_in_the_file_are_named(ids, said, shapes_truth):
+    with pytest.raises(UserError, match=f"{said}are not in the annotation file"):
+        evaluate_coco(shapes_truth, [], "bbox", image_ids=ids)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"score": math.nan}, "the score nan"),
+        ({"score": math.inf}, "the score inf"),
+        ({"score": None}, "the score None"),
+        ({"score": "0.5"}, "the score '0.5'"),
+        ({"bbox": [1, 2, math.nan, 4]}, r"the bbox \[1, 2, nan, 4\]"),
+        ({"bbox": None}, "the bbox None"),
+    ],
+)
+def test_detections_that_are_not_finite_are_named(change, said, shapes_truth):
+    results = perfect(shapes_truth, "bbox")
+    results[2].update(change)
+    with pytest.raises(UserError, match=f"detection number 2, on image 1, has {said}, which must be finite"):
+        evaluate_coco(shapes_truth, results, "bbox")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_area_and_no_count_of_keypoints_hides_an_object(backend, coco_root, shapes_truth):
+    truth = copy.deepcopy(shapes_truth)
+    for annotation in truth["annotations"]:
+        annotation["area"] = 1e12
+    assert evaluate_coco(truth, perfect(truth, "bbox"), "bbox", backend=backend).stats[0] == pytest.approx(1)
+    truth, results = keypoints_found(coco_root)
+    for annotation in truth["annotations"]:
+        annotation["num_keypoints"] = 0
+    assert evaluate_coco(truth, results, "keypoints", backend=backend).stats[0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [{"size": [96, 128], "counts": [5]}, {"size": [9, 9], "counts": [81]}, [[1e12] * 6], [[1, 2, 3]], "x"],
+)
+def test_a_mask_that_would_break_the_evaluation_is_named(mask, shapes_truth):
+    truth = copy.deepcopy(shapes_truth)
+    truth["annotations"][0]["segmentation"] = mask
+    evaluate_coco(truth, perfect(shapes_truth, "bbox"), "bbox")
+    with pytest.raises(UserError, match=r"annotation 1: its segmentation must be .*check_dataset\.py"):
+        evaluate_coco(truth, [], "segm")
 
 
 @pytest.fixture

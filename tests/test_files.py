@@ -104,6 +104,15 @@ def test_depth_of_a_stream_is_that_of_its_text(text, depth, monkeypatch):
                         pass
 
 
+def test_keys_of_a_stream_that_are_there_twice_are_known():
+    text = b'{"a": [{"b": 1, "b": 2}], "b": "a\\": a", "c": {"a": 3}, "d\\"": ":", "a" : 5, "e": {}, "e":[1]}'
+    for size in range(1, len(text) + 1):
+        file = BoundedJson(io.BytesIO(text), "x.json")
+        while file.read(size):
+            pass
+        assert [key for key in "abcde" if file.repeated(key)] == ["a", "e"]
+
+
 def test_names_that_a_file_gives_stay_in_their_folder(tmp_path):
     folder = tmp_path / "a"
     (folder / "b").mkdir(parents=True)
@@ -114,6 +123,10 @@ def test_names_that_a_file_gives_stay_in_their_folder(tmp_path):
     for name in ("../x", "/x", "b/../../x", "out/x", "", ".", "..", "../ab/x", "x\0", str(tmp_path / "ab")):
         with pytest.raises(UserError, match=r"s\.json: the file name .* does not stay inside"):
             inside(folder, name, "s.json")
+    assert inside(folder, "out/x", "s.json", links=True) == folder / "out/x"
+    for name in ("../x", "b/../../x", "/x", "x\0", ""):
+        with pytest.raises(UserError, match="does not stay inside"):
+            inside(folder, name, "s.json", links=True)
 
 
 def test_unused_names_are_short_and_different_whatever_the_case():

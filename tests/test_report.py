@@ -491,7 +491,7 @@ def _turned(folder):
         ("1.png", (64, 48), lambda folder: os.mkfifo(folder / "1.png"), "is a FIFO"),
         ("1.png", (64, 48), lambda folder: (folder / "1.png").mkdir(), "is a folder"),
         ("1.png", (64, 48), lambda folder: None, "No such file"),
-        ("a\0b.png", (64, 48), lambda folder: None, "is no name of a file"),
+        ("a\0b.png", (64, 48), lambda folder: None, "does not stay inside"),
         ("<b>&'\".png", (64, 48), lambda folder: None, "No such file"),
     ],
 )  # fmt: skip
@@ -518,6 +518,22 @@ def test_a_page_says_which_images_it_does_not_show(small):
     small.truth["images"][1]["file_name"] = "<b>none.png"
     text = small.page(2)
     assert text.count("<img") == 2 and text.count("Not shown: <bdi>&lt;b&gt;none.png</bdi>: ") == 1
+
+
+def test_pictures_are_of_the_folder_alone(small):
+    """What lies elsewhere may be private. A link that somebody put into the folder is what they meant."""
+    for entry in (*small.truth["annotations"], *small.detections):
+        del entry["keypoints"]
+    (small.folder / "images").mkdir()
+    small.run["datasets"][0]["image_root"] = str(small.folder / "images")
+    _picture("1.png")(small.folder)
+    (small.folder / "images/link.png").symlink_to(small.folder / "1.png")
+    for name, shown in (("../1.png", False), (str(small.folder / "1.png"), False), ("link.png", True)):
+        small.truth["images"][0]["file_name"] = name
+        evaluation = small.read()
+        picture = next(p for p in rank_pictures(evaluation, "bbox") if p.image["id"] == 1)
+        drawn = gallery.draw(evaluation, picture, "bbox")
+        assert ("predicted" in drawn) == shown == ("does not stay inside" not in drawn.get("problem", ""))
 
 
 def test_numbers_of_pictures_out_of_range_are_named(small):
@@ -552,6 +568,16 @@ def test_without_jinja2_the_line_says_how_to_get_it(small, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(UserError, match=r"a report needs jinja2, which .*: pip install jinja2"):
         write_report(small.read(), small.folder / "report.html", 0)
+
+
+def test_without_matplotlib_the_line_says_how_to_get_it(small, monkeypatch):
+    for module in [m for m in sys.modules if m.startswith("resnest_d2.evaluation.report.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delattr("resnest_d2.evaluation.report.charts", raising=False)
+    evaluation = small.read()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UserError, match=r"a report needs matplotlib, which .*: pip install matplotlib"):
+        write_report(evaluation, small.folder / "report.html", 0)
 
 
 def test_a_tide_that_cannot_be_imported_is_done_without(small, tmp_path_factory, monkeypatch, caplog):

@@ -16,11 +16,12 @@ from resnest_d2.engine import one_line_errors
 
 
 def main(args):
-    report = check_coco(args.annotations, args.images, "header" if args.quick else "decode", args.fix)
+    images = "header" if args.quick else "decode"
+    report = check_coco(args.annotations, args.images, images, args.fix, args.overwrite)
     print(report)
     if args.fix:
-        print(f"wrote {args.fix}")
-    sys.exit(bool(report.counts))
+        print(f"wrote {args.fix}, which lacks {report.losses() or 'nothing'}")
+    sys.exit(bool(report.counts or report.notes))
 
 
 if __name__ == "__main__":
@@ -30,6 +31,7 @@ if __name__ == "__main__":
     parser.add_argument("annotations", type=Path, help="annotation file, JSON")
     parser.add_argument("images", type=Path, help="folder of the images")
     parser.add_argument("--fix", type=Path, metavar="OUT", help="write a mended copy of the annotations")
+    parser.add_argument("--overwrite", action="store_true", help="let it replace an annotation file")
     parser.add_argument("--quick", action="store_true", help="read the images' headers only")
     with one_line_errors():
         main(parser.parse_args())

@@ -15,6 +15,7 @@ import pycocotools.mask as mask_util
 from ..errors import UserError, one_line
 from ..files import BoundedJson, check_readable
 
+_NUMERAL = re.compile(r"\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\s*", re.ASCII)
 _REMEDY = "tools/check_dataset.py says what is wrong, and --fix writes a mended copy"
 
 
@@ -73,22 +74,28 @@ def read_list(json_file: Union[str, Path], name: str) -> Iterator[Any]:
     """Elements of the list ``name`` in a COCO file, one after the other; none where there is no such list.
 
     Raises:
-        UserError: the file cannot be read, is no JSON, is nested too deep, or has something else there.
+        UserError: the file cannot be read, is no JSON, is nested too deep, or has something else there, or
+            two such lists.
     """
     path = check_readable(json_file)
     count = 0
     try:
         with path.open("rb") as file:
+            bounded: BoundedJson = _Plain(file, str(path))
             try:
-                for entry in _items(_Plain(file, str(path)), name):
+                for entry in _items(bounded, name):
                     count += 1
                     yield entry
             except (ijson.JSONError, UnicodeDecodeError):
                 file.seek(0)  # again from the start, as only a number or a name may be at fault
-                lenient = Lenient(BoundedJson(file, str(path)))
-                for entry in itertools.islice(_items(lenient, name), count, None):
+                bounded = BoundedJson(file, str(path))
+                for entry in itertools.islice(_items(Lenient(bounded), name), count, None):
                     count += 1
                     yield entry
+        if bounded.repeated(name):  # they come as one here
+            raise UserError(
+                f"{path} has {name!r} twice, of which readers of JSON take the last alone; leave one list"
+            )
         if not count:
             _check_type(path, name)
     except ijson.JSONError as e:
@@ -133,7 +140,8 @@ def complete(content: Mapping[str, Any], source: str = "the ground truth") -> Di
 
     Its programs take annotations with id 0 for none and disagree on negative ids: unless all ids are
     different and above 0, annotations are numbered from 1. A missing area is that of the mask, else of the
-    box; a missing ``iscrowd`` is 0; a missing ``num_keypoints`` counts those with a visibility.
+    box, as is one that COCO would ignore; a missing ``iscrowd`` is 0; ``num_keypoints`` counts those with a
+    visibility, since COCO ignores an object where it is 0.
 
     Args:
         source: the file, for messages.
@@ -172,14 +180,17 @@ def _complete_annotation(
     box, crowd, keypoints = (annotation.get(key) for key in ("bbox", "iscrowd", "keypoints"))
     where = f"{source}: annotation {annotation.get('id', f'number {number}')}"
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_finite, box)):
-        raise UserError(f"{where} has the box {str(box)[:60]}, and not x, y, width, height; {_REMEDY}")
+        has = "no box" if box is None else f"the box {box!r:.60}"
+        raise UserError(f"{where} has {has}, and not x, y, width, height; {_REMEDY}")
     if crowd not in (0, 1, None):
-        raise UserError(f"{where} has the iscrowd {str(crowd)[:60]}, and not 0 or 1; {_REMEDY}")
+        raise UserError(f"{where} has the iscrowd {crowd!r:.60}, and not the number 0 or 1; {_REMEDY}")
     completed = {**annotation, "id": number, "iscrowd": int(crowd or 0)}
     if not is_area(annotation.get("area")):
         completed["area"] = area_of(annotation, sizes.get(annotation["image_id"], (None, None)))
-    if isinstance(keypoints, list) and not isinstance(annotation.get("num_keypoints"), int):
-        completed["num_keypoints"] = sum(v > 0 for v in keypoints[2::3])
+    if isinstance(keypoints, list):
+        if not all(map(is_finite, keypoints)):
+            raise UserError(f"{where} has keypoints that are no finite numbers; {_REMEDY}")
+        completed["num_keypoints"] = visible_keypoints(keypoints)
     return completed
 
 
@@ -211,6 +222,43 @@ def encode_mask(segmentation: Any, height: int, width: int) -> Dict[str, Any]:
     if isinstance(segmentation["counts"], list):
         return mask_util.frPyObjects(segmentation, height, width)
     return segmentation
+
+
+def mask_flaw(segmentation: Any, height: int, width: int) -> Optional[str]:
+    """What a mask must be that COCO's programs can take, or None where it is so.
+
+    Where run lengths are damaged they write past their memory, and the rasteriser of polygons needs memory by
+    the length of the sides.
+
+    Args:
+        height, width: of the image, in pixels.
+    """
+    if isinstance(segmentation, dict):
+        runs = run_lengths(segmentation.get("counts"), height * width)
+        if runs is None or segmentation.get("size") != [height, width]:
+            return f"must be the run-length encoding of a mask of {height}x{width} pixels"
+        return None
+    polygons = segmentation if isinstance(segmentation, list) else [None]
+    sound = all(isinstance(p, list) and all(map(is_finite, p)) for p in polygons)
+    drawn = [polygon for polygon in polygons if is_polygon(polygon)] if sound else []
+    if not drawn or max(max(map(abs, polygon)) for polygon in drawn) > 2 * max(height, width):
+        return f"must be polygons of three points or more on an image of {height}x{width} pixels"
+    return None
+
+
+def is_polygon(coordinates: Any) -> bool:
+    """Whether a list x, y, x, y, ... has three points or more."""
+    return len(coordinates) >= 6 and len(coordinates) % 2 == 0
+
+
+def compressed(mask: Mapping[str, Any]) -> Dict[str, Any]:
+    """Run lengths of pycocotools, as JSON takes them."""
+    return {"size": list(mask["size"]), "counts": mask["counts"].decode()}
+
+
+def visible_keypoints(points: Sequence[float]) -> int:
+    """How many of the keypoints x, y, v, x, y, v, ... are labelled: COCO's ``num_keypoints``."""
+    return sum(v > 0 for v in points[2::3])
 
 
 def run_lengths(counts: Any, pixels: int) -> Optional[List[int]]:
@@ -253,13 +301,26 @@ def whole_number(value: Any) -> Optional[int]:
     return value if is_id(value) else None
 
 
+def number_meant(value: Any) -> Optional[float]:
+    """What was meant by 7.5, "7.5" or null, which is NaN; None for what is no number."""
+    if value is None:
+        return math.nan
+    if isinstance(value, str) and _NUMERAL.fullmatch(value):
+        return float(value)
+    return value if is_number(value) else None
+
+
 def is_id(value: Any) -> bool:
-    """Whether it is a whole number, of at most 64 bits."""
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+    """Whether it is a whole number, of at most 64 bits; one of numpy is."""
+    return (
+        isinstance(value, (int, numbers.Integral))
+        and not isinstance(value, bool)
+        and -(2**63) <= value < 2**63
+    )
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return isinstance(value, (float, int, numbers.Real)) and not isinstance(value, bool)
 
 
 def is_finite(value: Any) -> bool:
@@ -267,5 +328,8 @@ def is_finite(value: Any) -> bool:
 
 
 def is_area(value: Any) -> bool:
-    """Whether an area says how large an object is; 0 is what some programs write for none."""
-    return is_finite(value) and value > 0
+    """Whether an area says how large an object is; 0 is what some programs write for none.
+
+    COCO's evaluation ignores objects of more than 1e10 square pixels.
+    """
+    return is_finite(value) and 0 < value <= 1e10

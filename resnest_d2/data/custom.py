@@ -15,7 +15,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError
-from .annotations import read_list
+from .annotations import read_list, visible_keypoints
 from .coco_check import Report, check_coco
 from .panoptic import read_panoptic
 
@@ -37,6 +37,8 @@ class Facts(NamedTuple):
         without_mask: how many of them have no segmentation.
         encoded: how many of them have a mask as run lengths.
         without_keypoints: how many of them have none.
+        visible: how many of them have a visible keypoint.
+        keypoint_lists: how many different lists of keypoints the categories have.
     """
 
     classes: List[str]
@@ -47,6 +49,8 @@ class Facts(NamedTuple):
     without_mask: int
     encoded: int
     without_keypoints: int
+    visible: int
+    keypoint_lists: int
 
 
 def register_pairs(split: str, pairs: Sequence[Pair], metadata: Dict[str, Any]) -> List[str]:
@@ -83,20 +87,19 @@ def check_pairs(pairs: Sequence[Pair]) -> List[str]:
 
 def _check_pair(json_file: str, images: str) -> Tuple[Report, List[str]]:
     report = check_coco(Path(json_file), Path(images), images="exist")
-    lines = {
-        kind: f"{json_file}: {count} x {kind}: {', '.join(report.examples[kind])}"
-        for kind, count in report.counts.items()
-    }
     if report.fatal:
-        raise UserError(f"{lines[report.fatal[0]]}; tools/check_dataset.py --fix writes a mended copy")
-    return report, list(lines.values())
+        line = report.line(report.fatal[0])
+        if report.counts["image file missing"] == report.images:
+            raise UserError(f"{json_file}: {line}; is {images} the folder of its images?")
+        raise UserError(f"{json_file}: {line}; tools/check_dataset.py --fix writes a mended copy")
+    return report, [f"{json_file}: {line}" for line in (*map(report.line, report.counts), *report.notes)]
 
 
 def check_registered(cfg: CfgNode, train: Sequence[str], test: Sequence[str]) -> List[str]:
     """:func:`check_pairs` for registered datasets in COCO's format, and whether they fit the recipe.
 
-    Files above 100 MB are left to ``tools/check_dataset.py``: COCO's own would add half a minute to every
-    start.
+    Files above 100 MB are left to ``tools/check_dataset.py``, which a note says: COCO's own would add half a
+    minute to every start.
 
     Args:
         train, test: their names.
@@ -109,9 +112,16 @@ def check_registered(cfg: CfgNode, train: Sequence[str], test: Sequence[str]) ->
         panoptic, file, images = (metadata.get(key) for key in ("panoptic_json", "json_file", "image_root"))
         if panoptic and _is_small(panoptic):
             read_panoptic(panoptic)
-        if file and images and _is_small(file):
+        if file and images and not _is_small(file):
+            notes.append(
+                f"{file} is not checked at each start, as it has more than {_CHECKED / 1e6:.0f} MB: "
+                f"tools/check_dataset.py {file} {images} does it"
+            )
+        elif file and images:
             report, lines = _check_pair(file, images)
             notes += lines
+            if cfg.MODEL.KEYPOINT_ON and name in train:
+                _check_visible(file, report.objects, report.visible)
             if cfg.MODEL.MASK_ON:
                 _check_masks(file, report.objects, report.without_mask)
             if _takes_polygons(cfg) and report.encoded and name in train:
@@ -133,8 +143,17 @@ def _takes_polygons(cfg: CfgNode) -> bool:
 def _check_masks(file: str, objects: int, without_mask: int) -> None:
     if without_mask:
         raise UserError(
-            f"{file}: {without_mask} of {objects} objects have no segmentation, which MODEL.MASK_ON needs; "
-            "take a configuration without masks (faster_..., cascade_...), or MODEL.MASK_ON False"
+            f"{file}: {without_mask} of {objects} objects (crowds aside) have no segmentation, which "
+            "MODEL.MASK_ON needs; take a configuration without masks (faster_..., cascade_...), or "
+            "MODEL.MASK_ON False"
+        )
+
+
+def _check_visible(files: str, objects: int, visible: int) -> None:
+    if objects and not visible:
+        raise UserError(
+            f"{files}: none of {objects} objects has a visible keypoint, from which "
+            "MODEL.KEYPOINT_ON learns; a visible one has 1 or 2 as its third number"
         )
 
 
@@ -143,7 +162,7 @@ def read_facts(json_file: str) -> Facts:
     path = Path(json_file)
     categories = sorted(read_list(path, "categories"), key=lambda category: category["id"])
     short = {i["id"]: min(i["width"], i["height"]) for i in read_list(path, "images")}
-    sizes, annotated, objects, without_mask, encoded, without_keypoints = [], set(), 0, 0, 0, 0
+    sizes, annotated, objects, without_mask, encoded, without_keypoints, visible = [], set(), 0, 0, 0, 0, 0
     for annotation in read_list(path, "annotations"):
         if annotation.get("iscrowd", 0):
             continue
@@ -153,6 +172,7 @@ def read_facts(json_file: str) -> Facts:
         without_mask += not annotation.get("segmentation")
         encoded += isinstance(annotation.get("segmentation"), dict)
         without_keypoints += not annotation.get("keypoints")
+        visible += visible_keypoints(annotation.get("keypoints") or ()) > 0
         if width > 0 and height > 0:
             sizes.append(math.sqrt(width * height) / short[annotation["image_id"]])
     return Facts(
@@ -164,6 +184,8 @@ def read_facts(json_file: str) -> Facts:
         without_mask,
         encoded,
         without_keypoints,
+        visible,
+        len({tuple(category["keypoints"]) for category in categories if category.get("keypoints")}),
     )
 
 
@@ -196,9 +218,19 @@ def fit_config(
         cfg.DATASETS.TEST = tuple(register_pairs("val", val, metadata))
     if train and not any(f.images for f in facts[: len(train)]):
         raise UserError(f"{', '.join(files[: len(train)])}: no image holds an object")
+    if cfg.MODEL.KEYPOINT_ON and train:
+        trained = facts[: len(train)]
+        _check_visible(
+            ", ".join(files[: len(train)]), sum(f.objects for f in trained), sum(f.visible for f in trained)
+        )
     for file, f in zip(files, facts):
         if cfg.MODEL.MASK_ON:
             _check_masks(file, f.objects, f.without_mask)
+        if cfg.MODEL.KEYPOINT_ON and (f.keypoint_lists > 1 or f.keypoints != facts[0].keypoints):
+            raise UserError(
+                f"{file}: its categories name different keypoints, or others than those of {files[0]}, and "
+                "MODEL.KEYPOINT_ON has one list for all; give all the same"
+            )
         if cfg.MODEL.KEYPOINT_ON and f.without_keypoints:
             raise UserError(
                 f"{file}: {f.without_keypoints} of {f.objects} objects have no keypoints, which "

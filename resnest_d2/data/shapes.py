@@ -17,13 +17,12 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
-from contourpy import FillType, contour_generator
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..errors import UserError, needs
 
 CLASSES = ("circle", "square", "triangle")
 #: RGB. Objects are near the colour of their class, but not so near that colour alone would tell.
@@ -215,6 +214,8 @@ def _paint(rng: np.random.Generator, pixels: np.ndarray, coverage: np.ndarray, c
 
 def _outlines(coverage: np.ndarray) -> Tuple[List[np.ndarray], bool]:
     """Outer outlines, (points, 2) of x and y in pixels, and whether any of them has a hole."""
+    with needs("contourpy", "the shapes dataset"):
+        from contourpy import FillType, contour_generator
     padded = np.pad(coverage, 1)
     filled = contour_generator(z=padded, fill_type=FillType.OuterOffset).filled(0.5, 2)
     outer = [points[: offsets[1]] for points, offsets in zip(*filled)]

@@ -8,7 +8,7 @@ import io
 import itertools
 import logging
 import os
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Container, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import pycocotools.coco
@@ -16,7 +16,7 @@ import pycocotools.cocoeval
 from detectron2 import evaluation
 from detectron2.utils.logger import create_small_table
 
-from ..data.annotations import complete
+from ..data.annotations import complete, is_finite, is_id, mask_flaw
 from ..data.check import loading
 from ..errors import OptionError, UserError
 from ..files import writing
@@ -58,17 +58,19 @@ def evaluate_coco(
         results: detections in COCO's format, with the category ids of ``truth``.
         iou_type: ``bbox``, ``segm`` or ``keypoints``.
         backend: one of :data:`BACKENDS`; None for :func:`default_backend`.
-        image_ids: which images count; None for all.
+        image_ids: which images of ``truth`` count; None for all.
         keypoint_sigmas: OKS constant per keypoint; empty for COCO's person.
 
     Returns:
         The backend's COCOeval, with ``stats`` (fractions, -1 where undefined), ``eval`` and ``params``.
 
     Raises:
-        UserError: the truth cannot be used, lacks masks or keypoints, or is of other images.
+        UserError: the truth cannot be used, lacks masks or keypoints, or is of other images; a detection has
+            a number that is not finite.
     """
     coco_eval, images, categories = _coco_eval(truth, results, iou_type, backend or default_backend())
     if image_ids is not None:
+        _check_known(image_ids, images, "images to evaluate")
         coco_eval.params.imgIds = [images[image_id] for image_id in image_ids]
     if iou_type == "keypoints":
         if keypoint_sigmas:
@@ -160,12 +162,9 @@ def _coco_eval(
         {number: rank for rank, number in enumerate(sorted({entry["id"] for entry in truth[key]}), 1)}
         for key in ("images", "categories")
     )
-    unknown = {result["image_id"] for result in results} - images.keys()
-    if unknown:
-        raise UserError(
-            f"{len(unknown)} images with detections, {min(unknown, key=str)} and others, are not in the "
-            "annotation file; name the file that they were evaluated on"
-        )
+    _check_known([result["image_id"] for result in results], images, "images with detections")
+    for field in ("score", *{"segm": (), "keypoints": ("keypoints",)}.get(iou_type, ("bbox",))):
+        _check_finite(results, field)
     # A copy, since loading adds to the detections. With a box in it, a mask would count by the area of
     # the box, not by its own.
     drop = "bbox" if iou_type == "segm" else None
@@ -192,10 +191,43 @@ def _coco_eval(
     return coco_eval, images, categories
 
 
+def _check_known(image_ids: Sequence[int], images: Container[int], what: str) -> None:
+    unknown = {image_id for image_id in image_ids if image_id not in images}
+    if unknown:
+        others = ", ..." if len(unknown) > 1 else ""
+        raise UserError(
+            f"{len(unknown)} {what} ({min(unknown, key=str)}{others}) are not in the annotation file; name "
+            "the file that they were evaluated on"
+        )
+
+
+def _check_finite(results: List[Dict[str, Any]], field: str) -> None:
+    """Raise UserError unless all detections have finite numbers there; backends differ on others."""
+    for number, result in enumerate(results):
+        value = result.get(field)
+        values = (
+            [value] if field == "score" else value if isinstance(value, (list, tuple, np.ndarray)) else ()
+        )
+        if not len(values) or not all(map(is_finite, values)):
+            raise UserError(
+                f"detection number {number}, on image {result['image_id']}, has the {field} {value!r:.80}, "
+                "which must be finite; evaluate the model again, or leave it out"
+            )
+
+
 def _check_annotated(truth: Dict[str, Any], iou_type: str) -> None:
     """Raise UserError where an object lacks what is evaluated. What COCO ignores gets it."""
     key = {"segm": "segmentation", "keypoints": "keypoints"}.get(iou_type)
     lacking = [a for a in truth["annotations"] if key and not a.get(key)]
+    sizes = {image["id"]: (image.get("height"), image.get("width")) for image in truth["images"]}
+    for annotation in truth["annotations"] if key == "segmentation" else ():
+        size = sizes.get(annotation["image_id"])
+        flaw = annotation.get(key) and size and all(map(is_id, size)) and mask_flaw(annotation[key], *size)
+        if flaw:
+            raise UserError(
+                f"annotation {annotation['id']}: its segmentation {flaw}; tools/check_dataset.py says what "
+                "is wrong, and --fix writes a mended copy"
+            )
     objects = [a for a in lacking if not a["iscrowd"]]
     if objects and key == "segmentation":
         raise UserError(

@@ -6,7 +6,7 @@ import warnings
 from contextlib import contextmanager
 from typing import Iterator
 
-import matplotlib
+from ..errors import needs
 
 
 def label(name: object, limit: int = 60) -> str:
@@ -26,6 +26,8 @@ def plain_text() -> Iterator[None]:
 
     A character that the font lacks is drawn as a box, without a warning for each.
     """
+    with needs("matplotlib", "drawing"):
+        import matplotlib
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
         yield

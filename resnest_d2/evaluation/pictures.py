@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List, Set, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Set, Tuple
 
 import numpy as np
 import torch
@@ -11,16 +11,18 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image, transform_instance_annotations
 from detectron2.data.transforms import ResizeTransform, TransformList
-from detectron2.utils.visualizer import ColorMode, VisImage, Visualizer
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from tqdm import tqdm
 
 from ..data.check import loading
 from ..data.loader import CheckedMapper
-from ..errors import UserError, one_line
+from ..errors import UserError, needs, one_line
 from ..files import atomic_writer, unused_name, writing
 from .labels import plain_text
+
+if TYPE_CHECKING:
+    from detectron2.utils.visualizer import VisImage, Visualizer
 
 #: Width in pixels of each half of a picture.
 _WIDTH = 640
@@ -52,6 +54,8 @@ def draw_predictions(
     Raises:
         UserError: an image or its annotations cannot be used, or a picture cannot be written.
     """
+    with needs("matplotlib", "drawing"):
+        import matplotlib  # noqa: F401
     folder = Path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,6 +95,8 @@ def draw_predictions(
 
 
 def _visualizer(image: np.ndarray, metadata: Metadata) -> Visualizer:
+    from detectron2.utils.visualizer import ColorMode, Visualizer  # imports matplotlib
+
     # Colours by class need the metadata to say which; others are random.
     mode = ColorMode.SEGMENTATION if metadata.get("thing_colors") else ColorMode.IMAGE
     return Visualizer(image, metadata, instance_mode=mode)

@@ -12,7 +12,6 @@ from ...errors import check_number, needs
 from ...files import atomic_write_text, check_writable
 from ...model_zoo.records import DETECTORS
 from ..labels import label
-from . import charts, gallery
 from .measure import SCORE_THRESHOLD, TITLES, Evaluation, Task, load_evaluation, measure, rank_pictures
 
 __all__ = ["load_evaluation", "write_report"]
@@ -37,6 +36,8 @@ def write_report(evaluation: Evaluation, output: Path, num_pictures: int = 6) ->
     check_writable(output, _REMEDY)
     with needs("jinja2", "a report"):
         import jinja2
+    with needs("matplotlib", "a report"):
+        from . import charts, gallery
     tasks = [measure(evaluation, kind) for kind in tqdm(evaluation.tasks, desc="figures")]
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template.filters.update(figure=_figure, label=label)
@@ -70,6 +71,8 @@ def _is_full_val2017(evaluation: Evaluation) -> bool:
 
 def _sections(task: Task) -> Dict[str, Any]:
     """What the page shows of a task: its figures and charts."""
+    from . import charts  # needs matplotlib
+
     objects = sum(category["objects"] for category in task.categories)
     figures: List[Dict[str, str]] = [
         {
@@ -124,6 +127,8 @@ def _gallery(evaluation: Evaluation, count: int) -> Dict[str, List[Dict[str, Any
     """Best and worst images, by the last task, which shows most: keypoints, masks, else boxes."""
     if evaluation.images is None:
         return {}
+    from . import gallery  # needs matplotlib
+
     kind = evaluation.tasks[-1]
     ranked = rank_pictures(evaluation, kind)
     worst = ranked[max(count, len(ranked) - count) :][::-1]

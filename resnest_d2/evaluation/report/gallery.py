@@ -18,7 +18,7 @@ from fvcore.transforms.transform import PadTransform
 from PIL import Image
 
 from ...errors import UserError
-from ...files import check_readable
+from ...files import check_readable, inside
 from ..labels import label, plain_text
 from .charts import MISSED, RIGHT, WRONG
 from .measure import Evaluation, Picture
@@ -38,7 +38,8 @@ def draw(evaluation: Evaluation, picture: Picture, kind: str) -> Dict[str, Any]:
     image = picture.image
     entry = {"name": label(Path(image["file_name"]).name, 100)}
     try:
-        pixels = _read(evaluation.images / image["file_name"], (image["height"], image["width"]))
+        path = inside(evaluation.images, image["file_name"], "the annotations", links=True)
+        pixels = _read(path, (image["height"], image["width"]))
     except UserError as e:
         return {**entry, "problem": label(e, 300)}
     name = {c["id"]: label(c["name"], 40) for c in evaluation.truth["categories"]}

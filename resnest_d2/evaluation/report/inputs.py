@@ -13,10 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-import pycocotools.mask
-
 from ...data import load_coco
-from ...data.annotations import run_lengths
+from ...data.annotations import compressed, encode_mask, is_polygon, mask_flaw
 from ...errors import UserError
 from ...files import check_readable, parse_json, read_json, read_text
 from ..labels import label
@@ -61,33 +59,17 @@ def _read_truth(file: Path, content: Dict[str, List[Any]]) -> Dict[str, List[Dic
     images, categories = _read_images(file, content["images"]), _read_categories(file, content["categories"])
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
     known = {category["id"] for category in categories}
-    annotations, seen = [], set()
-    for i, entry in enumerate(content["annotations"]):
+    annotations = []
+    for i, entry in enumerate(content["annotations"]):  # which are complete
         where = f"annotations[{i}]"
-        _check_object(file, where, entry)
-        number = entry.get("id")
-        if not _is_id(number) or number in seen:
-            raise refuse(file, f"{where}: id", "must be a whole number of its own", number)
-        seen.add(number)
         _check_place(file, where, entry, sizes, known)
-        crowd = entry.get("iscrowd", 0)
-        if crowd not in (0, 1):
-            raise refuse(file, f"{where}: iscrowd", "must be 0 or 1", crowd)
-        if not is_number(entry.get("area")) or entry["area"] < 0:
-            raise refuse(file, f"{where}: area", "must be a number >= 0", entry.get("area"))
-        good = {key: entry[key] for key in ("id", "image_id", "category_id", "area")}
-        good.update(iscrowd=int(crowd), bbox=_box(file, where, entry.get("bbox")))
+        good = {key: entry[key] for key in ("id", "image_id", "category_id", "area", "iscrowd")}
+        good["bbox"] = _box(file, where, entry["bbox"])
         if entry.get("segmentation"):
-            shape, size = entry["segmentation"], sizes[entry["image_id"]]
-            good["segmentation"] = _polygons(file, where, shape, size) if isinstance(shape, list) else _rle(
-                file, where, shape, size
-            )  # fmt: skip
+            good["segmentation"] = _mask(file, where, entry["segmentation"], sizes[entry["image_id"]])
         if entry.get("keypoints"):
-            points = _keypoints(file, where, entry["keypoints"])
-            count = entry.get("num_keypoints", sum(v > 0 for v in points[2::3]))
-            if not is_number(count):
-                raise refuse(file, f"{where}: num_keypoints", "must be a number", count)
-            good.update(keypoints=points, num_keypoints=count)
+            good["keypoints"] = _keypoints(file, where, entry["keypoints"])
+            good["num_keypoints"] = entry["num_keypoints"]
         annotations.append(good)
     return {"images": images, "annotations": annotations, "categories": categories}
 
@@ -266,22 +248,25 @@ def _keypoints(file: Path, where: str, value: Any) -> List[float]:
     return value
 
 
+def _mask(file: Path, where: str, value: Any, size: Tuple[int, int]) -> Any:
+    """The polygons that are some, or compressed run lengths."""
+    flaw = mask_flaw(value, *size)
+    if flaw:
+        raise refuse(file, f"{where}: segmentation", flaw, value)
+    return list(filter(is_polygon, value)) if isinstance(value, list) else _compressed(value, size)
+
+
 def _rle(file: Path, where: str, value: Any, size: Tuple[int, int]) -> Dict[str, Any]:
-    """Compressed. COCO's decoder writes past its memory where a mask is damaged."""
-    counts = value.get("counts") if isinstance(value, dict) else None
-    if run_lengths(counts, math.prod(size)) is None or value.get("size") != [*size]:
-        rule = f"must be the run-length encoding of a mask of {size[0]}x{size[1]} pixels"
-        raise refuse(file, f"{where}: segmentation", rule, value)
-    if isinstance(counts, list):
-        counts = pycocotools.mask.frPyObjects({"size": [*size], "counts": counts}, *size)["counts"].decode()
-    return {"size": [*size], "counts": counts}
+    flaw = mask_flaw(value if isinstance(value, dict) else {}, *size)
+    if flaw:
+        raise refuse(file, f"{where}: segmentation", flaw, value)
+    return _compressed(value, size)
 
 
-def _polygons(file: Path, where: str, value: List[Any], size: Tuple[int, int]) -> List[List[float]]:
-    """Those with three points or more. COCO's rasteriser needs memory by the length of the sides."""
-    farthest = 2 * max(size)
-    good = [p for p in value if _numbers(p) and len(p) >= 6 and len(p) % 2 == 0]
-    if not all(map(_numbers, value)) or not good or max(abs(v) for p in good for v in p) > farthest:
-        rule = f"must be polygons of three points or more on an image of {size[0]}x{size[1]} pixels"
-        raise refuse(file, f"{where}: segmentation", rule, value)
-    return good
+def _compressed(value: Dict[str, Any], size: Tuple[int, int]) -> Dict[str, Any]:
+    counts = value["counts"]
+    return (
+        compressed(encode_mask(value, *size))
+        if isinstance(counts, list)
+        else {"size": [*size], "counts": counts}
+    )

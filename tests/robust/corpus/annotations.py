@@ -154,6 +154,8 @@ _raw("UTF-16", lambda b: b.decode().encode("utf-16"))
 _raw("compressed", gzip.compress)
 _raw("two documents", lambda b: b + b, _ANY)
 _raw("byte-order mark", lambda b: b"\xef\xbb\xbf" + b, _ANY)
+for _name in ("images", "annotations", "categories"):
+    _raw(f"{_name} twice", lambda b, n=_name: b.rstrip()[:-1] + f', "{n}": []}}'.encode())
 _raw("single quotes", lambda b: b.replace(b'"', b"'"))
 _raw("trailing commas", lambda b: b.replace(b"]", b",]"))
 for share in (0.1, 0.5, 0.9, 0.999):
@@ -216,6 +218,13 @@ _REFUSED_EARLY: Dict[str, Callable] = {
     "box as text of numpy": _set("annotations", 0, "bbox", "[ 4.  4. 36. 36.]"),
     "box of text": _set("annotations", 0, "bbox", ["4", "4", "36", "36"]),
     "box of a number of 500 digits": _set("annotations", 0, "bbox", [4, 4, 10**500, 36]),
+    "iscrowd 0 as text": _set("annotations", 0, "iscrowd", "0"),
+    "a box that the polygon tells": _drop("annotations", 0, "bbox"),
+    "run lengths as floats": _set("annotations", 0, "segmentation", {"size": [48, 64], "counts": [100.0, 500.0, 2472.0]}),
+    "names with the folder": lambda c: [i.update(file_name="images/" + i["file_name"]) for i in c["images"]] and None,
+    "names in capitals": lambda c: [i.update(file_name=i["file_name"].upper()) for i in c["images"]] and None,
+    "names with backslashes": lambda c: [i.update(file_name=".\\" + i["file_name"]) for i in c["images"]] and None,
+    "boxes in fractions": lambda c: [a.update(bbox=[0.1, 0.1, 0.5, 0.5]) for a in c["annotations"]] and None,
     "box as an object": _set("annotations", 0, "bbox", {"x": 4, "y": 4, "w": 36, "h": 36}),
 }  # fmt: skip
 for title, change in _REFUSED_EARLY.items():
@@ -225,6 +234,13 @@ for title, change in {
     "negative ids": lambda c: [a.update(id=-i) for i, a in enumerate(c["annotations"], 1)] and None,
     "area missing": _drop("annotations", 0, "area"),
     "area 0": _set("annotations", 0, "area", 0),
+    "area 1e12": _set("annotations", 0, "area", 1e12),
+    "a bow tie": _set("annotations", 0, "segmentation", [[4, 4, 40, 40, 40, 4, 4, 40]]),
+    "a polygon far from its box": _set("annotations", 0, "bbox", [50, 42, 4, 4]),
+    "an object twice": lambda c: c["annotations"].append({**c["annotations"][0], "id": 9}),
+    "a keypoint of NaN": lambda c: _with_keypoints(c, ["a"], [1, float("nan"), 2]),
+    "keypoint visibility 0.5": lambda c: _with_keypoints(c, ["a"], [1, 1, 0.5]),
+    "no visible keypoint": lambda c: _with_keypoints(c, ["a"], [1, 1, 0]),
     "area is a list": _set("annotations", 0, "area", [1]),
     "iscrowd missing": _drop("annotations", 0, "iscrowd"),
     "iscrowd true": _set("annotations", 0, "iscrowd", True),
@@ -265,6 +281,11 @@ def _fix(target: Callable[[Path], object], refused: str, folder: Path, rng: np.r
     return Case(words, refused=(refused,))
 
 
+def _another(folder: Path) -> Path:
+    (folder / "val.json").write_bytes(_bytes(lambda c: None))
+    return folder / "val.json"
+
+
 def _linked(folder: Path) -> Path:
     (folder / "link.json").symlink_to("a.json")
     return folder / "link.json"
@@ -279,6 +300,7 @@ for title, target, refused in (
     ("itself", lambda f: f / "a.json", "is the annotation file itself"),
     ("itself by ..", lambda f: f / "images/../a.json", "is the annotation file itself"),
     ("itself by a link", _linked, "is the annotation file itself"),
+    ("another part of the dataset", _another, "is there; name another file"),
     ("an image", lambda f: f / "images/1.jpg", "is there and no annotation file"),
     ("a folder", lambda f: f / "images", "is a folder"),
     ("a device", lambda f: "/dev/null", "is a FIFO, socket or device"),

@@ -1,0 +1,431 @@
+"""The annotations of a COCO-format dataset, one by one: what is wrong with each, and what was meant."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+
+import numpy as np
+import pycocotools.mask as mask_util
+
+from .annotations import (
+    area_of,
+    compressed,
+    encode_mask,
+    is_finite,
+    is_id,
+    is_number,
+    number_meant,
+    run_lengths,
+    visible_keypoints,
+    whole_number,
+)
+from .coco_report import Lost, Report
+
+#: Pixels by which a box may overlap the image's border, and a keypoint lie beyond it.
+_SLACK = 1.0
+#: Square pixels by which areas may differ, since some programs count those that an outline touches.
+_AREA_SLACK = 16.0
+# Areas of boxes, which some programs write for all objects, are right enough; below that of a mask, or
+# above that of the box, by this factor they are of something else.
+_AREA_FACTOR = 2.0
+#: A thin object may fill so little of its box.
+_THIN = 1e-3
+
+
+class ImageEntry(NamedTuple):
+    """Id that an image is kept under, and its size in pixels."""
+
+    id: int
+    width: int
+    height: int
+
+
+class _Mask(NamedTuple):
+    """A segmentation, its area in square pixels, roughly, and its x, y, width and height in pixels."""
+
+    segmentation: Any
+    area: float
+    extent: List[float]
+
+
+class Inspector:
+    """Reports what is wrong with annotations, and mends them.
+
+    Args:
+        images: by id.
+        keypoints: how many keypoints a category names, by id.
+        lost: why an image is not in the copy, by id.
+        fractions: coordinates are fractions of the image's width and height.
+        report: where it is reported.
+
+    Attributes:
+        annotated: images with annotations that are kept.
+    """
+
+    def __init__(
+        self,
+        images: Mapping[int, ImageEntry],
+        keypoints: Mapping[int, int],
+        lost: Mapping[int, str],
+        fractions: bool,
+        report: Report,
+    ) -> None:
+        self._images, self._keypoints, self._lost = images, keypoints, lost
+        self._fractions, self._report = fractions, report
+        self._ids: Set[int] = set()
+        self._objects: Set[int] = set()
+        self.annotated: Set[int] = set()
+
+    def inspect(self, annotation: Any, index: int) -> Optional[Dict[str, Any]]:
+        """The annotation mended, or None where it must go."""
+        self._report.annotations += 1
+        try:
+            return self._mended(annotation, index)
+        except Lost as lost:
+            self._report.lost["annotations"][str(lost)] += 1
+            return None
+
+    def _mended(self, annotation: Any, index: int) -> Dict[str, Any]:
+        report = self._report
+        if not isinstance(annotation, dict):
+            report.give_up("entry is no object", f"annotation number {index}")
+        where = self._number(annotation, index)
+        image = self._find("image_id", self._images, "unknown image", annotation, where)
+        category = self._find("category_id", self._keypoints, "unknown category", annotation, where)
+        size, crowd = self._images[image], self._crowd(annotation, where)
+        mended = {
+            **{key: value for key, value in annotation.items() if key != "ignore"},
+            **{"image_id": size.id, "category_id": category, "iscrowd": crowd},
+        }
+        mask = None
+        if annotation.get("segmentation"):
+            mask = self._mask(annotation["segmentation"], crowd, size, where)
+            mended["segmentation"] = mask.segmentation
+        if not crowd:  # whether it is kept or not, training meets it
+            report.objects += 1
+            report.without_mask += mask is None
+            report.encoded += isinstance(mended.get("segmentation"), dict)
+        mended["bbox"] = self._box(annotation.get("bbox"), mask, size, where)
+        self._mend_keypoints(mended, size, where)
+        self._mend_area(mended, annotation.get("bbox"), mask, size, where)
+        kept = ("image_id", "category_id", "iscrowd", "bbox", "segmentation", "keypoints")
+        same = hash(_frozen([mended.get(key) for key in kept]))
+        if same in self._objects:
+            report.give_up("object annotated twice", where)
+        self._objects.add(same)
+        report.visible += not crowd and bool(mended.get("num_keypoints"))
+        self.annotated.add(size.id)
+        return mended
+
+    def _number(self, annotation: Dict[str, Any], index: int) -> str:
+        """Check the id. Returns how the annotation is called."""
+        report = self._report
+        number = check_id(annotation.get("id"), f"annotation number {index}", report)
+        where = f"annotation number {index}" if number is None else f"annotation {number}"
+        if number in self._ids:
+            report.add("duplicate annotation id", where)
+        elif number is not None:
+            self._ids.add(number)
+            if number < 1:
+                report.add("annotation id below 1", where)
+        return where
+
+    def _find(
+        self, key: str, known: Mapping[int, Any], kind: str, annotation: Dict[str, Any], where: str
+    ) -> int:
+        given = annotation.get(key)
+        number = whole_number(given)
+        if number not in known:
+            if key == "image_id" and number in self._lost:  # said of the image
+                raise Lost(self._lost[number])
+            self._report.give_up(kind, f"{where} ({key} {given})")
+        if not is_id(given):
+            self._report.add("id missing or of a wrong type", f"{where} ({key} {given!r})")
+        return number
+
+    def _crowd(self, annotation: Dict[str, Any], where: str) -> int:
+        given = annotation.get("iscrowd")
+        crowd = 0 if given is None else _flag(given)
+        if given is None:
+            self._report.add("iscrowd missing", where)
+        elif crowd is None:
+            self._report.give_up("iscrowd of a wrong type", f"{where} ({given!r:.40})")
+        elif not isinstance(given, (int, float)):  # detectron2 takes any text for a crowd
+            self._report.add("iscrowd of a wrong type", f"{where} ({given!r:.40})")
+        if annotation.get("ignore", 0) != 0:  # detectron2 stops there; a crowd is what COCO ignores
+            self._report.add("ignore, which detectron2 does not know", where)
+            return crowd if _flag(annotation["ignore"]) == 0 else 1
+        return crowd
+
+    # ----------------------------------------------------------------------- boxes
+
+    def _box(self, given: Any, mask: Optional[_Mask], size: ImageEntry, where: str) -> List[float]:
+        """The box, cut at the image's border; that of the mask where there is none that can be read."""
+        report = self._report
+        box, kind = _read_box(given)
+        if box and not self._fractions and _is_within_1(box) and min(size[1:]) > 2:
+            if mask is None or mask.area > 2:
+                box, kind = None, "box within the image's first pixel"
+        if kind:
+            report.add(kind, where if given is None else f"{where} ({given!r:.60})")
+        if box is None:
+            if mask is None:
+                raise Lost(kind)
+            box = mask.extent
+        elif self._fractions:
+            report.add("box in fractions of the image, not in pixels", where)
+            box = np.multiply(box, (size.width, size.height) * 2).tolist()
+        x, y, w, h = box
+        if min(x, y) < -_SLACK or x + w > size.width + _SLACK or y + h > size.height + _SLACK:
+            report.add("box outside the image", where)
+            left, top = max(x, 0), max(y, 0)
+            box = x, y, w, h = [left, top, min(x + w, size.width) - left, min(y + h, size.height) - top]
+            if w <= 0 or h <= 0:
+                raise Lost("box outside the image")
+        if mask:
+            left, top, width, height = mask.extent
+            apart = max(left - x - w, x - left - width, top - y - h, y - top - height)
+            if apart > _SLACK:  # either may be wrong
+                report.give_up("mask outside its box", where)
+        return box
+
+    def _mend_area(
+        self, annotation: Dict[str, Any], given: Any, mask: Optional[_Mask], size: ImageEntry, where: str
+    ) -> None:
+        """Args: given: the box as it was."""
+        area, box = annotation.get("area"), annotation["bbox"]
+        of_box = box[2] * box[3]
+        if not is_finite(area) or area <= 0:
+            self._report.add("area missing or not above 0", where)
+        elif box != given and not mask:
+            pass  # it counts what is inside the image
+        else:
+            least = mask.area / _AREA_FACTOR if mask else of_box * _THIN
+            most = _AREA_FACTOR * max(of_box, mask.area if mask else 0)
+            if least - _AREA_SLACK * bool(mask) <= area <= most + _AREA_SLACK:
+                return
+            self._report.add("area that neither the box nor the mask has", f"{where} ({area:g})")
+        annotation["area"] = area_of(annotation, (size.height, size.width))
+
+    # ----------------------------------------------------------------------- keypoints
+
+    def _mend_keypoints(self, annotation: Dict[str, Any], size: ImageEntry, where: str) -> None:
+        """Whatever cannot be mended is hidden, as the rest of the object is sound."""
+        report, named = self._report, self._keypoints[annotation["category_id"]]
+        given = annotation.get("keypoints")
+        if given is None:
+            if named:
+                report.add("keypoints missing", where)
+                annotation.update(keypoints=[0] * 3 * named, num_keypoints=0)
+            return
+        right = 3 * named if named else len(given) // 3 * 3 if isinstance(given, list) else 0
+        if not isinstance(given, list) or len(given) != right:
+            report.add("keypoints of a wrong type", where)
+            annotation.update(keypoints=[0] * 3 * named, num_keypoints=0)
+            if not named:
+                del annotation["keypoints"], annotation["num_keypoints"]
+            return
+        points = self._points(given, size, where)
+        if points != given:
+            annotation["keypoints"] = points
+        count, told = visible_keypoints(points), annotation.get("num_keypoints")
+        if is_id(told) and told != count and points == given:
+            kind = "num_keypoints other than the number of visible keypoints"
+            report.add(kind, f"{where} ({told} of {count})")
+        annotation["num_keypoints"] = count
+
+    def _points(self, given: List[Any], size: ImageEntry, where: str) -> List[float]:
+        meant = [math.nan if (number := number_meant(value)) is None else number for value in given]
+        if not all(is_number(value) or value is None for value in given):
+            self._report.add("keypoints of a wrong type", where)
+        elif not all(map(math.isfinite, meant)):
+            self._report.add("number that is not finite", where)
+        in_fractions = self._fractions and all(not abs(v) > 2 for v in meant)
+        scale = (size.width, size.height) if in_fractions else (1, 1)
+        points: List[float] = []
+        kinds = set()
+        for x, y, visible in zip(meant[0::3], meant[1::3], meant[2::3]):
+            if not all(map(math.isfinite, (x, y, visible))):
+                points += [0, 0, 0]
+                continue
+            x, y = x * scale[0], y * scale[1]
+            if visible not in (0, 1, 2):
+                kinds.add("keypoint visibility other than 0, 1 and 2")
+                visible = 2 if visible > 0 else 0
+            inside = -_SLACK <= x <= size.width + _SLACK and -_SLACK <= y <= size.height + _SLACK
+            if visible and not inside:  # training hides it, too
+                kinds.add("keypoint outside the image")
+                x = y = visible = 0
+            points += [x, y, visible]
+        for kind in sorted(kinds):
+            self._report.add(kind, where)
+        return points
+
+    # ----------------------------------------------------------------------- masks
+
+    def _mask(self, segmentation: Any, crowd: int, size: ImageEntry, where: str) -> _Mask:
+        if isinstance(segmentation, dict):
+            return self._runs(segmentation, size, where)
+        if not isinstance(segmentation, list):
+            self._report.give_up("segmentation of a wrong type", where)
+        runs = [self._runs(part, size, where) for part in segmentation if isinstance(part, dict)]
+        polygons = [part for part in segmentation if not isinstance(part, dict)]
+        mask = self._polygons(polygons, size, where) if polygons or not runs else None
+        if runs:  # one mask of both, as programs take one or the other
+            self._report.add("segmentation of a wrong type", where)
+        elif crowd:
+            self._report.add("crowd as polygon", where)
+        else:
+            return mask
+        parts = [encode_mask(part.segmentation, size.height, size.width) for part in [*runs, mask] if part]
+        merged = mask_util.merge(parts)
+        return _Mask(compressed(merged), float(mask_util.area(merged)), mask_util.toBbox(merged).tolist())
+
+    def _polygons(self, segmentation: List[Any], size: ImageEntry, where: str) -> _Mask:
+        good, area, kind = [], 0.0, "degenerate polygon"
+        for polygon in self._flat(segmentation, where):
+            try:
+                polygon, covered = self._polygon(polygon, size, where)
+            except Lost as lost:  # a part of the mask, unless there is no other
+                kind = str(lost)
+                continue
+            good.append(polygon)
+            area += covered
+        if not good:
+            raise Lost(kind)
+        left, top = (min(min(polygon[axis::2]) for polygon in good) for axis in (0, 1))
+        right, bottom = (max(max(polygon[axis::2]) for polygon in good) for axis in (0, 1))
+        return _Mask(good, area, [left, top, right - left, bottom - top])
+
+    def _flat(self, segmentation: List[Any], where: str) -> List[Any]:
+        """A list of polygons, each [x, y, x, y, ...]."""
+        if segmentation and all(number_meant(value) is not None for value in segmentation):
+            self._report.add("segmentation of a wrong type", where)  # one polygon, not in a list
+            return [segmentation]
+        one = len(segmentation) > 2 and all(map(_is_pair, segmentation))
+        pairs = [one or (isinstance(p, list) and p and all(map(_is_pair, p))) for p in segmentation]
+        if not any(pairs):
+            return segmentation
+        self._report.add("polygon as pairs of points", where)
+        if one:
+            return [list(itertools.chain(*segmentation))]
+        return [list(itertools.chain(*p)) if paired else p for p, paired in zip(segmentation, pairs)]
+
+    def _polygon(self, polygon: Any, size: ImageEntry, where: str) -> Tuple[List[float], float]:
+        """The polygon and its area; of one that crosses itself, the pixels that it covers."""
+        report, points = self._report, _coordinates(polygon)
+        if points is None:
+            meant = [number_meant(value) for value in polygon] if isinstance(polygon, list) else [None]
+            if None in meant:
+                report.give_up("segmentation of a wrong type", where)
+            report.add("segmentation of a wrong type", where)
+            polygon, points = meant, np.array(meant, dtype=float)
+        if not np.isfinite(points).all():
+            report.give_up("number that is not finite", where)
+        if points.size < 6 or points.size % 2:
+            report.give_up("degenerate polygon", where)
+        limits = np.resize((size.width, size.height), points.size)
+        if self._fractions and np.abs(points).max() <= 2:
+            points = points * limits
+            polygon = points.tolist()
+        if ((points < -limits) | (points > 2 * limits)).any():  # drawing it would need its size in memory
+            report.add("polygon far outside the image", where)
+            points = np.clip(points, 0, limits)
+            polygon = points.tolist()
+            if _area(points) == 0:
+                raise Lost("polygon far outside the image")
+        area = _area(points)
+        if area == 0:  # of a bow tie, whose halves turn in opposite directions, too
+            area = float(mask_util.area(encode_mask([polygon], size.height, size.width)))
+        if area == 0:
+            report.give_up("degenerate polygon", where)
+        return polygon, area
+
+    def _runs(self, segmentation: Dict[str, Any], size: ImageEntry, where: str) -> _Mask:
+        report, mended = self._report, segmentation
+        counts, shape = segmentation.get("counts"), segmentation.get("size")
+        if not isinstance(counts, (str, list)) or not isinstance(shape, list):
+            report.give_up("segmentation of a wrong type", where)
+        if not all(map(is_id, shape)) or (isinstance(counts, list) and not all(map(is_id, counts))):
+            report.add("segmentation of a wrong type", where)  # 7.0 or "7" instead of 7
+            shape = list(map(whole_number, shape))
+            counts = list(map(whole_number, counts)) if isinstance(counts, list) else counts
+            mended = {"size": shape, "counts": counts}
+        runs = run_lengths(counts, size.height * size.width)
+        if runs is None or shape != [size.height, size.width]:
+            report.give_up("run-length encoding damaged or of another size", where)
+        if not any(runs[1::2]):  # no prediction could find it
+            report.give_up("mask without pixels", where)
+        extent = mask_util.toBbox(encode_mask(mended, size.height, size.width)).tolist()
+        return _Mask(mended, float(sum(runs[1::2])), extent)
+
+
+def check_id(value: Any, where: str, report: Report) -> Optional[int]:
+    """The id that was meant, or None."""
+    if not is_id(value):
+        report.add("id missing or of a wrong type", where)
+    return whole_number(value)
+
+
+def is_fraction(annotation: Any) -> Optional[bool]:
+    """Whether its box may be in fractions of the image; None where it has none that tells."""
+    box, _ = _read_box(annotation.get("bbox") if isinstance(annotation, dict) else None)
+    return box and _is_within_1(box)
+
+
+def _is_within_1(box: Sequence[float]) -> bool:
+    x, y, w, h = box
+    return min(x, y) >= -0.01 and max(x + w, y + h) <= 1.01
+
+
+def _read_box(given: Any) -> Tuple[Optional[List[float]], Optional[str]]:
+    """The box that was meant, or None; and what is wrong with it, or None."""
+    if given is None:
+        return None, "box missing"
+    box = [number_meant(value) for value in given] if isinstance(given, list) else []
+    if len(box) != 4 or None in box:
+        return None, "box of a wrong type"
+    if not all(map(math.isfinite, box)):
+        return None, "number that is not finite"
+    if min(box[2:]) <= 0:
+        return None, "box without area"
+    return box, None if all(map(is_number, given)) else "box of a wrong type"
+
+
+def _flag(given: Any) -> Optional[int]:
+    """0 or 1, also as true or in text, or None."""
+    if isinstance(given, str):
+        given = {"true": 1, "false": 0, "": 0}.get(given.strip().lower(), given)
+    number = whole_number(int(given) if isinstance(given, bool) else given)
+    return number if number in (0, 1) else None
+
+
+def _frozen(value: Any) -> Any:
+    """The value, as one that has a hash."""
+    if isinstance(value, list):
+        return tuple(map(_frozen, value))
+    return tuple(map(_frozen, value.values())) if isinstance(value, dict) else value
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+
+
+def _coordinates(polygon: Any) -> Optional[np.ndarray]:
+    """NaN for null, or None where it is no list of numbers."""
+    try:
+        points = np.array(polygon)
+    except ValueError:  # lists of different lengths
+        return None
+    if points.ndim != 1:
+        return None
+    if points.dtype == object and all(value is None or is_number(value) for value in polygon):
+        points = np.array(polygon, dtype=float)
+    return points.astype(float) if points.dtype.kind in "iuf" else None
+
+
+def _area(points: np.ndarray) -> float:
+    x, y = points[0::2], points[1::2]
+    return abs(x @ np.concatenate((y[1:], y[:1])) - y @ np.concatenate((x[1:], x[:1]))) / 2

@@ -1,0 +1,137 @@
+"""What the check of a COCO-format dataset can find, and has found."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Dict, List, NoReturn
+
+from ..errors import one_line
+
+#: Kinds of problem and whether training would stop at them or go silently wrong.
+KINDS = {
+    "entry is no object": True,
+    "id missing or of a wrong type": True,
+    "duplicate image id": True,
+    "duplicate annotation id": True,
+    "duplicate category id": True,
+    "duplicate category name": False,
+    "annotation id below 1": False,
+    "category name that is no text": True,
+    "name that is no Unicode": True,
+    "keypoint names of a wrong type": True,
+    "file_name, width or height of a wrong type": True,
+    "image listed twice": False,
+    "image file missing": True,
+    "image file of nearly that name": True,
+    "image file unreadable": True,
+    "image of another size": True,
+    "image of more than 8 bits a channel": True,
+    "unknown image": True,
+    "unknown category": True,
+    "box missing": True,
+    "box of a wrong type": True,
+    "number that is not finite": True,
+    "box in fractions of the image, not in pixels": True,
+    "box within the image's first pixel": False,
+    "box without area": False,
+    "box outside the image": False,
+    "segmentation of a wrong type": True,
+    "polygon as pairs of points": True,
+    "degenerate polygon": True,
+    "polygon far outside the image": True,
+    "run-length encoding damaged or of another size": True,
+    "mask without pixels": True,
+    "mask outside its box": False,
+    "crowd as polygon": False,
+    "area missing or not above 0": False,
+    "area that neither the box nor the mask has": False,
+    "iscrowd missing": False,
+    "iscrowd of a wrong type": True,
+    "ignore, which detectron2 does not know": True,
+    "keypoints missing": False,
+    "keypoints of a wrong type": True,
+    "keypoint outside the image": False,
+    "keypoint visibility other than 0, 1 and 2": False,
+    "num_keypoints other than the number of visible keypoints": False,
+    "object annotated twice": False,
+}
+_EXAMPLES = 5
+
+
+class Lost(Exception):
+    """What cannot be mended, so that the copy lacks it. The argument is the kind of problem."""
+
+
+class Report:
+    """Findings of :func:`check_coco`.
+
+    Attributes:
+        images, annotations, categories: how many entries there are.
+        empty: images without annotations, which is no problem.
+        objects: annotations that are no crowd.
+        without_mask: how many of them have no segmentation.
+        encoded: how many of them have a mask as run lengths, for which INPUT.MASK_FORMAT must be bitmask.
+        visible: how many of them have a visible keypoint.
+        counts: occurrences by kind of problem.
+        examples: up to five places by kind.
+        notes: what is odd about the file as a whole, which no copy can mend.
+        lost: what a mended copy lacks: ``images`` and ``annotations``, how many by kind of problem.
+    """
+
+    def __init__(self) -> None:
+        self.images = self.annotations = self.categories = self.empty = 0
+        self.objects = self.without_mask = self.encoded = self.visible = 0
+        self.counts: Counter = Counter()
+        self.examples: Dict[str, List[str]] = defaultdict(list)
+        self.notes: List[str] = []
+        self.lost: Dict[str, Counter] = {"images": Counter(), "annotations": Counter()}
+
+    def add(self, kind: str, where: str) -> None:
+        self.counts[kind] += 1
+        if len(self.examples[kind]) < _EXAMPLES:
+            self.examples[kind].append(one_line(where, 200))  # names may hold anything
+
+    def give_up(self, kind: str, where: str) -> NoReturn:
+        """Add a problem that cannot be mended.
+
+        Raises:
+            Lost: always.
+        """
+        self.add(kind, where)
+        raise Lost(kind)
+
+    @property
+    def fatal(self) -> List[str]:
+        """Kinds found at which training would stop or go wrong."""
+        return [kind for kind in self.counts if KINDS[kind]]
+
+    def line(self, kind: str) -> str:
+        """How often a kind of problem was found, and where."""
+        count = self.counts[kind]
+        shown = ", ".join(self.examples[kind]) + (", ..." if count > _EXAMPLES else "")
+        return f"{count} x {kind}: {shown}"
+
+    def losses(self) -> str:
+        """What a mended copy lacks, on one line; empty where it lacks nothing."""
+        return "; ".join(
+            f"{sum(kinds.values())} {name} ({', '.join(f'{n} x {kind}' for kind, n in kinds.most_common())})"
+            for name, kinds in self.lost.items()
+            if kinds
+        )
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.images} images ({self.empty} without annotations), {self.annotations} annotations, "
+            f"{self.categories} categories"
+        ]
+        if self.encoded:
+            lines.append(
+                f"{self.encoded} of {self.objects} objects have masks as run lengths: train on them with "
+                "INPUT.MASK_FORMAT bitmask"
+            )
+        lines += [
+            f"{'problem' if KINDS[kind] else 'warning'}: {self.line(kind)}"
+            for kind, _ in self.counts.most_common()
+        ]
+        lines += [f"warning: {note}" for note in self.notes]
+        return "\n".join(lines if self.counts or self.notes else [*lines, "no problems found"])
