@@ -23,6 +23,7 @@ import torch
 from resnest_d2 import UserError
 from resnest_d2.engine import one_line_errors
 from resnest_d2.engine.reproduce import Reproduction, select
+from resnest_d2.engine.signals import ended_at_once
 
 
 def main(args):
@@ -39,7 +40,7 @@ def main(args):
         for name in names:
             print(shlex.join(rows.command(name)))
         return
-    with rows.locked():
+    with ended_at_once(), rows.locked():
         sys.exit(run(rows, names))
 
 

@@ -8,11 +8,13 @@ import re
 import secrets
 import sys
 from argparse import ArgumentParser, Namespace
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, Iterable, List, NoReturn
 
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
@@ -28,6 +30,7 @@ from .folder import check_appendable, follow_weights, own_folder, restarted
 from .launch import launch
 from .memory import keep_freed_memory
 from .setup import check_run, fit_to_own_data, load_config, register_own_data
+from .signals import ended_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +95,12 @@ def run(main: Callable[[CfgNode, Namespace], object], args: Namespace) -> None:
     The processes are those that torchrun started, or else ``--num-gpus`` that are started here. Where
     torchrun starts them again after a failure, they resume what they had begun.
 
-    A :class:`UserError` is printed as one line, and the process ends with status 2; stopped by SIGTERM or
-    SIGINT, it ends with 143 or 130.
+    A :class:`UserError` is printed as one line, and the process ends with status 2; stopped by one of
+    :data:`ENDING`, it ends with 128 and the signal's number.
     """
-    with one_line_errors():
+    # Of several processes, one that waits for others inside PyTorch could not look after a signal.
+    at_once = nullcontext() if dist.is_torchelastic_launched() else ended_at_once()
+    with one_line_errors(), at_once:
         for word in sys.argv:
             if re.search(r"[\ud800-\udfff]", word):
                 raise UserError(f"{word!r} is no text in this locale (set PYTHONUTF8=1)")
