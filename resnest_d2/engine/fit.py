@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import urllib.parse
 from argparse import Namespace
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import distributed
 from ..config import unfrozen
 from ..data.loader import PREFETCHED, SHARED_MEMORY
 from ..errors import OptionError, UserError, check_number
+from ..files import expanded
 from .expectations import flatten
 
 _SYNCHRONISED = ("SyncBN", "naiveSyncBN", "nnSyncBN")
@@ -52,7 +54,8 @@ def check_processes(cfg: CfgNode, args: Namespace) -> None:
         option, count = "--nproc-per-node", int(os.environ["LOCAL_WORLD_SIZE"])
     else:
         option, count = "--num-gpus", args.num_gpus
-        on_cpu = on_cpu and (gpus > 0 or "MODEL.DEVICE" in args.opts)  # without GPUs it is so unasked
+        # Without GPUs it may be so unasked.
+        on_cpu = on_cpu and (gpus > 0 or "MODEL.DEVICE" in args.opts or _asks_for_cpu(args.config_file))
         check_number("--num-gpus", args.num_gpus, at_least=1)
         check_number("--num-machines", args.num_machines, at_least=1)
         if not 0 <= args.machine_rank < args.num_machines:
@@ -68,6 +71,10 @@ def check_processes(cfg: CfgNode, args: Namespace) -> None:
     check_number(option, count, at_most=max(gpus, 8 * (os.cpu_count() or 1)))
     if option == "--num-gpus" and args.num_gpus * args.num_machines > 1:
         _check_meeting_place(args.dist_url, args.num_machines)
+
+
+def _asks_for_cpu(config_file: str) -> bool:
+    return CfgNode.load_yaml_with_base(expanded(config_file)).get("MODEL", {}).get("DEVICE") == "cpu"
 
 
 def _check_torchrun() -> None:
@@ -96,9 +103,17 @@ def _check_meeting_place(url: str, machines: int) -> None:
         except (OSError, ValueError) as e:
             raise UserError(f"--dist-url {url}: there is no host {host} ({e})") from None
     elif parts.scheme == "file" and not host and path.is_absolute():
-        if not path.parent.is_dir() or path.is_dir():
-            raise UserError(f"--dist-url {url}: no file can be made there; name one in a folder")
-        if machines == 1 and path.exists():
+        try:
+            exists = path.exists()
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as e:
+            reason = e.strerror
+        else:
+            reason = "" if path.is_file() or not exists else "it is no file"
+        if reason:  # PyTorch would try again for half an hour
+            raise UserError(f"--dist-url {url}: no file can be made there ({reason}); name one in a folder")
+        if machines == 1 and exists:
             raise UserError(f"--dist-url {url}: the file is left from another run; remove it")
     elif not (parts.scheme == "env" and os.getenv("MASTER_ADDR") and os.getenv("MASTER_PORT")):
         where = "" if url == "auto" else f", got {url!r}"
