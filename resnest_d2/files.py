@@ -29,6 +29,19 @@ MAX_DEPTH = 100
 PathLike = Union[str, "os.PathLike[str]"]
 
 
+def expanded(path: str) -> str:
+    """A name of a file or folder with ``~`` and ``~user`` as a shell would have it."""
+    try:
+        return os.path.expanduser(path)
+    except ValueError:  # a null byte, which is said of the whole name later
+        return path
+
+
+def user_path(path: str) -> Path:
+    """The same as a path: the type of arguments of a command line."""
+    return Path(expanded(path))
+
+
 def check_readable(path: PathLike, what: str = "", limit: float = float("inf")) -> Path:
     """The path, if a regular file is there that can be read.
 

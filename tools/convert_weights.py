@@ -13,6 +13,7 @@ import argparse
 
 from resnest_d2.checkpoint import convert, read_weights, write_weights
 from resnest_d2.engine import one_line_errors
+from resnest_d2.files import expanded
 
 
 def main(args):
@@ -32,7 +33,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", metavar="SRC", help="file of weights: .pth, .pkl or .safetensors")
-    parser.add_argument("target", metavar="DST", nargs="?", help="file to write: .pth or .safetensors")
+    parser.add_argument(
+        "source", type=expanded, metavar="SRC", help="file of weights: .pth, .pkl or .safetensors"
+    )
+    parser.add_argument(
+        "target", type=expanded, metavar="DST", nargs="?", help="file to write: .pth or .safetensors"
+    )
     with one_line_errors():
         main(parser.parse_args())

@@ -24,6 +24,7 @@ from resnest_d2 import UserError
 from resnest_d2.engine import one_line_errors
 from resnest_d2.engine.reproduce import Reproduction, select
 from resnest_d2.engine.signals import ended_at_once
+from resnest_d2.files import user_path
 
 
 def main(args):
@@ -70,7 +71,9 @@ if __name__ == "__main__":
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     parser.add_argument("--slurm", action="store_true", help="print an sbatch array script, run nothing")
     parser.add_argument("--smoke", action="store_true", help="2 iterations and an evaluation, small images")
-    parser.add_argument("--output", type=Path, default=Path("output/reproduce"), help="default: %(default)s")
+    parser.add_argument(
+        "--output", type=user_path, default=Path("output/reproduce"), help="default: %(default)s"
+    )
     parser.add_argument(
         "--num-gpus", type=int, default=max(1, torch.cuda.device_count()), help="default: all visible"
     )

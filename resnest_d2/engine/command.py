@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import unfrozen
 from ..errors import UserError, check_number
-from ..files import atomic_write_text, read_text, writing
+from ..files import atomic_write_text, expanded, read_text, writing
 from ..processes import found_by_main
 from .expectations import keep_comparable
 from .failures import named_failures, one_line_errors, prepare_process
@@ -46,10 +46,16 @@ def argument_parser(description: str) -> ArgumentParser:
     Args:
         description: what the command does, with examples; ``%(prog)s`` stands for its name.
     """
-    parser = default_argument_parser(epilog=_EPILOG)
-    parser.description = description
+    parser = ArgumentParser(
+        description=description,
+        epilog=_EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+        parents=[default_argument_parser()],
+        conflict_handler="resolve",
+    )
     parser.error = _end  # in one line, without the usage
     prepare_process()  # --help is printed before :func:`run`
+    parser.add_argument("--config-file", default="", metavar="FILE", action=_Once, help="path to config file")
     parser.set_defaults(dist_url="auto")  # detectron2's is one port for all runs of a user
     parser.add_argument(
         "--allow-random-weights",
@@ -67,10 +73,21 @@ def argument_parser(description: str) -> ArgumentParser:
     )
     own = parser.add_argument_group("your own data, in COCO's format (each may be given several times)")
     for split in ("train", "val"):
-        own.add_argument(f"--{split}-json", action="append", metavar="FILE", help="annotation file")
-        own.add_argument(f"--{split}-images", action="append", metavar="DIR", help="its folder of images")
+        path = {"action": "append", "type": expanded}
+        own.add_argument(f"--{split}-json", **path, metavar="FILE", help="annotation file")
+        own.add_argument(f"--{split}-images", **path, metavar="DIR", help="its folder of images")
     own.add_argument("--epochs", type=float, help="fit the schedule to so many epochs of the training data")
     return parser
+
+
+class _Once(Action):
+    """Of two files argparse would drop the first without a word."""
+
+    def __call__(self, parser: ArgumentParser, namespace: Namespace, value: str, option: str) -> None:
+        before = getattr(namespace, self.dest)
+        if before:
+            parser.error(f"{option} is given twice, {before} and {value}; one may be the other's _BASE_")
+        setattr(namespace, self.dest, value)
 
 
 def _end(message: str) -> NoReturn:
@@ -106,6 +123,8 @@ def run(main: Callable[[CfgNode, Namespace], object], args: Namespace) -> None:
                 raise UserError(f"{word!r} is no text in this locale (set PYTHONUTF8=1)")
         cfg = load_config(args.config_file, args.opts)
         notes = fit_to_own_data(cfg, args)
+        if args.eval_only and args.epochs is not None:
+            notes.append(f"--epochs {args.epochs:g} changes nothing, as --eval-only does not train")
         if not args.eval_only:
             args.resume = args.resume or restarted(cfg.OUTPUT_DIR)
             notes += follow_weights(cfg)
