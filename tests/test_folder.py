@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import tempfile
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -71,6 +72,29 @@ def test_a_new_run_keeps_an_old_one_apart_and_says_so(tmp_path):
     assert (output / "model_0000000.pth").write_text("second")
     with own_folder(config(output), arguments()):
         assert (output / "previous_2/model_0000000.pth").read_text() == "second"
+        assert names(output / "previous_1") == {*OLD, "config.yaml", "seed"}
+
+
+def test_an_old_run_that_cannot_be_moved_is_left_where_it_is():
+    with tempfile.TemporaryDirectory() as name:  # which another user may enter
+        os.chmod(name, 0o777)
+        assert status_of(meet_read_only_predictions, Path(name)) == 0
+
+
+def meet_read_only_predictions(folder):
+    if os.geteuid() == 0:  # who may write everywhere
+        os.setuid(65534)
+    output = old_run(folder / "out")
+    (output / "inference").chmod(0o555)
+    before = {*names(output), ".lock"}
+    with pytest.raises(UserError, match=r"out/inference of an earlier run is read-only .*Nothing has been moved"):
+        with own_folder(config(output), arguments()):
+            pass
+    assert names(output) == before
+    with own_folder(config(output), arguments(resume=True)):
+        assert names(output) == before
+    (output / "inference").chmod(0o755)
+    with own_folder(config(output), arguments()):
         assert names(output / "previous_1") == {*OLD, "config.yaml", "seed"}
 
 

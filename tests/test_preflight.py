@@ -63,6 +63,17 @@ def test_nothing_of_it_is_left(tmp_path):
     assert logging.root.manager.disable == logging.NOTSET
 
 
+@pytest.mark.parametrize("name", ["inference", "inference/instances_predictions.pth", "inference_TTA"])
+def test_where_it_could_not_write_is_named_before_training(name, tmp_path):
+    cfg = config(tmp_path / "out")
+    (tmp_path / "out/inference").mkdir(parents=True)
+    if name == "inference":
+        (tmp_path / "out/inference").rmdir()
+    (tmp_path / "out" / name).mkdir() if name.endswith(".pth") else (tmp_path / "out" / name).touch()
+    with pytest.raises(UserError, match=f"cannot write {tmp_path}/out/{name}"):
+        try_evaluation(cfg, Trainer.build_model(cfg), Trainer)
+
+
 def test_training_ends_with_the_weights_that_it_would_have_without(tmp_path, monkeypatch):
     for name in ("with", "without"):
         if name == "without":

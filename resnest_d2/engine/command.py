@@ -22,13 +22,14 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import unfrozen
 from ..errors import UserError, check_number
-from ..files import atomic_write_text, expanded, read_text, writing
+from ..files import atomic_write_text, check_writable, expanded, read_text, writing
 from ..processes import found_by_main
 from .expectations import keep_comparable
 from .failures import named_failures, one_line_errors, prepare_process
 from .folder import check_appendable, follow_weights, own_folder, restarted
 from .launch import launch
 from .memory import keep_freed_memory
+from .record import FILE as RESULTS
 from .setup import check_run, fit_to_own_data, load_config, register_own_data
 from .signals import ended_at_once
 
@@ -189,6 +190,9 @@ def _set_up(cfg: CfgNode, args: Namespace) -> None:
         opened += [folder / "config.yaml", *([] if args.eval_only else [folder / "metrics.json"])]
     for file in opened:
         check_appendable(file)
+    if comm.is_main_process():  # and what is written at the end
+        for name in (RESULTS, *([] if args.eval_only else ["last_checkpoint", "model_final.pth"])):
+            check_writable(folder / name, "move it away, or name another OUTPUT_DIR")
     # As default_setup makes them, once for all.
     loggers = [
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore"),

@@ -170,13 +170,26 @@ def _put_aside(folder: Path, resume: bool) -> List[str]:
     if not unfinished and (resume or not any(_holds_something(folder / name) for name in names)):
         return []
     target = unfinished[0] if unfinished else folder / f"previous_{_last_number(folder) + 1}.unfinished"
-    target.mkdir(exist_ok=True)
-    _copy_also_needed(folder, target)
     # Where it is there already, the one in the folder was written later, by an evaluation.
-    for name in [name for name in names if not os.path.lexists(target / name)]:
-        _move(folder / name, target / name)
+    moved = [name for name in names if not os.path.lexists(target / name)]
+    for name in moved:  # a folder that is moved is written to, as it holds its parent
+        path = folder / name
+        if path.is_dir() and not path.is_symlink() and not os.access(path, os.W_OK):
+            raise UserError(
+                f"OUTPUT_DIR: {path} of an earlier run is read-only and cannot be moved to {target.stem}; "
+                "chmod it, or name another OUTPUT_DIR. Nothing has been moved"
+            )
     previous = target.with_suffix("")
-    os.rename(target, previous)
+    remedy = (
+        f"what is moved of the earlier run is in {target}, nothing is lost, and the next training goes on "
+        "moving; mend that, or name another OUTPUT_DIR"
+    )
+    with writing(folder, remedy):
+        target.mkdir(exist_ok=True)
+        _copy_also_needed(folder, target)
+        for name in moved:
+            _move(folder / name, target / name)
+        os.rename(target, previous)
     note = f"{folder} held an earlier run, now {previous}; with that as OUTPUT_DIR, --resume goes on with it"
     return [note, *_put_aside(folder, resume)]
 

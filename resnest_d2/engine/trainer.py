@@ -221,11 +221,21 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
     ) -> DatasetEvaluator:
-        """``output_folder`` is by default ``inference`` under OUTPUT_DIR; of several datasets one each."""
-        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        if not output_folder and len(cfg.DATASETS.TEST) > 1:  # detectron2's evaluators all use one file name
-            folder = os.path.join(folder, dataset_name)
-        return build_evaluator(cfg, dataset_name, folder)
+        """``output_folder`` is by default :meth:`evaluation_folder`."""
+        return build_evaluator(cfg, dataset_name, output_folder or cls.evaluation_folder(cfg, dataset_name))
+
+    @classmethod
+    def evaluation_folder(cls, cfg: CfgNode, dataset_name: str = "", augmented: bool = False) -> str:
+        """Where evaluators write: ``inference`` under OUTPUT_DIR, or of several datasets one each in it.
+
+        Args:
+            augmented: with TEST.AUG, of all datasets.
+        """
+        if augmented:
+            return os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        # detectron2's evaluators all use one file name.
+        several = [dataset_name] if len(cfg.DATASETS.TEST) > 1 else []
+        return os.path.join(cfg.OUTPUT_DIR, "inference", *several)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -247,7 +257,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
         """Evaluate boxes and masks with TEST.AUG's sizes and flips; result names end in ``_TTA``."""
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        folder = cls.evaluation_folder(cfg, augmented=True)
         # The augmented model predicts instances only, whatever else the dataset could evaluate.
         evaluators = [build_instance_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
