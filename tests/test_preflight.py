@@ -11,7 +11,7 @@ from robust import corpus, tiny
 from robust.corpus.config import CONFIG
 
 from resnest_d2 import UserError, model_zoo
-from resnest_d2.engine import Trainer, trainer
+from resnest_d2.engine import Trainer, load_model, trainer
 from resnest_d2.engine.preflight import try_evaluation
 
 EVALUATIONS = [name for name in CONFIG if name.startswith("evaluation: augmentation")]
@@ -72,6 +72,12 @@ def test_where_it_could_not_write_is_named_before_training(name, tmp_path):
     (tmp_path / "out" / name).mkdir() if name.endswith(".pth") else (tmp_path / "out" / name).touch()
     with pytest.raises(UserError, match=f"cannot write {tmp_path}/out/{name}"):
         try_evaluation(cfg, Trainer.build_model(cfg), Trainer)
+
+
+def test_weights_that_are_removed_before_they_are_read_are_named(tmp_path):
+    """As by a training, beside which others are evaluated."""
+    with pytest.raises(UserError, match=r"/gone\.pth not found! .*CHECKPOINTS_TO_KEEP"):
+        load_model(config(tmp_path, "MODEL.WEIGHTS", str(tmp_path / "gone.pth")))
 
 
 def test_training_ends_with_the_weights_that_it_would_have_without(tmp_path, monkeypatch):

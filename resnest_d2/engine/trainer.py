@@ -278,7 +278,7 @@ def load_model(
         half: that too, with the backbone in float16, on the CPU in bfloat16.
 
     Raises:
-        UserError: numbers of the file are not finite; or it is of another backbone, or leaves parts of the
+        UserError: the file is not there, or its numbers are not finite; or it is of another backbone, or leaves parts of the
             model at their random initialisation, unless ``allow_random``. A backbone's weights do, and the
             detector then finds nothing.
     """
@@ -286,7 +286,12 @@ def load_model(
         model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
     checkpointer.check = None if allow_random else Coverage.check_all
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    try:
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    except AssertionError as e:  # fvcore's; there was one when the configuration was checked
+        raise UserError(
+            f"{e} A training removes those beyond SOLVER.CHECKPOINTS_TO_KEEP; try again, or name another"
+        ) from None
     if optimize or half:
         dtype = (torch.bfloat16 if cfg.MODEL.DEVICE == "cpu" else torch.float16) if half else None
         optimize_for_inference(model, dtype=dtype)
