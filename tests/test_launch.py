@@ -1,5 +1,6 @@
 """How many processes may run, on what, and by which backend they meet; CUDA devices are simulated."""
 
+import itertools
 import multiprocessing
 import re
 import sys
@@ -150,12 +151,27 @@ def wait_in_vain(file):
         pass
 
 
-@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"])
-@pytest.mark.parametrize("value", [None, "two", ""])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        *itertools.product(
+            ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"),
+            (None, "two", "", "9" * 20),
+        ),
+        *(
+            ("MASTER_ADDR", None),
+            ("MASTER_ADDR", ""),
+            ("WORLD_SIZE", "0"),
+            ("RANK", "2"),
+            ("LOCAL_RANK", "2"),
+        ),
+        *(("WORLD_SIZE", "3"), ("LOCAL_WORLD_SIZE", "0"), ("LOCAL_WORLD_SIZE", "4")),
+    ],
+)
 def test_a_part_of_torchruns_environment_is_named(name, value, monkeypatch):
-    as_torchrun(monkeypatch, 1)
+    as_torchrun(monkeypatch, 2)
     monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=rf"^{name} is .* unset TORCHELASTIC_RUN_ID"):
+    with pytest.raises(UserError, match=rf"^({name}|WORLD_SIZE) is .* unset TORCHELASTIC_RUN_ID"):
         check_processes(config("cpu"), arguments(1))
 
 

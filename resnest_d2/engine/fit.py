@@ -78,14 +78,25 @@ def _asks_for_cpu(config_file: str) -> bool:
 
 
 def _check_torchrun() -> None:
-    """Raise UserError where only a part of torchrun's environment is there, as after one left by hand."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
-        value = os.getenv(name)
-        if value is None or not (value.isascii() and value.isdigit()):
-            raise UserError(
-                f"{name} is {value!r} in the environment, in which TORCHELASTIC_RUN_ID says that torchrun "
-                "started this process; start it by torchrun, or unset TORCHELASTIC_RUN_ID"
-            )
+    """Raise UserError where torchrun's environment is not whole, as after one left by hand."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")
+    values = {name: os.getenv(name) for name in names}
+    numbers = {name: int(v) for name, v in values.items() if v and v.isascii() and v.isdigit() and len(v) < 9}
+    wrong = [name for name in names[:-1] if name not in numbers] + [names[-1]] * (not values["MASTER_ADDR"])
+    if not wrong:
+        rank, local_rank, size, local_size, _ = (numbers[name] for name in names[:-1])
+        fits = {
+            "WORLD_SIZE": size > 0 and local_size > 0 and size % local_size == 0,
+            "RANK": rank < size,
+            "LOCAL_RANK": local_rank < local_size,
+        }
+        wrong = [name for name, fit in fits.items() if not fit]
+    if wrong:
+        others = ", ".join(f"{name} {numbers[name]}" for name in names[:4] if name in numbers)
+        raise UserError(
+            f"{wrong[0]} is {values[wrong[0]]!r} in the environment, in which TORCHELASTIC_RUN_ID says that "
+            f"torchrun started this process ({others}); start it by torchrun, or unset TORCHELASTIC_RUN_ID"
+        )
 
 
 def _check_meeting_place(url: str, machines: int) -> None:
