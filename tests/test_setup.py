@@ -4,6 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from support import ROOT, assert_one_line_error
 
 from resnest_d2 import UserError, model_zoo
 from resnest_d2.engine import argument_parser, load_config
@@ -37,6 +38,11 @@ def test_weights_whose_name_detectron2_would_change_are_refused_by_it(name, monk
     cfg = load_config(model_zoo.get_config_file("quickstart"), ["MODEL.WEIGHTS", name, "OUTPUT_DIR", "out"])
     with pytest.raises(UserError, match=r"^MODEL.WEIGHTS .*; rename it"):
         check_run(cfg, args)
+
+
+@pytest.mark.parametrize("tool", sorted((ROOT / "tools").glob("*.py")), ids=lambda tool: tool.name)
+def test_a_flag_that_no_tool_has_is_named_in_one_line(tool, run_python):
+    assert_one_line_error(run_python(tool, "--frobnicate", "x", "y", "z"), "--frobnicate")
 
 
 @pytest.mark.parametrize("words", [(), ("--config-file", "b"), ("--config-file=b",)])

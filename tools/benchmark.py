@@ -11,7 +11,6 @@
 The others are what requirements/peers.txt and timm install; a row whose peer is missing ends it.
 """
 
-import argparse
 import sys
 import time
 
@@ -30,7 +29,7 @@ from resnest_d2.benchmark.page import (
 )
 from resnest_d2.benchmark.pipeline import PIPELINES, measure_pipeline
 from resnest_d2.benchmark.store import Store
-from resnest_d2.engine import one_line_errors
+from resnest_d2.engine import Parser, one_line_errors
 from resnest_d2.errors import check_number, nearest
 from resnest_d2.files import atomic_write_text, user_path
 
@@ -74,9 +73,7 @@ def main(args):
 
 
 def parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="repetitions a side (default: %(default)s)")
     parser.add_argument(
         "--only", default="", help="row of this title, or rows whose title holds it; 'loader' for loaders"

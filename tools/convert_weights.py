@@ -9,10 +9,8 @@ keyed as detectron2 keys them, whole detectors and checkpoints of this package. 
 the backbone is completely covered.
 """
 
-import argparse
-
 from resnest_d2.checkpoint import convert, read_weights, write_weights
-from resnest_d2.engine import one_line_errors
+from resnest_d2.engine import Parser, one_line_errors
 from resnest_d2.files import expanded
 
 
@@ -30,9 +28,7 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument(
         "source", type=expanded, metavar="SRC", help="file of weights: .pth, .pkl or .safetensors"
     )

@@ -6,10 +6,8 @@ cd $DETECTRON2_DATASETS/coco
 %(prog)s annotations/panoptic_val2017.json panoptic_val2017 panoptic_stuff_val2017
 """
 
-import argparse
-
 from resnest_d2.data.panoptic import write_semantic_maps
-from resnest_d2.engine import one_line_errors
+from resnest_d2.engine import Parser, one_line_errors
 from resnest_d2.files import user_path
 
 
@@ -19,9 +17,7 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("annotations", type=user_path, help="panoptic annotation file, JSON")
     parser.add_argument("segments", type=user_path, help="its folder of PNGs")
     parser.add_argument("output", type=user_path, help="folder for the semantic maps")

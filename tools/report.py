@@ -5,9 +5,7 @@
 %(prog)s folder --annotations val.json --images val/ --output page.html
 """
 
-import argparse
-
-from resnest_d2.engine import one_line_errors
+from resnest_d2.engine import Parser, one_line_errors
 from resnest_d2.evaluation.report import load_evaluation, write_report
 from resnest_d2.files import user_path
 
@@ -20,9 +18,7 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("folder", type=user_path, help="OUTPUT_DIR of a run, or a folder of detections")
     parser.add_argument("--output", type=user_path, help="by default report.html in the folder")
     parser.add_argument(

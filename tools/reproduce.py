@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from resnest_d2 import UserError
-from resnest_d2.engine import one_line_errors
+from resnest_d2.engine import Parser, one_line_errors
 from resnest_d2.engine.reproduce import Reproduction, select
 from resnest_d2.engine.signals import ended_at_once
 from resnest_d2.files import user_path
@@ -61,9 +61,7 @@ def run(rows, names):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--table", metavar="N", help="rows of that table of the paper: 5 or 6")
     parser.add_argument("--rows", metavar="A,B", help="rows by name")
     parser.add_argument("--all", action="store_true", help="every published row")

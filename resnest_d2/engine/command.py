@@ -11,7 +11,7 @@ from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormat
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, NoReturn
+from typing import Any, Callable, Dict, Iterable, List, NoReturn, Optional
 
 import torch
 import torch.distributed as dist
@@ -41,20 +41,31 @@ CPU. A mistake in the arguments or the configuration ends in one line and exit s
 """
 
 
+class Parser(ArgumentParser):
+    """argparse's, for all tools: it says what is wrong in one line, without the usage.
+
+    Args:
+        description: what the tool does, with examples; ``%(prog)s`` stands for its name.
+        options: of argparse's.
+    """
+
+    def __init__(self, description: Optional[str], **options: Any) -> None:
+        super().__init__(description=description, formatter_class=RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        with one_line_errors():
+            raise UserError(f"{message}; --help lists the arguments")
+
+
 def argument_parser(description: str) -> ArgumentParser:
     """detectron2's argument parser.
 
     Args:
         description: what the command does, with examples; ``%(prog)s`` stands for its name.
     """
-    parser = ArgumentParser(
-        description=description,
-        epilog=_EPILOG,
-        formatter_class=RawDescriptionHelpFormatter,
-        parents=[default_argument_parser()],
-        conflict_handler="resolve",
+    parser = Parser(
+        description, epilog=_EPILOG, parents=[default_argument_parser()], conflict_handler="resolve"
     )
-    parser.error = _end  # in one line, without the usage
     prepare_process()  # --help is printed before :func:`run`
     parser.add_argument("--config-file", default="", metavar="FILE", action=_Once, help="path to config file")
     parser.set_defaults(dist_url="auto")  # detectron2's is one port for all runs of a user
@@ -89,11 +100,6 @@ class _Once(Action):
         if before:
             parser.error(f"{option} is given twice, {before} and {value}; one may be the other's _BASE_")
         setattr(namespace, self.dest, value)
-
-
-def _end(message: str) -> NoReturn:
-    with one_line_errors():
-        raise UserError(f"{message}; --help lists the arguments")
 
 
 def model_options(args: Namespace) -> Dict[str, bool]:
