@@ -278,9 +278,9 @@ def load_model(
         half: that too, with the backbone in float16, on the CPU in bfloat16.
 
     Raises:
-        UserError: there is no such file, numbers of it are not finite, it is of another backbone, or it leaves
-            parts of the model at their random initialisation, unless ``allow_random``. A backbone's weights
-            do, and the detector then finds nothing.
+        UserError: there is no such file, numbers of it are not finite, it is of another backbone, or it
+            leaves parts of the model at their random initialisation, unless ``allow_random``. A backbone's
+            weights do, and the detector then finds nothing.
     """
     with blames_configuration(cfg, "building the model"):
         model = Trainer.build_model(cfg)
