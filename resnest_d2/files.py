@@ -40,6 +40,19 @@ _CLOSED = (
 PathLike = Union[str, "os.PathLike[str]"]
 
 
+def expanded(path: str) -> str:
+    """A name of a file or folder with ``~`` and ``~user`` as a shell would have it."""
+    try:
+        return os.path.expanduser(path)
+    except ValueError:  # a null byte, which is said of the whole name later
+        return path
+
+
+def user_path(path: str) -> Path:
+    """The same as a path: the type of arguments of a command line."""
+    return Path(expanded(path))
+
+
 def check_readable(path: PathLike, what: str = "", limit: float = float("inf")) -> Path:
     """The path, if a regular file is there that can be read.
 
@@ -241,15 +254,19 @@ def writing(target: PathLike, remedy: str = "make room, or name another place") 
         raise UserError(f"cannot write {target} ({reason}); {remedy}") from None
 
 
-def check_writable(target: PathLike, remedy: str = "make room, or name another place") -> Path:
+def check_writable(
+    target: PathLike, remedy: str = "make room, or name another place", in_place: bool = False
+) -> Path:
     """The file that a name stands for, links followed, if it could be written. For before a long run.
 
     Args:
         remedy: of :func:`writing`.
+        in_place: what is there is going to be written to, rather than replaced.
 
     Raises:
         UserError: it is a folder, FIFO or device, or its folder is closed to this user or cannot be made.
     """
+    name = target
     with writing(target, remedy):
         try:
             target = Path(os.path.realpath(target))  # a link stays one
@@ -257,11 +274,12 @@ def check_writable(target: PathLike, remedy: str = "make room, or name another p
             raise UserError(f"{str(target)!r} is no name of a file ({e})") from None
         if target.exists() and not target.is_file():
             kind = "a folder" if target.is_dir() else "a FIFO, socket or device"
-            raise UserError(f"cannot write {target}: it is {kind}; name a file")
+            raise UserError(f"cannot write {name}: it is {kind}; name a file")
         folder = next(parent for parent in target.parents if parent.exists())
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
-        if not os.access(folder, os.W_OK | os.X_OK):
+        closed = in_place and target.exists() and not os.access(target, os.W_OK)
+        if closed or not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
     return target
 

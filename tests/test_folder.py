@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
+import tempfile
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -71,6 +73,31 @@ def test_a_new_run_keeps_an_old_one_apart_and_says_so(tmp_path):
     assert (output / "model_0000000.pth").write_text("second")
     with own_folder(config(output), arguments()):
         assert (output / "previous_2/model_0000000.pth").read_text() == "second"
+        assert names(output / "previous_1") == {*OLD, "config.yaml", "seed"}
+
+
+def test_an_old_run_that_cannot_be_moved_is_left_where_it_is():
+    with tempfile.TemporaryDirectory() as name:  # which another user may enter
+        os.chmod(name, 0o777)
+        assert status_of(meet_read_only_predictions, Path(name)) == 0
+
+
+def meet_read_only_predictions(folder):
+    if os.geteuid() == 0:  # who may write everywhere
+        os.setuid(65534)
+    output = old_run(folder / "out")
+    (output / "inference").chmod(0o555)
+    before = {*names(output), ".lock"}
+    with pytest.raises(
+        UserError, match=r"out/inference of an earlier run is read-only .*Nothing has been moved"
+    ):
+        with own_folder(config(output), arguments()):
+            pass
+    assert names(output) == before
+    with own_folder(config(output), arguments(resume=True)):
+        assert names(output) == before
+    (output / "inference").chmod(0o755)
+    with own_folder(config(output), arguments()):
         assert names(output / "previous_1") == {*OLD, "config.yaml", "seed"}
 
 
@@ -232,9 +259,33 @@ def test_a_killed_training_leaves_no_lock_not_even_in_its_children(tmp_path):
         os.kill(child, signal.SIGKILL)
 
 
-def test_an_evaluation_goes_beside_a_training(tmp_path):
-    with own_folder(config(tmp_path), arguments()), own_folder(config(tmp_path), arguments(eval_only=True)):
-        pass
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_evaluation_beside_a_training_writes_to_a_folder_of_its_own(resume, tmp_path):
+    content = {"model": {}, "iteration": 4, "trainer": {}}
+    torch.save(content, tmp_path / "model_0000004.pth")
+    with own_folder(config(tmp_path), arguments(resume=True)):
+        before = names(tmp_path)
+        assert status_of(evaluate_beside, tmp_path, resume) == 0
+        assert names(tmp_path) == {*before, "evaluation"}
+    assert status_of(evaluate_alone, tmp_path) == 0
+
+
+def evaluate_beside(folder, resume):
+    cfg, args = config(folder, folder / "a.pth"), arguments(resume=resume, eval_only=True)
+    with own_folder(cfg, args) as notes:
+        assert cfg.OUTPUT_DIR == str(folder / "evaluation") and cfg.is_frozen() and not args.resume
+        assert cfg.MODEL.WEIGHTS == str(folder / ("model_0000004.pth" if resume else "a.pth"))
+        assert notes == [
+            f"a training runs in {folder} (process {os.getppid()} on {socket.gethostname()} since "
+            f"{json.loads((folder / '.lock').read_text())['since']}): this evaluation writes to "
+            f"{folder}/evaluation"
+        ]
+
+
+def evaluate_alone(folder):
+    cfg = config(folder)
+    with own_folder(cfg, arguments(eval_only=True)) as notes:
+        assert notes == [] and cfg.OUTPUT_DIR == str(folder)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """How many processes may run, on what, and by which backend they meet; CUDA devices are simulated."""
 
+import itertools
 import multiprocessing
 import re
 import sys
@@ -18,8 +19,9 @@ from resnest_d2.engine.launch import _free_port, _process_group, launch
 
 def arguments(processes, *opts, machines=1, rank=0, url="auto"):
     return Namespace(
-        num_gpus=processes, num_machines=machines, machine_rank=rank, dist_url=url, opts=list(opts)
-    )
+        num_gpus=processes, num_machines=machines, machine_rank=rank, dist_url=url, opts=list(opts),
+        config_file=model_zoo.get_config_file("quickstart"),
+    )  # fmt: skip
 
 
 def config(device):
@@ -48,6 +50,15 @@ def test_each_process_has_a_gpu_or_none_needs_one(gpus, processes, device, opts,
         return
     with pytest.raises(UserError, match=rf"--num-gpus {processes}: {gpus} visible .*MODEL.DEVICE cpu runs"):
         check_processes(config(device), arguments(processes, *opts))
+
+
+def test_a_configuration_file_may_ask_for_the_cpu_as_the_command_line_may(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    args = arguments(2)
+    for name, text in (("base", "MODEL: {DEVICE: cpu}"), ("leaf", "_BASE_: base.yaml")):
+        args.config_file = str(tmp_path / f"{name}.yaml")
+        (tmp_path / f"{name}.yaml").write_text(text)
+        check_processes(config("cpu"), args)
 
 
 def test_torchruns_processes_need_as_many_gpus(monkeypatch):
@@ -94,6 +105,9 @@ def test_several_machines_need_a_place_to_meet():
         ("tcp://no.such.host.invalid:4000", "there is no host no.such.host.invalid"),
         ("gopher://127.0.0.1:4000", "needs --dist-url"),
         ("file:///nowhere/at/all", "no file can be made there"),
+        ("file:///proc/store", "no file can be made there"),  # where even root makes none
+        ("file:///dev/null", "no file can be made there"),
+        (f"file:///tmp/{'x' * 300}", "no file can be made there"),
         ("env://", "needs --dist-url"),
     ],
 )
@@ -137,12 +151,27 @@ def wait_in_vain(file):
         pass
 
 
-@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"])
-@pytest.mark.parametrize("value", [None, "two", ""])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        *itertools.product(
+            ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"),
+            (None, "two", "", "9" * 20),
+        ),
+        *(
+            ("MASTER_ADDR", None),
+            ("MASTER_ADDR", ""),
+            ("WORLD_SIZE", "0"),
+            ("RANK", "2"),
+            ("LOCAL_RANK", "2"),
+        ),
+        *(("WORLD_SIZE", "3"), ("LOCAL_WORLD_SIZE", "0"), ("LOCAL_WORLD_SIZE", "4")),
+    ],
+)
 def test_a_part_of_torchruns_environment_is_named(name, value, monkeypatch):
-    as_torchrun(monkeypatch, 1)
+    as_torchrun(monkeypatch, 2)
     monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=rf"^{name} is .* unset TORCHELASTIC_RUN_ID"):
+    with pytest.raises(UserError, match=rf"^({name}|WORLD_SIZE) is .* unset TORCHELASTIC_RUN_ID"):
         check_processes(config("cpu"), arguments(1))
 
 

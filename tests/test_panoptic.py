@@ -284,10 +284,35 @@ def test_deep_panoptic_annotations_are_refused(tmp_path):
         read_panoptic(tmp_path / "p.json")
 
 
-def test_categories_that_are_not_cocos_are_named(tmp_path):
-    file, segments = write_small(tmp_path, lambda c: c["categories"].append({"id": 300, "isthing": 0}))
-    with pytest.raises(UserError, match="is not COCO's panoptic format: category 300 is not COCO's"):
+@pytest.mark.parametrize("number, thing", [(300, 0), (1, 0), (199, 1)])
+def test_categories_that_are_not_cocos_are_named(number, thing, tmp_path):
+    file, segments = write_small(tmp_path, lambda c: c["categories"].append({"id": number, "isthing": thing}))
+    with pytest.raises(UserError, match=f"category {number} with isthing {thing} is not COCO's"):
         write_semantic_maps(file, segments, tmp_path / "out")
+
+
+def _segments(content):
+    return content["annotations"][0]["segments_info"]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: _segments(c)[0].update(id=2**24), "segment 16777216 .* no RGB image can hold"),
+        (lambda c: _segments(c)[0].update(id=0), "segment 0 .* no RGB image can hold"),
+        (lambda c: _segments(c).append(dict(_segments(c)[0])), "segment 1 of image 7 is there twice"),
+        (lambda c: _segments(c).pop(), r"7\.png has \d pixels of segments that .* does not list, such as 2"),
+        (
+            lambda c: c.update(images=[{"id": 7, "height": 4, "width": 3}]),
+            r"7\.png is of \(height, width\) \(3, 4\), and image 7 .* of \(4, 3\)",
+        ),
+    ],
+)
+def test_segments_that_are_not_those_of_their_image_are_refused(change, message, tmp_path):
+    file, segments = write_small(tmp_path, change)
+    with pytest.raises(UserError, match=message):
+        write_semantic_maps(file, segments, tmp_path / "out")
+    assert not [*tmp_path.glob("out/*")]
 
 
 def damage(path, kind):

@@ -33,7 +33,7 @@ class Finder(nn.Module):
 def draw(tmp_path):
     """draw(images, annotate=...): the pictures of images by file name, with an object each."""
 
-    def make(images, annotate=lambda annotations: None, category="thing"):
+    def make(images, annotate=lambda annotations: None, category="thing", model=None):
         for name, image in images.items():
             path = tmp_path / "images" / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def draw(tmp_path):
         (name,) = register_pairs("val", [(str(tmp_path / "a.json"), str(tmp_path / "images"))], {})
         cfg = model_zoo.get_config("quickstart")
         try:
-            return draw_predictions(cfg, Finder(), name, tmp_path / "pictures", num_images=100)
+            return draw_predictions(cfg, model or Finder(), name, tmp_path / "pictures", num_images=100)
         finally:
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
@@ -73,6 +73,15 @@ def test_a_damaged_image_is_named(tmp_path):
     (name,) = register_pairs("val", [(str(tmp_path / "a.json"), str(tmp_path / "images"))], {})
     with pytest.raises(UserError, match=r"bad\.jpg is no image or a damaged one"):
         draw_predictions(model_zoo.get_config("quickstart"), nn.Identity(), name, tmp_path / "pictures")
+
+
+def test_a_model_without_instances_is_named(draw):
+    class Proposer(nn.Module):
+        def forward(self, inputs):
+            return [{"proposals": None} for _ in inputs]
+
+    with pytest.raises(UserError, match="META_ARCHITECTURE GeneralizedRCNN predicts no instances"):
+        draw({"a.jpg": Image.new("RGB", (40, 30))}, model=Proposer())
 
 
 def test_images_of_one_name_have_pictures_of_their_own(draw):

@@ -11,7 +11,7 @@ from robust import corpus, tiny
 from robust.corpus.config import CONFIG
 
 from resnest_d2 import UserError, model_zoo
-from resnest_d2.engine import Trainer, trainer
+from resnest_d2.engine import Trainer, load_model, trainer
 from resnest_d2.engine.preflight import try_evaluation
 
 EVALUATIONS = [name for name in CONFIG if name.startswith("evaluation: augmentation")]
@@ -61,6 +61,23 @@ def test_nothing_of_it_is_left(tmp_path):
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
     assert np.array_equal(np.random.get_state()[1], states[2])
     assert logging.root.manager.disable == logging.NOTSET
+
+
+@pytest.mark.parametrize("name", ["inference", "inference/instances_predictions.pth", "inference_TTA"])
+def test_where_it_could_not_write_is_named_before_training(name, tmp_path):
+    cfg = config(tmp_path / "out")
+    (tmp_path / "out/inference").mkdir(parents=True)
+    if name == "inference":
+        (tmp_path / "out/inference").rmdir()
+    (tmp_path / "out" / name).mkdir() if name.endswith(".pth") else (tmp_path / "out" / name).touch()
+    with pytest.raises(UserError, match=f"cannot write {tmp_path}/out/{name}"):
+        try_evaluation(cfg, Trainer.build_model(cfg), Trainer)
+
+
+def test_weights_that_are_removed_before_they_are_read_are_named(tmp_path):
+    """As by a training, beside which others are evaluated."""
+    with pytest.raises(UserError, match=r"/gone\.pth not found! .*CHECKPOINTS_TO_KEEP"):
+        load_model(config(tmp_path, "MODEL.WEIGHTS", str(tmp_path / "gone.pth")))
 
 
 def test_training_ends_with_the_weights_that_it_would_have_without(tmp_path, monkeypatch):

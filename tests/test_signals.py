@@ -8,7 +8,14 @@ import time
 
 import pytest
 
-from resnest_d2.engine.signals import Interrupted, Signals, end_with_parent, noted_signals
+from resnest_d2.engine.signals import (
+    ENDING,
+    Interrupted,
+    Signals,
+    end_with_parent,
+    ended_at_once,
+    noted_signals,
+)
 
 
 def status_of(function, *arguments):
@@ -42,6 +49,7 @@ TERM, INT = signal.SIGTERM, signal.SIGINT
         ((TERM, TERM), 2.1, 143),
         ((INT, INT), 0, 130),
         ((TERM, INT), 0, 143),
+        *(((number,), 0, 128 + number) for number in ENDING),
     ],
 )
 def test_copies_of_a_signal_change_nothing(numbers, pause, status):
@@ -87,3 +95,47 @@ def test_signals_are_noted_only_meanwhile():
 def test_a_process_ends_with_its_parent_also_where_that_is_gone_already():
     assert status_of(end_with_parent, os.getpid()) == 0
     assert status_of(end_with_parent, 1) == 143
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_before_training_a_signal_ends_at_once_with_its_status(number):
+    assert status_of(receive_early, number) == 128 + number
+
+
+def receive_early(number):
+    try:
+        with ended_at_once():
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+    except Interrupted as e:
+        sys.exit(e.status)
+
+
+def test_a_signal_that_something_swallowed_may_be_repeated(monkeypatch):
+    monkeypatch.setattr("resnest_d2.engine.signals._COPIES", 0)
+    with ended_at_once():
+        for _ in range(2):
+            with pytest.raises(Interrupted):
+                os.kill(os.getpid(), TERM)
+
+
+@pytest.mark.parametrize("block", [Signals, noted_signals, ended_at_once])
+def test_what_is_ignored_or_of_others_stays_so(block):
+    """As SIGHUP is under nohup."""
+    others = {signal.SIGHUP: signal.SIG_IGN, signal.SIGUSR1: lambda number, frame: None}
+    before = {number: signal.signal(number, handler) for number, handler in others.items()}
+    try:
+        with block():
+            assert {number: signal.getsignal(number) for number in others} == others
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_blocks_inside_each_other_hand_signals_on():
+    before = {number: signal.getsignal(number) for number in ENDING}
+    with ended_at_once():
+        with Signals() as signals:
+            for number in ENDING:
+                assert signal.getsignal(number) == signals._receive
+    assert {number: signal.getsignal(number) for number in ENDING} == before

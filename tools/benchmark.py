@@ -11,10 +11,8 @@
 The others are what requirements/peers.txt and timm install; a row whose peer is missing ends it.
 """
 
-import argparse
 import sys
 import time
-from pathlib import Path
 
 import torch
 
@@ -31,9 +29,9 @@ from resnest_d2.benchmark.page import (
 )
 from resnest_d2.benchmark.pipeline import PIPELINES, measure_pipeline
 from resnest_d2.benchmark.store import Store
-from resnest_d2.engine import one_line_errors
+from resnest_d2.engine import Parser, one_line_errors
 from resnest_d2.errors import check_number, nearest
-from resnest_d2.files import atomic_write_text
+from resnest_d2.files import atomic_write_text, user_path
 
 
 def main(args):
@@ -75,9 +73,7 @@ def main(args):
 
 
 def parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="repetitions a side (default: %(default)s)")
     parser.add_argument(
         "--only", default="", help="row of this title, or rows whose title holds it; 'loader' for loaders"
@@ -86,8 +82,10 @@ def parser():
     parser.add_argument("--minutes", type=float, help="begin no row after so many")
     parser.add_argument("--keep-going", action="store_true", help="leave out rows that fail; then end with 1")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="write every measurement; go on from it")
-    parser.add_argument("--page", type=Path, help="write the part of this device into the page, Markdown")
+    parser.add_argument("--json", type=user_path, help="write every measurement; go on from it")
+    parser.add_argument(
+        "--page", type=user_path, help="write the part of this device into the page, Markdown"
+    )
     return parser
 
 

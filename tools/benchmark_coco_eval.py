@@ -7,7 +7,6 @@
 The backends alternate; printed are the seconds of each and the median of their ratios.
 """
 
-import argparse
 import contextlib
 import importlib.metadata
 import io
@@ -18,7 +17,7 @@ import time
 
 import numpy as np
 
-from resnest_d2.engine import one_line_errors
+from resnest_d2.engine import Parser, one_line_errors
 from resnest_d2.errors import check_number, needs
 from resnest_d2.evaluation.coco import BACKENDS, evaluate_coco
 
@@ -70,9 +69,7 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--images", type=int, default=5000, help="default: %(default)s, as val2017")
     parser.add_argument("--detections", type=int, default=100, help="per image (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=1, help="default: %(default)s")

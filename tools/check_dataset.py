@@ -7,12 +7,11 @@
 Exit status: 0 where nothing was found, 1 where something was, 2 where the file cannot be read at all.
 """
 
-import argparse
 import sys
-from pathlib import Path
 
 from resnest_d2.data import check_coco
-from resnest_d2.engine import one_line_errors
+from resnest_d2.engine import Parser, one_line_errors
+from resnest_d2.files import user_path
 
 
 def main(args):
@@ -25,12 +24,10 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("annotations", type=Path, help="annotation file, JSON")
-    parser.add_argument("images", type=Path, help="folder of the images")
-    parser.add_argument("--fix", type=Path, metavar="OUT", help="write a mended copy of the annotations")
+    parser = Parser(__doc__)
+    parser.add_argument("annotations", type=user_path, help="annotation file, JSON")
+    parser.add_argument("images", type=user_path, help="folder of the images")
+    parser.add_argument("--fix", type=user_path, metavar="OUT", help="write a mended copy of the annotations")
     parser.add_argument("--overwrite", action="store_true", help="let it replace an annotation file")
     parser.add_argument("--quick", action="store_true", help="read the images' headers only")
     with one_line_errors():

@@ -9,11 +9,10 @@ keyed as detectron2 keys them, whole detectors and checkpoints of this package. 
 the backbone is completely covered.
 """
 
-import argparse
-
 from resnest_d2.checkpoint import check_target, convert, read_weights, write_weights
-from resnest_d2.engine import one_line_errors
+from resnest_d2.engine import Parser, one_line_errors
 from resnest_d2.errors import one_line
+from resnest_d2.files import expanded
 
 
 def main(args):
@@ -32,10 +31,12 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "source", type=expanded, metavar="SRC", help="file of weights: .pth, .pkl or .safetensors"
     )
-    parser.add_argument("source", metavar="SRC", help="file of weights: .pth, .pkl or .safetensors")
-    parser.add_argument("target", metavar="DST", nargs="?", help="file to write: .pth or .safetensors")
+    parser.add_argument(
+        "target", type=expanded, metavar="DST", nargs="?", help="file to write: .pth or .safetensors"
+    )
     with one_line_errors():
         main(parser.parse_args())

@@ -9,6 +9,7 @@ from pathlib import Path
 from resnest_d2 import engine
 from resnest_d2.errors import check_number
 from resnest_d2.evaluation import draw_predictions
+from resnest_d2.files import user_path
 
 
 def main(cfg, args):
@@ -24,7 +25,7 @@ def main(cfg, args):
 
 if __name__ == "__main__":
     parser = engine.argument_parser(__doc__)
-    parser.add_argument("--output", type=Path, help="folder; by default pictures/ under OUTPUT_DIR")
+    parser.add_argument("--output", type=user_path, help="folder; by default pictures/ under OUTPUT_DIR")
     parser.add_argument("--num-images", type=int, default=12, help="how many (default: %(default)s)")
     parser.add_argument(
         "--score-threshold", type=float, default=0.5, help="lowest score drawn (default: %(default)s)"

@@ -6,11 +6,9 @@ cd $DETECTRON2_DATASETS/coco
 %(prog)s annotations/panoptic_val2017.json panoptic_val2017 panoptic_stuff_val2017
 """
 
-import argparse
-from pathlib import Path
-
 from resnest_d2.data.panoptic import write_semantic_maps
-from resnest_d2.engine import one_line_errors
+from resnest_d2.engine import Parser, one_line_errors
+from resnest_d2.files import user_path
 
 
 def main(args):
@@ -19,11 +17,9 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("annotations", type=Path, help="panoptic annotation file, JSON")
-    parser.add_argument("segments", type=Path, help="its folder of PNGs")
-    parser.add_argument("output", type=Path, help="folder for the semantic maps")
+    parser = Parser(__doc__)
+    parser.add_argument("annotations", type=user_path, help="panoptic annotation file, JSON")
+    parser.add_argument("segments", type=user_path, help="its folder of PNGs")
+    parser.add_argument("output", type=user_path, help="folder for the semantic maps")
     with one_line_errors():
         main(parser.parse_args())

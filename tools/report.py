@@ -5,11 +5,9 @@
 %(prog)s folder --annotations val.json --images val/ --output page.html
 """
 
-import argparse
-from pathlib import Path
-
-from resnest_d2.engine import one_line_errors
+from resnest_d2.engine import Parser, one_line_errors
 from resnest_d2.evaluation.report import load_evaluation, write_report
+from resnest_d2.files import user_path
 
 
 def main(args):
@@ -20,13 +18,13 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(__doc__)
+    parser.add_argument("folder", type=user_path, help="OUTPUT_DIR of a run, or a folder of detections")
+    parser.add_argument("--output", type=user_path, help="by default report.html in the folder")
+    parser.add_argument(
+        "--annotations", type=user_path, help="ground truth; by default what the run has noted"
     )
-    parser.add_argument("folder", type=Path, help="OUTPUT_DIR of a run, or a folder of detections")
-    parser.add_argument("--output", type=Path, help="by default report.html in the folder")
-    parser.add_argument("--annotations", type=Path, help="ground truth; by default what the run has noted")
-    parser.add_argument("--images", type=Path, help="its folder of images")
+    parser.add_argument("--images", type=user_path, help="its folder of images")
     parser.add_argument("--row", help="published row to compare with; by default the run's configuration")
     parser.add_argument(
         "--num-pictures", type=int, default=6, help="of the best, and of the worst (default: %(default)s)"

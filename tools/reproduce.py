@@ -21,8 +21,10 @@ from pathlib import Path
 import torch
 
 from resnest_d2 import UserError
-from resnest_d2.engine import one_line_errors
+from resnest_d2.engine import Parser, one_line_errors
 from resnest_d2.engine.reproduce import Reproduction, select
+from resnest_d2.engine.signals import ended_at_once
+from resnest_d2.files import user_path
 
 
 def main(args):
@@ -39,7 +41,7 @@ def main(args):
         for name in names:
             print(shlex.join(rows.command(name)))
         return
-    with rows.locked():
+    with ended_at_once(), rows.locked():
         sys.exit(run(rows, names))
 
 
@@ -59,9 +61,7 @@ def run(rows, names):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--table", metavar="N", help="rows of that table of the paper: 5 or 6")
     parser.add_argument("--rows", metavar="A,B", help="rows by name")
     parser.add_argument("--all", action="store_true", help="every published row")
@@ -69,7 +69,9 @@ if __name__ == "__main__":
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     parser.add_argument("--slurm", action="store_true", help="print an sbatch array script, run nothing")
     parser.add_argument("--smoke", action="store_true", help="2 iterations and an evaluation, small images")
-    parser.add_argument("--output", type=Path, default=Path("output/reproduce"), help="default: %(default)s")
+    parser.add_argument(
+        "--output", type=user_path, default=Path("output/reproduce"), help="default: %(default)s"
+    )
     parser.add_argument(
         "--num-gpus", type=int, default=max(1, torch.cuda.device_count()), help="default: all visible"
     )

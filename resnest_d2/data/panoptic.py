@@ -60,9 +60,15 @@ def _panoptic_fault(categories: List[Any], annotations: List[Any]) -> str:
         segments = annotation.get("segments_info")
         if not isinstance(segments, list):
             return f"that of image {image} has no list segments_info"
+        ids = set()
         for segment in segments:
             if not isinstance(segment, dict) or not is_id(segment.get("id")):
                 return f"a segment of image {image} has no id that is a whole number"
+            if not 0 < segment["id"] < 256**3:
+                return f"segment {segment['id']} of image {image} has an id that no RGB image can hold"
+            if segment["id"] in ids:
+                return f"segment {segment['id']} of image {image} is there twice"
+            ids.add(segment["id"])
             if not is_id(segment.get("category_id")) or segment["category_id"] not in known:
                 return f"segment {segment['id']} of image {image} is of no known category"
     return ""
@@ -109,26 +115,49 @@ def write_semantic_maps(annotations: Path, segments: Path, output: Path) -> int:
         The number of images.
 
     Raises:
-        UserError: a file is missing or malformed, a category is not COCO's, or a map cannot be written or
-            would replace what it is made of.
+        UserError: a file is missing or malformed, a category is not COCO's, an image of segments is not that
+            of its annotation, or a map cannot be written or would replace what it is made of.
     """
     label = {c["id"]: 0 if c["isthing"] else _STUFF.index(c["id"]) + 1 for c in COCO_CATEGORIES}
     content = read_panoptic(annotations)
-    foreign = sorted({category["id"] for category in content["categories"]} - label.keys())
-    if foreign:
-        raise UserError(f"{annotations} is not COCO's panoptic format: category {foreign[0]} is not COCO's")
+    things = {c["id"]: c["isthing"] for c in COCO_CATEGORIES}
+    for category in content["categories"]:
+        number, thing = category["id"], category["isthing"]
+        if things.get(number) != thing:
+            raise UserError(
+                f"{annotations} is not COCO's panoptic format: category {number} with isthing {thing} is not "
+                "COCO's"
+            )
+    sizes = {
+        image["id"]: (image["height"], image["width"])
+        for image in read_list(annotations, "images")
+        if isinstance(image, dict) and all(is_id(image.get(key)) for key in ("id", "height", "width"))
+    }
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     if segments.exists() and output.samefile(segments):
         raise UserError(f"{output} is the folder of the segments themselves; name another for the maps")
     for image in tqdm(content["annotations"], desc=f"semantic maps into {output}"):
         target = inside(output, image["file_name"], annotations)
-        ids = read_segment_ids(segments / image["file_name"])
+        file = segments / image["file_name"]
+        ids = read_segment_ids(file)
+        size = sizes.get(image["image_id"], ids.shape)
+        if ids.shape != size:
+            raise UserError(
+                f"{file} is of (height, width) {ids.shape}, and image {image['image_id']} in {annotations} "
+                f"of {size}; mend one of them"
+            )
         semantic = np.full(ids.shape, _IGNORED, dtype=np.uint8)
         for segment in image["segments_info"]:
             semantic[ids == segment["id"]] = label[segment["category_id"]]
-        with atomic_writer(target) as file:
-            Image.fromarray(semantic).save(file, "PNG")
+        unknown = ids[(semantic == _IGNORED) & (ids != 0)]
+        if len(unknown):
+            raise UserError(
+                f"{file} has {len(unknown)} pixels of segments that {annotations} does not list, such as "
+                f"{unknown[0]}; is it of another file, or were its colours changed?"
+            )
+        with atomic_writer(target) as written:
+            Image.fromarray(semantic).save(written, "PNG")
     return len(content["annotations"])
 
 

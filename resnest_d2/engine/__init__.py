@@ -1,11 +1,12 @@
 """From a command line to training, evaluation and pictures."""
 
-from .command import argument_parser, model_options, run
+from .command import Parser, argument_parser, model_options, run
 from .failures import one_line_errors
 from .setup import load_config
 from .trainer import Trainer, evaluate, load_model, train
 
 __all__ = [
+    "Parser",
     "Trainer",
     "argument_parser",
     "evaluate",

@@ -7,12 +7,14 @@ import os
 import re
 import secrets
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, NoReturn
+from typing import Any, Callable, Dict, Iterable, List, NoReturn, Optional
 
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
@@ -20,14 +22,16 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import unfrozen
 from ..errors import UserError, check_number
-from ..files import atomic_write_text, read_text, writing
+from ..files import atomic_write_text, check_writable, expanded, read_text, writing
 from ..processes import found_by_main
 from .expectations import keep_comparable
 from .failures import named_failures, one_line_errors, prepare_process
 from .folder import check_appendable, follow_weights, own_folder, restarted
 from .launch import launch
 from .memory import keep_freed_memory
+from .record import FILE as RESULTS
 from .setup import check_run, fit_to_own_data, load_config, register_own_data
+from .signals import ended_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -37,16 +41,33 @@ CPU. A mistake in the arguments or the configuration ends in one line and exit s
 """
 
 
+class Parser(ArgumentParser):
+    """argparse's, for all tools: it says what is wrong in one line, without the usage.
+
+    Args:
+        description: what the tool does, with examples; ``%(prog)s`` stands for its name.
+        options: of argparse's.
+    """
+
+    def __init__(self, description: Optional[str], **options: Any) -> None:
+        super().__init__(description=description, formatter_class=RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        with one_line_errors():
+            raise UserError(f"{message}; --help lists the arguments")
+
+
 def argument_parser(description: str) -> ArgumentParser:
     """detectron2's argument parser.
 
     Args:
         description: what the command does, with examples; ``%(prog)s`` stands for its name.
     """
-    parser = default_argument_parser(epilog=_EPILOG)
-    parser.description = description
-    parser.error = _end  # in one line, without the usage
+    parser = Parser(
+        description, epilog=_EPILOG, parents=[default_argument_parser()], conflict_handler="resolve"
+    )
     prepare_process()  # --help is printed before :func:`run`
+    parser.add_argument("--config-file", default="", metavar="FILE", action=_Once, help="path to config file")
     parser.set_defaults(dist_url="auto")  # detectron2's is one port for all runs of a user
     parser.add_argument(
         "--allow-random-weights",
@@ -64,15 +85,21 @@ def argument_parser(description: str) -> ArgumentParser:
     )
     own = parser.add_argument_group("your own data, in COCO's format (each may be given several times)")
     for split in ("train", "val"):
-        own.add_argument(f"--{split}-json", action="append", metavar="FILE", help="annotation file")
-        own.add_argument(f"--{split}-images", action="append", metavar="DIR", help="its folder of images")
+        path = {"action": "append", "type": expanded}
+        own.add_argument(f"--{split}-json", **path, metavar="FILE", help="annotation file")
+        own.add_argument(f"--{split}-images", **path, metavar="DIR", help="its folder of images")
     own.add_argument("--epochs", type=float, help="fit the schedule to so many epochs of the training data")
     return parser
 
 
-def _end(message: str) -> NoReturn:
-    with one_line_errors():
-        raise UserError(f"{message}; --help lists the arguments")
+class _Once(Action):
+    """Of two files argparse would drop the first without a word."""
+
+    def __call__(self, parser: ArgumentParser, namespace: Namespace, value: str, option: str) -> None:
+        before = getattr(namespace, self.dest)
+        if before:
+            parser.error(f"{option} is given twice, {before} and {value}; one may be the other's _BASE_")
+        setattr(namespace, self.dest, value)
 
 
 def model_options(args: Namespace) -> Dict[str, bool]:
@@ -92,15 +119,19 @@ def run(main: Callable[[CfgNode, Namespace], object], args: Namespace) -> None:
     The processes are those that torchrun started, or else ``--num-gpus`` that are started here. Where
     torchrun starts them again after a failure, they resume what they had begun.
 
-    A :class:`UserError` is printed as one line, and the process ends with status 2; stopped by SIGTERM or
-    SIGINT, it ends with 143 or 130.
+    A :class:`UserError` is printed as one line, and the process ends with status 2; stopped by one of
+    :data:`ENDING`, it ends with 128 and the signal's number.
     """
-    with one_line_errors():
+    # Of several processes, one that waits for others inside PyTorch could not look after a signal.
+    at_once = nullcontext() if dist.is_torchelastic_launched() else ended_at_once()
+    with one_line_errors(), at_once:
         for word in sys.argv:
             if re.search(r"[\ud800-\udfff]", word):
                 raise UserError(f"{word!r} is no text in this locale (set PYTHONUTF8=1)")
         cfg = load_config(args.config_file, args.opts)
         notes = fit_to_own_data(cfg, args)
+        if args.eval_only and args.epochs is not None:
+            notes.append(f"--epochs {args.epochs:g} changes nothing, as --eval-only does not train")
         if not args.eval_only:
             args.resume = args.resume or restarted(cfg.OUTPUT_DIR)
             notes += follow_weights(cfg)
@@ -165,6 +196,9 @@ def _set_up(cfg: CfgNode, args: Namespace) -> None:
         opened += [folder / "config.yaml", *([] if args.eval_only else [folder / "metrics.json"])]
     for file in opened:
         check_appendable(file)
+    if comm.is_main_process():  # and what is written at the end
+        for name in (RESULTS, *([] if args.eval_only else ["last_checkpoint", "model_final.pth"])):
+            check_writable(folder / name, "move it away, or name another OUTPUT_DIR")
     # As default_setup makes them, once for all.
     loggers = [
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore"),

@@ -101,7 +101,7 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(2)
     except Interrupted as e:
         if comm.is_main_process():
-            print(f"stopped by {e}; {e.remedy}", file=sys.stderr)
+            print(f"stopped by {e}{'; ' if e.remedy else ''}{e.remedy}", file=sys.stderr)
         sys.exit(e.status)
     except KeyboardInterrupt:
         print("stopped by SIGINT", file=sys.stderr)

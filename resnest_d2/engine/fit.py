@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import urllib.parse
 from argparse import Namespace
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import distributed
 from ..config import unfrozen
 from ..data.loader import PREFETCHED, SHARED_MEMORY
 from ..errors import OptionError, UserError, check_number
+from ..files import expanded
 from .expectations import flatten
 
 _SYNCHRONISED = ("SyncBN", "naiveSyncBN", "nnSyncBN")
@@ -52,7 +54,8 @@ def check_processes(cfg: CfgNode, args: Namespace) -> None:
         option, count = "--nproc-per-node", int(os.environ["LOCAL_WORLD_SIZE"])
     else:
         option, count = "--num-gpus", args.num_gpus
-        on_cpu = on_cpu and (gpus > 0 or "MODEL.DEVICE" in args.opts)  # without GPUs it is so unasked
+        # Without GPUs it may be so unasked.
+        on_cpu = on_cpu and (gpus > 0 or "MODEL.DEVICE" in args.opts or _asks_for_cpu(args.config_file))
         check_number("--num-gpus", args.num_gpus, at_least=1)
         check_number("--num-machines", args.num_machines, at_least=1)
         if not 0 <= args.machine_rank < args.num_machines:
@@ -70,15 +73,30 @@ def check_processes(cfg: CfgNode, args: Namespace) -> None:
         _check_meeting_place(args.dist_url, args.num_machines)
 
 
+def _asks_for_cpu(config_file: str) -> bool:
+    return CfgNode.load_yaml_with_base(expanded(config_file)).get("MODEL", {}).get("DEVICE") == "cpu"
+
+
 def _check_torchrun() -> None:
-    """Raise UserError where only a part of torchrun's environment is there, as after one left by hand."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
-        value = os.getenv(name)
-        if value is None or not (value.isascii() and value.isdigit()):
-            raise UserError(
-                f"{name} is {value!r} in the environment, in which TORCHELASTIC_RUN_ID says that torchrun "
-                "started this process; start it by torchrun, or unset TORCHELASTIC_RUN_ID"
-            )
+    """Raise UserError where torchrun's environment is not whole, as after one left by hand."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")
+    values = {name: os.getenv(name) for name in names}
+    numbers = {name: int(v) for name, v in values.items() if v and v.isascii() and v.isdigit() and len(v) < 9}
+    wrong = [name for name in names[:-1] if name not in numbers] + [names[-1]] * (not values["MASTER_ADDR"])
+    if not wrong:
+        rank, local_rank, size, local_size, _ = (numbers[name] for name in names[:-1])
+        fits = {
+            "WORLD_SIZE": size > 0 and local_size > 0 and size % local_size == 0,
+            "RANK": rank < size,
+            "LOCAL_RANK": local_rank < local_size,
+        }
+        wrong = [name for name, fit in fits.items() if not fit]
+    if wrong:
+        others = ", ".join(f"{name} {numbers[name]}" for name in names[:4] if name in numbers)
+        raise UserError(
+            f"{wrong[0]} is {values[wrong[0]]!r} in the environment, in which TORCHELASTIC_RUN_ID says that "
+            f"torchrun started this process ({others}); start it by torchrun, or unset TORCHELASTIC_RUN_ID"
+        )
 
 
 def _check_meeting_place(url: str, machines: int) -> None:
@@ -96,9 +114,17 @@ def _check_meeting_place(url: str, machines: int) -> None:
         except (OSError, ValueError) as e:
             raise UserError(f"--dist-url {url}: there is no host {host} ({e})") from None
     elif parts.scheme == "file" and not host and path.is_absolute():
-        if not path.parent.is_dir() or path.is_dir():
-            raise UserError(f"--dist-url {url}: no file can be made there; name one in a folder")
-        if machines == 1 and path.exists():
+        try:
+            exists = path.exists()
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as e:
+            reason = e.strerror
+        else:
+            reason = "" if path.is_file() or not exists else "it is no file"
+        if reason:  # PyTorch would try again for half an hour
+            raise UserError(f"--dist-url {url}: no file can be made there ({reason}); name one in a folder")
+        if machines == 1 and exists:
             raise UserError(f"--dist-url {url}: the file is left from another run; remove it")
     elif not (parts.scheme == "env" and os.getenv("MASTER_ADDR") and os.getenv("MASTER_PORT")):
         where = "" if url == "auto" else f", got {url!r}"

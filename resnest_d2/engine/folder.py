@@ -29,6 +29,8 @@ from ..processes import found_by_main
 
 #: Locked while a training runs; holds who it is.
 LOCK = ".lock"
+#: Folder in OUTPUT_DIR of evaluations while a training runs in it.
+BESIDE = "evaluation"
 # What a run writes, and another must not take for its own. log.txt is appended to.
 _OWN = re.compile(
     r"model_.*\.pth|last_checkpoint|metrics\.json|results\.json|events\.out\.tfevents\..*|inference(_TTA)?"
@@ -43,7 +45,7 @@ _PREVIOUS = re.compile(r"previous_(\d+)(\.unfinished)?")
 
 @contextmanager
 def own_folder(cfg: CfgNode, args: Namespace) -> Iterator[List[str]]:
-    """OUTPUT_DIR for this training alone. An evaluation shares it.
+    """OUTPUT_DIR for this training alone. An evaluation shares it, but not with one that runs.
 
     A training that does not resume moves what an earlier run has left to ``previous_N`` in it, and
     MODEL.WEIGHTS follows where it named one of these files. All processes wait until that is done.
@@ -54,10 +56,10 @@ def own_folder(cfg: CfgNode, args: Namespace) -> Iterator[List[str]]:
     Raises:
         UserError: another training uses the folder, or it cannot be written to.
     """
-    if args.eval_only:
-        yield []
-        return
     folder = Path(cfg.OUTPUT_DIR)
+    if args.eval_only:
+        yield _beside_training(cfg, args, folder)
+        return
     with ExitStack() as held:
 
         def take() -> Tuple[bool, str, List[str]]:
@@ -76,6 +78,38 @@ def own_folder(cfg: CfgNode, args: Namespace) -> Iterator[List[str]]:
         args.resume, weights, notes = found_by_main(take)
         _set_weights(cfg, weights)
         yield notes
+
+
+def _beside_training(cfg: CfgNode, args: Namespace, folder: Path) -> List[str]:
+    """Let an evaluation write to a folder of its own where a training runs, whose files it would replace.
+
+    Returns:
+        What the user should know, one a line.
+    """
+    holder = found_by_main(lambda: _who_trains(folder))
+    if not holder:
+        return []
+    checkpoints = Checkpointer(nn.Identity(), str(folder))
+    if args.resume and checkpoints.has_checkpoint():
+        _set_weights(cfg, checkpoints.get_checkpoint_file())
+        args.resume = False  # which would look for checkpoints in the other folder
+    with unfrozen(cfg):
+        cfg.OUTPUT_DIR = str(folder / BESIDE)
+    with writing(cfg.OUTPUT_DIR):
+        Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
+    return [f"a training runs in {folder} ({holder}): this evaluation writes to {cfg.OUTPUT_DIR}"]
+
+
+def _who_trains(folder: Path) -> str:
+    """The process that trains in a folder; empty where none does."""
+    try:
+        lock = os.open(folder / LOCK, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:  # there has been no training, or it is not this user's to see
+        return ""
+    try:
+        return "" if _try_lock(lock, fcntl.LOCK_SH) else _name_of_holder(lock)
+    finally:
+        os.close(lock)
 
 
 def leave_branch(checkpointer: Checkpointer, iteration: int) -> List[str]:
@@ -170,13 +204,26 @@ def _put_aside(folder: Path, resume: bool) -> List[str]:
     if not unfinished and (resume or not any(_holds_something(folder / name) for name in names)):
         return []
     target = unfinished[0] if unfinished else folder / f"previous_{_last_number(folder) + 1}.unfinished"
-    target.mkdir(exist_ok=True)
-    _copy_also_needed(folder, target)
     # Where it is there already, the one in the folder was written later, by an evaluation.
-    for name in [name for name in names if not os.path.lexists(target / name)]:
-        _move(folder / name, target / name)
+    moved = [name for name in names if not os.path.lexists(target / name)]
+    for name in moved:  # a folder that is moved is written to, as it holds its parent
+        path = folder / name
+        if path.is_dir() and not path.is_symlink() and not os.access(path, os.W_OK):
+            raise UserError(
+                f"OUTPUT_DIR: {path} of an earlier run is read-only and cannot be moved to {target.stem}; "
+                "chmod it, or name another OUTPUT_DIR. Nothing has been moved"
+            )
     previous = target.with_suffix("")
-    os.rename(target, previous)
+    remedy = (
+        f"what is moved of the earlier run is in {target}, nothing is lost, and the next training goes on "
+        "moving; mend that, or name another OUTPUT_DIR"
+    )
+    with writing(folder, remedy):
+        target.mkdir(exist_ok=True)
+        _copy_also_needed(folder, target)
+        for name in moved:
+            _move(folder / name, target / name)
+        os.rename(target, previous)
     note = f"{folder} held an earlier run, now {previous}; with that as OUTPUT_DIR, --resume goes on with it"
     return [note, *_put_aside(folder, resume)]
 
@@ -240,10 +287,10 @@ def _locked(folder: Path, patience: float) -> Iterator[int]:
         os.close(lock)
 
 
-def _try_lock(lock: int) -> bool:
+def _try_lock(lock: int, kind: int = fcntl.LOCK_EX) -> bool:
     """Whether no other process holds it. On a file system that cannot lock, none does."""
     try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(lock, kind | fcntl.LOCK_NB)
     except OSError as e:
         return e.errno not in (errno.EACCES, errno.EAGAIN)
     return True

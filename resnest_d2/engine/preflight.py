@@ -7,6 +7,7 @@ import io
 import logging
 import tempfile
 import warnings
+from pathlib import Path
 from typing import Iterator, Tuple, Type
 
 import torch
@@ -20,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.seeding import seeded
 from ..evaluation import build_instance_evaluator
+from ..files import check_writable
+from ..processes import found_by_main
 from .failures import blames_configuration
 
 #: Attributes of detectron2's heads: detections of whatever score, but few.
@@ -37,7 +40,8 @@ def try_evaluation(cfg: CfgNode, model: nn.Module, trainer: Type[DefaultTrainer]
         trainer: whose loaders and evaluators are used.
 
     Raises:
-        UserError: it cannot be evaluated; the message names the dataset and its file.
+        UserError: it cannot be evaluated, and the message names the dataset and its file; or what it writes
+            could not be written to OUTPUT_DIR.
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
@@ -46,11 +50,25 @@ def try_evaluation(cfg: CfgNode, model: nn.Module, trainer: Type[DefaultTrainer]
             file = MetadataCatalog.get(name).get("json_file", "")
             with blames_configuration(cfg, f"evaluating DATASETS.TEST {name} {file}".strip()):
                 _evaluate_one(cfg, model, name, trainer, trainer.build_evaluator(cfg, name, folder))
+            _check_writable(folder, trainer.evaluation_folder(cfg, name))
             if cfg.TEST.AUG.ENABLED:
                 with blames_configuration(cfg, f"evaluating {name} with TEST.AUG.ENABLED True"):
                     augmented = GeneralizedRCNNWithTTA(cfg, model)
                     evaluator = build_instance_evaluator(cfg, name, folder)
                     _evaluate_one(cfg, augmented, name, trainer, evaluator)
+                _check_writable(folder, trainer.evaluation_folder(cfg, augmented=True))
+
+
+def _check_writable(tried: str, folder: str) -> None:
+    """Raise UserError unless files as an evaluation has just written could be written to that folder."""
+
+    def check() -> None:
+        for file in Path(tried).rglob("*"):
+            target = Path(folder, file.relative_to(tried))
+            if not file.is_dir():
+                check_writable(target, "move it away, or name another OUTPUT_DIR", in_place=True)
+
+    found_by_main(check)
 
 
 def _evaluate_one(

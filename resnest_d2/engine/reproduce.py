@@ -19,6 +19,7 @@ from tabulate import tabulate
 from .. import model_zoo
 from ..data import check_datasets
 from ..data.panoptic import add_panoptic_of_instances
+from ..data.shapes import datasets_root
 from ..errors import UserError, check_number, nearest
 from ..evaluation.labels import label
 from ..evaluation.results import read_results
@@ -313,7 +314,7 @@ class Reproduction:
             check_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST], "DATASETS")
         except UserError:
             made = self.output / "datasets"
-            add_panoptic_of_instances(Path(os.getenv("DETECTRON2_DATASETS", "datasets")), made)
+            add_panoptic_of_instances(datasets_root(), made)
             return {**os.environ, "DETECTRON2_DATASETS": str(made)}
         return dict(os.environ)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
+import urllib.parse
 from argparse import Namespace
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -28,13 +30,15 @@ from ..data import (
     register_pairs,
 )
 from ..errors import OptionError, UserError, check_number, nearest
-from ..files import check_depth, check_readable, read_text
+from ..files import check_depth, check_readable, expanded, read_text
 from .expectations import flatten
 from .fit import check_processes, count_processes, fit_to_machine, fit_workers, processes_here
 from .values import check_sigmas, check_values
 
 #: Bounds of a configuration: bytes of a file, files, and values in one.
 _MAX_TEXT, _MAX_FILES, _MAX_VALUES = 1 << 20, 100, 100_000
+#: Keys that name files or folders.
+_PATHS = ("OUTPUT_DIR", "MODEL.WEIGHTS", "DATASETS.PROPOSAL_FILES_TRAIN", "DATASETS.PROPOSAL_FILES_TEST")
 #: Tags of YAML keys: text, and ``<<``.
 _TEXT_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
@@ -42,7 +46,8 @@ _TEXT_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
     """detectron2's defaults, ResNeSt's keys, a YAML file and KEY VALUE pairs, merged in that order.
 
-    Without a CUDA device MODEL.DEVICE becomes ``cpu``, unless the overrides ask for one.
+    Without a CUDA device MODEL.DEVICE becomes ``cpu``, unless the overrides ask for one. ``~`` is expanded
+    in names of files.
 
     Raises:
         UserError: the file is missing or malformed, or a key or value is wrong.
@@ -51,6 +56,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
     add_resnest_config(cfg)
     if not config_file:
         raise UserError(f"--config-file is missing; the package's own are in {model_zoo.config_dir()}")
+    config_file = expanded(config_file)
     with _as_user_error(cfg, config_file):
         _check_file(config_file, "--config-file", (), [])
         cfg.merge_from_file(config_file, allow_unsafe=False)
@@ -58,6 +64,11 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
         _check_overrides(cfg, overrides)
         cfg.merge_from_list(list(overrides))
     check_values(cfg)
+    for key in _PATHS:
+        *sections, name = key.split(".")
+        node = functools.reduce(getattr, sections, cfg)
+        value = node[name]
+        node[name] = expanded(value) if isinstance(value, str) else tuple(map(expanded, value))
     device = re.fullmatch(r"cpu|cuda(?::(\d{1,4}))?", cfg.MODEL.DEVICE)
     if not device:
         raise OptionError("MODEL.DEVICE", cfg.MODEL.DEVICE, "must be cpu, cuda or cuda:NUMBER")
@@ -101,7 +112,7 @@ def fit_to_own_data(cfg: CfgNode, args: Namespace) -> List[str]:
     if args.epochs is not None:
         check_number("--epochs", args.epochs, above=0, at_most=1e6)
     if not train and not val:
-        if args.epochs is not None:
+        if args.epochs is not None and not args.eval_only:
             raise UserError("--epochs goes with --train-json; else set SOLVER.MAX_ITER and SOLVER.STEPS")
         return []
     if not train and not args.eval_only:
@@ -141,6 +152,9 @@ def check_run(cfg: CfgNode, args: Namespace) -> List[str]:
         raise UserError(f"{key} is empty; name a dataset")
     if not cfg.OUTPUT_DIR or "://" in cfg.OUTPUT_DIR:
         raise OptionError("OUTPUT_DIR", cfg.OUTPUT_DIR, "must be a folder of this machine")
+    _check_no_query("OUTPUT_DIR", cfg.OUTPUT_DIR)
+    if "\0" not in cfg.MODEL.WEIGHTS and os.path.exists(cfg.MODEL.WEIGHTS):
+        _check_no_query("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
     try:
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as e:  # ValueError: a null byte
@@ -177,6 +191,19 @@ def check_run(cfg: CfgNode, args: Namespace) -> List[str]:
         return notes
     local_weights(cfg.MODEL.WEIGHTS)  # fetched and cached here, once, rather than in every process
     return notes
+
+
+def _check_no_query(key: str, path: str) -> None:
+    """Raise UserError for a name that detectron2's checkpointer would change, as it takes it for a URL."""
+    try:
+        read = urllib.parse.urlparse(path)._replace(query="").geturl()
+    except ValueError:  # of an address that is none
+        read = ""
+    if os.path.abspath(read) != os.path.abspath(path):
+        raise UserError(
+            f"{key} {path!r}: detectron2 reads weights by URLs, and would take this for {read!r}; rename it, "
+            "above all without ? or :"
+        )
 
 
 def _check_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
@@ -230,7 +257,7 @@ def _check_file(path: str, name: str, within: Tuple[str, ...], read: List[str]) 
     for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str) or not base:
             raise UserError(f"{path}: _BASE_ must be the name of a file, or a list of names, got {base!r}")
-        target = os.path.join(os.path.dirname(path), os.path.expanduser(base))
+        target = os.path.join(os.path.dirname(path), expanded(base))
         _check_file(target, f"{path}: _BASE_", (*within, os.path.realpath(path)), read)
 
 

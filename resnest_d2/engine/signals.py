@@ -1,8 +1,9 @@
-"""SIGTERM and SIGINT: training stops where it can go on from."""
+"""Signals that end a process: training stops where it can go on from."""
 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import sys
@@ -14,6 +15,8 @@ from typing import Any, Dict, Iterator, List, Optional
 
 #: Seconds after a signal when the process ends whatever it is doing, such as waiting for one that has died.
 DEADLINE = 90
+#: From whoever ends processes: a scheduler, Ctrl-C, a terminal that is closed, Slurm's ``--signal``, a limit.
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 # Seconds. A terminal signals a launcher and its processes, and the launcher hands the signal on.
 _COPIES = 2
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -42,11 +45,11 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """Notes the first SIGTERM or SIGINT while it is entered.
+    """Notes the first of :data:`ENDING` while it is entered.
 
     It is raised as :class:`Interrupted` where nothing is half done: between two iterations by
     :class:`StopOnSignal`, and immediately inside :meth:`interruptible`. A second Ctrl-C ends the process at
-    once. A second SIGTERM does not: schedulers signal every process, and a launcher hands on what it gets.
+    once. Another does not: schedulers signal every process, and a launcher hands on what it gets.
     Once a signal has come, the handlers stay, so that a copy does not meet the end of the process.
 
     Attributes:
@@ -96,11 +99,35 @@ class Signals:
 
 @contextmanager
 def noted_signals() -> Iterator[List[int]]:
-    """The numbers of SIGTERM and SIGINT as they come, for one who only waits for others, to hand on."""
+    """The numbers of :data:`ENDING` as they come, for one who only waits for others, to hand on."""
     noted: List[int] = []
     previous = _handle(lambda number, frame: noted.append(number))
     try:
         yield noted
+    finally:
+        _restore(previous)
+
+
+@contextmanager
+def ended_at_once() -> Iterator[None]:
+    """A block that a signal ends wherever it is, since there is nothing to keep.
+
+    Raises:
+        Interrupted: it came. Copies change nothing.
+    """
+    process, since = os.getpid(), -math.inf
+
+    def end(number: int, frame: Optional[FrameType]) -> None:
+        nonlocal since
+        if os.getpid() != process:  # a loader's worker, which inherits the handler
+            os._exit(128 + number)
+        if time.monotonic() > since + _COPIES:
+            since = time.monotonic()
+            raise Interrupted(number, "")
+
+    previous = _handle(end)
+    try:
+        yield
     finally:
         _restore(previous)
 
@@ -118,12 +145,23 @@ def end_with_parent(parent: Optional[int] = None) -> None:
 
 
 def _handle(handler: Any) -> Dict[int, Any]:
-    """Returns the handlers that were there. In a thread that may not set any, nothing is done."""
+    """Returns the handlers that were there. In a thread that may not set any, nothing is done.
+
+    What is ignored stays so, as SIGHUP under nohup, and what others handle is theirs. SIGTERM and SIGINT are
+    taken anyway: a shell has what it starts in the background ignore SIGINT.
+    """
     if threading.current_thread() is not threading.main_thread():
         return {}
-    return {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.getsignal(number) for number in ENDING}
+    for number, before in list(previous.items()):
+        ours = getattr(before, "__module__", None) == __name__
+        if number in (signal.SIGTERM, signal.SIGINT) or before == signal.SIG_DFL or ours:
+            signal.signal(number, handler)
+        else:
+            del previous[number]
+    return previous
 
 
 def _restore(handlers: Dict[int, Any]) -> None:
     for number, handler in handlers.items():
-        signal.signal(number, handler)
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)

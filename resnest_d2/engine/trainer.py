@@ -230,11 +230,21 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
     ) -> DatasetEvaluator:
-        """``output_folder`` is by default ``inference`` under OUTPUT_DIR; of several datasets one each."""
-        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        if not output_folder and len(cfg.DATASETS.TEST) > 1:  # detectron2's evaluators all use one file name
-            folder = os.path.join(folder, dataset_name)
-        return build_evaluator(cfg, dataset_name, folder)
+        """``output_folder`` is by default :meth:`evaluation_folder`."""
+        return build_evaluator(cfg, dataset_name, output_folder or cls.evaluation_folder(cfg, dataset_name))
+
+    @classmethod
+    def evaluation_folder(cls, cfg: CfgNode, dataset_name: str = "", augmented: bool = False) -> str:
+        """Where evaluators write: ``inference`` under OUTPUT_DIR, or of several datasets one each in it.
+
+        Args:
+            augmented: with TEST.AUG, of all datasets.
+        """
+        if augmented:
+            return os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        # detectron2's evaluators all use one file name.
+        several = [dataset_name] if len(cfg.DATASETS.TEST) > 1 else []
+        return os.path.join(cfg.OUTPUT_DIR, "inference", *several)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -256,7 +266,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
         """Evaluate boxes and masks with TEST.AUG's sizes and flips; result names end in ``_TTA``."""
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        folder = cls.evaluation_folder(cfg, augmented=True)
         # The augmented model predicts instances only, whatever else the dataset could evaluate.
         evaluators = [build_instance_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
@@ -277,15 +287,20 @@ def load_model(
         half: that too, with the backbone in float16, on the CPU in bfloat16.
 
     Raises:
-        UserError: numbers of the file are not finite; or it is of another backbone, or leaves parts of the
-            model at their random initialisation, unless ``allow_random``. A backbone's weights do, and the
-            detector then finds nothing.
+        UserError: there is no such file, numbers of it are not finite, it is of another backbone, or it
+            leaves parts of the model at their random initialisation, unless ``allow_random``. A backbone's
+            weights do, and the detector then finds nothing.
     """
     with blames_configuration(cfg, "building the model"):
         model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
     checkpointer.check = None if allow_random else Coverage.check_all
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    try:
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    except AssertionError as e:  # fvcore's; there was one when the configuration was checked
+        raise UserError(
+            f"{e} A training removes those beyond SOLVER.CHECKPOINTS_TO_KEEP; try again, or name another"
+        ) from None
     if optimize or half:
         dtype = (torch.bfloat16 if cfg.MODEL.DEVICE == "cpu" else torch.float16) if half else None
         optimize_for_inference(model, dtype=dtype)

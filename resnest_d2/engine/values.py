@@ -187,6 +187,8 @@ def check_values(cfg: CfgNode) -> None:
             if isinstance(number, int) and abs(number) > _LARGEST and key != "SEED":
                 raise OptionError(key, value, f"must be whole numbers of at most {_LARGEST}")
             check_number(key, number, **bounds)
+    if cfg.VERSION != get_cfg().VERSION:
+        raise OptionError("VERSION", cfg.VERSION, f"must be {get_cfg().VERSION}, that of these keys")
     detections = cfg.TEST.DETECTIONS_PER_IMAGE
     if detections < 1 and detections != -1:
         raise OptionError("TEST.DETECTIONS_PER_IMAGE", detections, "must be >= 1, or -1 for all")

@@ -52,7 +52,8 @@ def draw_predictions(
         The paths written.
 
     Raises:
-        UserError: an image or its annotations cannot be used, or a picture cannot be written.
+        UserError: the model predicts no instances, an image or its annotations cannot be used, or a picture
+            cannot be written.
     """
     with needs("matplotlib", "drawing"):
         import matplotlib  # noqa: F401
@@ -77,7 +78,13 @@ def draw_predictions(
         image = resize.apply_image(image)
         with torch.no_grad():
             inputs = {**mapped, "height": height, "width": _WIDTH}
-            instances = model([inputs])[0]["instances"].to("cpu")
+            output = model([inputs])[0]
+        if "instances" not in output:
+            raise UserError(
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} predicts no instances, which are "
+                "what is drawn; take a detector's configuration"
+            )
+        instances = output["instances"].to("cpu")
         instances = instances[instances.scores >= score_threshold]
         with plain_text():
             predicted = _visualizer(image, metadata).draw_instance_predictions(instances)

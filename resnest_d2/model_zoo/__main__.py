@@ -3,15 +3,14 @@
 With --page, write the model zoo's page instead.
 """
 
-import argparse
 from pathlib import Path
 from typing import Optional
 
 from tabulate import tabulate
 
 from ..checkpoint import ResNeStHandler
-from ..engine import one_line_errors
-from ..files import atomic_write_text
+from ..engine import Parser, one_line_errors
+from ..files import atomic_write_text, user_path
 from . import available, get_config
 from .page import markdown
 from .records import DETECTORS
@@ -24,8 +23,8 @@ def place(handler: ResNeStHandler, name: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m resnest_d2.model_zoo", description=__doc__)
-    parser.add_argument("--page", type=Path, metavar="FILE", help="write the page of the zoo, Markdown")
+    parser = Parser(__doc__, prog="python -m resnest_d2.model_zoo")
+    parser.add_argument("--page", type=user_path, metavar="FILE", help="write the page of the zoo, Markdown")
     with one_line_errors():
         _print(parser.parse_args().page)
 

@@ -57,6 +57,15 @@ for url in (
         if (name, url) != ("2 processes", "auto"):
             given = (*words, "--dist-url", url, "MODEL.DEVICE", "cpu")
             _refused(f"{name} that meet at {url!r}", given, "--dist-url")
+_refused(
+    "a second configuration",
+    ("--config-file", "configs/faster_resnest50.yaml"),
+    *("--config-file is given twice", "quickstart.yaml", "_BASE_"),
+)
+_refused("keys of another version", ("VERSION", 99), "VERSION must be 2")
+for name in ("a?b", "?", "a?matching_heuristics=True"):
+    _refused(f"OUTPUT_DIR {name}", ("OUTPUT_DIR", name), f"OUTPUT_DIR '{name}'", "?")
+_refused("a home that nobody can have", ("OUTPUT_DIR", "~\0/x"), "OUTPUT_DIR")
 _refused("an unknown flag", ("--frobnicate", 3), "--frobnicate")
 _refused("a flag behind the keys", ("SEED", 3, "--resume"), "--resume", "flags come before")
 _refused(
