@@ -15,7 +15,7 @@ PAGES = {"index.md": "README.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGEL
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, source in PAGES.items():
         # On the site all pages lie side by side.
-        text = (ROOT / source).read_text().replace("](docs/", "](").replace('src="docs/', 'src="')
+        text = (ROOT / source).read_text().replace("](docs/", "](")
         files.append(File.generated(config, name, content=text.replace("](README.md", "](index.md")))
     for path in sorted((ROOT / "configs").rglob("*.yaml")):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
