@@ -4,7 +4,6 @@ import itertools
 import math
 import multiprocessing
 import os
-import pickle
 import random
 import resource
 import signal
@@ -17,7 +16,7 @@ from detectron2.data.samplers import TrainingSampler
 from PIL import Image
 
 from resnest_d2 import UserError, model_zoo
-from resnest_d2.data.loader import SHARED_MEMORY, CheckedMapper, TrainingPositions, build_train_loader
+from resnest_d2.data.loader import SHARED_MEMORY, CheckedMapper, TrainingBatches, build_train_loader
 from resnest_d2.data.seeding import seed_all, seeded
 from resnest_d2.engine.failures import named_failures
 from resnest_d2.engine.fit import fit_workers
@@ -25,46 +24,43 @@ from resnest_d2.engine.fit import fit_workers
 SIZE = 10
 
 
-def positions(start=0, batch_size=2, groups=None, count=40, seed=3):
-    sampler = TrainingPositions(TrainingSampler(SIZE, seed=seed), SIZE, batch_size, groups)
+def drawn(start=0, batch_size=2, groups=None, count=20, seed=3):
+    """So many batches of positions and indices."""
+    sampler = TrainingBatches(TrainingSampler(SIZE, seed=seed), batch_size, groups)
     sampler.start = start
     return list(itertools.islice(sampler, count))
 
 
-def test_positions_hold_the_samplers_images_in_its_order_without_groups():
-    expected = list(itertools.islice(TrainingSampler(SIZE, seed=3), 40))
-    assert [p % SIZE for p in positions()] == expected
-    assert [p // SIZE for p in positions()] == list(range(40))
+def test_batches_hold_the_samplers_images_in_its_order_without_groups():
+    expected = list(enumerate(itertools.islice(TrainingSampler(SIZE, seed=3), 40)))
+    assert list(itertools.chain(*drawn())) == expected
 
 
 @pytest.mark.parametrize("groups", [None, [0, 0, 0, 1, 1, 0, 1, 0, 0, 1]])
 @pytest.mark.parametrize("start", [1, 7])
 def test_a_later_start_gives_what_would_have_come(start, groups):
-    whole = positions(groups=groups, count=60)
-    assert positions(start, groups=groups) == whole[2 * start : 2 * start + 40]
+    assert drawn(start, groups=groups) == drawn(groups=groups, count=30)[start : start + 20]
 
 
 def test_batches_are_of_one_group_and_no_sample_is_lost():
     groups = [0, 0, 0, 1, 1, 0, 1, 0, 0, 1]
-    drawn = positions(batch_size=4, groups=groups, count=400)
-    for batch in zip(*[iter(drawn)] * 4):
-        assert len({groups[p % SIZE] for p in batch}) == 1
-    assert len(set(drawn)) == 400
+    batches = drawn(batch_size=4, groups=groups, count=100)
+    assert all(len(batch) == 4 and len({groups[index] for _, index in batch}) == 1 for batch in batches)
+    positions = {position for batch in batches for position, _ in batch}
+    assert len(positions) == 400
     # At most an unfinished batch of each group waits.
-    assert len(set(range(380)) - {p // SIZE for p in drawn}) <= 2 * 3
+    assert len(set(range(380)) - positions) <= 2 * 3
 
 
-def test_processes_draw_different_samples_also_in_workers_that_know_of_no_group(monkeypatch):
-    samplers = []
+def test_processes_draw_different_samples(monkeypatch):
+    samples = []
     for rank in (0, 1):
         with monkeypatch.context() as patched:
             for module in ("detectron2.data.samplers.distributed_sampler", "resnest_d2.data.loader"):
                 patched.setattr(f"{module}.comm.get_rank", lambda rank=rank: rank)
                 patched.setattr(f"{module}.comm.get_world_size", lambda: 2)
-            sampler = TrainingPositions(TrainingSampler(SIZE, seed=3), SIZE, 2)
-        samplers.append(pickle.loads(pickle.dumps(sampler)))  # as spawned workers get it
-    drawn = [position for sampler in samplers for position in itertools.islice(sampler, 20)]
-    assert sorted(drawn) == sorted(positions(count=40))
+            samples += itertools.chain(*drawn(count=10))
+    assert sorted(samples) == sorted(itertools.chain(*drawn()))
 
 
 def test_seeds_set_all_generators_and_a_block_leaves_them_as_they_were():
@@ -93,7 +89,7 @@ def cfg():
 
 def batches(cfg, start, count):
     loader = build_train_loader(cfg)
-    loader.dataset.sampler.start = start
+    loader.batch_sampler.start = start
     return list(itertools.islice(loader, count))
 
 
@@ -108,6 +104,25 @@ def test_loader_that_starts_later_gives_the_same_batches_augmentation_included(w
             assert x["file_name"] == y["file_name"] and torch.equal(x["image"], y["image"])
     sizes = {tuple(x["image"].shape) for batch in whole for x in batch}
     assert len(sizes) > 2  # the augmentation does choose
+
+
+def test_an_image_that_the_mapper_rejects_makes_way_for_another(cfg):
+    cfg = cfg.clone()
+    cfg.DATALOADER.NUM_WORKERS = 0
+
+    def names(mapper):
+        batches = itertools.islice(build_train_loader(cfg, mapper), 5)
+        return [record["file_name"] for batch in batches for record in batch]
+
+    def kept(name):
+        return name.endswith(("0.png", "2.png", "4.png", "6.png", "8.png"))
+
+    everything = names(dict)
+    chosen = names(lambda record: record if kept(record["file_name"]) else None)
+    assert all(map(kept, chosen)) and not all(map(kept, everything))
+    assert [new for new, old in zip(chosen, everything) if kept(old)] == [*filter(kept, everything)]
+    with pytest.raises(UserError, match="returns None for 100 images"):
+        names(lambda record: None)
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])

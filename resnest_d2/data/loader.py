@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
-from contextlib import nullcontext
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetFromList,
     DatasetMapper,
+    MapDataset,
     build_detection_test_loader,
     build_detection_train_loader,
 )
-from detectron2.data.build import _train_loader_from_config
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -31,20 +31,18 @@ from .seeding import seeded
 SHARED_MEMORY = "/dev/shm"
 #: Batches that each worker loads ahead: PyTorch's default.
 PREFETCHED = 2
+#: Images for which a mapper may return None, one after another.
+_REJECTED = 100
 
 
-class TrainingPositions(Sampler):
-    """Endless samples for one process, each an image with its place in training.
+class TrainingBatches(Sampler):
+    """Endless batches of one process, each sample an image with its place in training.
 
-    Consecutive ``batch_size`` samples are of one group: images wider than high, or not. detectron2
-    groups after loading, and so cannot start anywhere but at the beginning.
-
-    It is iterated in loader workers, which may know nothing of the process group: rank and size are those
-    of the process that makes it.
+    A batch is of one group: images wider than high, or not. detectron2 groups after loading, and so cannot
+    start anywhere but at the beginning.
 
     Args:
         sampler: detectron2's endless sampler of image indices for this process.
-        size: number of images.
         batch_size: images per batch of this process.
         groups: the group of each image; None for one group.
 
@@ -52,55 +50,60 @@ class TrainingPositions(Sampler):
         start: number of batches that are skipped.
 
     Yields:
-        ``position * size + index``: one whole number, as detectron2's datasets are indexed by.
+        Pairs of position, over all processes, and index, ``batch_size`` of them.
     """
 
-    def __init__(
-        self, sampler: Sampler, size: int, batch_size: int, groups: Optional[Sequence[int]] = None
-    ) -> None:
-        self._sampler, self._size, self._batch_size, self._groups = sampler, size, batch_size, groups
-        self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
+    def __init__(self, sampler: Sampler, batch_size: int, groups: Optional[Sequence[int]] = None) -> None:
+        self._sampler, self._batch_size, self._groups = sampler, batch_size, groups
         self.start = 0
 
-    def __iter__(self) -> Iterator[int]:
-        full: Dict[int, List[int]] = {}
+    def __iter__(self) -> Iterator[List[Tuple[int, int]]]:
+        rank, world_size = comm.get_rank(), comm.get_world_size()
+        filling: Dict[int, List[Tuple[int, int]]] = {}
         batches = 0
         for position, index in enumerate(self._sampler):
-            bucket = full.setdefault(0 if self._groups is None else self._groups[index], [])
-            bucket.append((self._rank + position * self._world_size) * self._size + index)
-            if len(bucket) == self._batch_size:
+            group = 0 if self._groups is None else self._groups[index]
+            batch = filling.setdefault(group, [])
+            batch.append((rank + position * world_size, index))
+            if len(batch) == self._batch_size:
                 if batches >= self.start:
-                    yield from bucket
-                bucket.clear()
+                    yield batch
+                del filling[group]
                 batches += 1
 
 
 class _Samples(Dataset):
-    """Dataset dicts by what :class:`TrainingPositions` yields, with the sample's ``position``."""
+    """What a mapper makes of the images that :class:`TrainingBatches` names.
 
-    def __init__(self, records: List[Dict[str, Any]]) -> None:
-        self._records = DatasetFromList(records, copy=False)
+    Args:
+        mapper: its random choices follow from ``seed`` and the sample's position alone.
+    """
 
-    def __len__(self) -> int:
-        return len(self._records)
+    def __init__(self, records: List[Dict[str, Any]], mapper: Any, seed: int) -> None:
+        self._records, self._mapper, self._seed = DatasetFromList(records, copy=False), mapper, seed
 
-    def __getitem__(self, sample: int) -> Dict[str, Any]:
-        position, index = divmod(sample, len(self._records))
-        return {**self._records[index], "position": position}
+    def __getitem__(self, sample: Tuple[int, int]) -> Dict[str, Any]:
+        position, index = sample
+        with seeded(self._seed, position):
+            for _ in range(_REJECTED):
+                mapped = self._mapper(self._records[index])
+                if mapped is not None:
+                    return mapped
+                index = random.randrange(len(self._records))  # as detectron2, which would go on for ever
+        raise UserError(
+            f"the mapper of the training data returns None for {_REJECTED} images one after another"
+        )
 
 
 class CheckedMapper:
-    """A mapper that says in one line which file it cannot use, and whose random choices may be repeated.
+    """A mapper that says in one line which file it cannot use.
 
     Args:
         mapper: such as detectron2's DatasetMapper.
-        seed: not negative; random choices follow from it and the sample's ``position`` alone. None: they
-            are left to chance.
     """
 
-    def __init__(self, mapper: Any, seed: Optional[int] = None) -> None:
-        self._mapper, self._seed = mapper, seed
-        self._in_worker = False
+    def __init__(self, mapper: Any) -> None:
+        self._mapper = mapper
 
     def __call__(self, record: Dict[str, Any]) -> Dict[str, Any]:
         """What the mapper returns.
@@ -108,18 +111,13 @@ class CheckedMapper:
         Raises:
             UserError: the image or the annotations of the record cannot be used.
         """
-        if not self._in_worker and get_worker_info() is not None:
-            self._in_worker = True
-            _outlive_group_signals()
         file = record["file_name"]
-        position = record.pop("position", 0)
         try:
             with PathManager.open(file, "rb") as opened, Image.open(opened) as image:
                 mode = image.mode
             if mode.startswith(("I", "F")):  # Pillow would clip what is above 255
                 raise UserError(f"{file} has more than 8 bits a channel ({mode}); convert it to 8 bits")
-            with nullcontext() if self._seed is None else seeded(self._seed, position):
-                return self._mapper(record)
+            return self._mapper(record)
         except UserError:
             raise
         except UnidentifiedImageError:
@@ -160,7 +158,7 @@ def in_shared_memory(batch: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
     return batch
 
 
-def _outlive_group_signals() -> None:
+def _outlive_group_signals(_: int) -> None:
     """Let a worker end when its training process says so, and not by a signal to the whole process group.
 
     A terminal and a scheduler signal all processes; the training process still needs images to stop well.
@@ -178,30 +176,39 @@ def _outlive_group_signals() -> None:
 
 
 def build_train_loader(cfg: CfgNode, mapper: Optional[Any] = None) -> DataLoader:
-    """detectron2's training loader with reproducible batches.
+    """detectron2's images, sampler and mapper, in reproducible batches.
 
-    Its ``dataset.sampler.start`` may be set before iterating.
+    Its ``batch_sampler.start`` may be set before iterating.
 
     Args:
         cfg: SEED is not negative.
         mapper: DatasetMapper by default.
     """
     with loading(cfg.DATASETS.TRAIN):
-        config = _train_loader_from_config(cfg, mapper or DatasetMapper(cfg, True))
+        config = build_detection_train_loader.from_config(cfg, mapper=mapper or DatasetMapper(cfg, True))
     note_annotations(cfg.DATASETS.TEST)
-    records = config.pop("dataset")
+    records, sampler = config["dataset"], config["sampler"]
     # detectron2 seeds some of its samplers by random numbers whatever SEED says.
-    config["sampler"]._seed = cfg.SEED
+    sampler._seed = cfg.SEED
     groups = [int(r["width"] > r["height"]) for r in records] if config["aspect_ratio_grouping"] else None
     batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
-    config["sampler"] = TrainingPositions(config["sampler"], len(records), batch_size, groups)
-    config["mapper"] = CheckedMapper(config["mapper"], cfg.SEED)
-    config["aspect_ratio_grouping"] = False  # done
-    return build_detection_train_loader(_Samples(records), collate_fn=in_shared_memory, **config)
+    return DataLoader(
+        _Samples(records, CheckedMapper(config["mapper"]), cfg.SEED),
+        batch_sampler=TrainingBatches(sampler, batch_size, groups),
+        num_workers=config["num_workers"],
+        collate_fn=in_shared_memory,
+        worker_init_fn=_outlive_group_signals,
+    )
 
 
 def build_test_loader(cfg: CfgNode, dataset: str) -> DataLoader:
     """detectron2's test loader, with :class:`CheckedMapper`."""
-    mapper = CheckedMapper(DatasetMapper(cfg, False))
     with loading([dataset]):
-        return build_detection_test_loader(cfg, dataset, mapper=mapper, collate_fn=in_shared_memory)
+        config = build_detection_test_loader.from_config(cfg, dataset, mapper=DatasetMapper(cfg, False))
+    return DataLoader(
+        MapDataset(DatasetFromList(config["dataset"]), CheckedMapper(config["mapper"])),
+        sampler=config["sampler"],
+        num_workers=config["num_workers"],
+        collate_fn=in_shared_memory,
+        worker_init_fn=_outlive_group_signals,
+    )

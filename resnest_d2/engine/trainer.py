@@ -148,7 +148,7 @@ class Trainer(DefaultTrainer):
         if self.start_iter:
             for note in found_by_main(lambda: leave_branch(self.checkpointer, self.start_iter - 1)):
                 logger.warning(note)
-        self.data_loader.dataset.sampler.start = self.start_iter
+        self.data_loader.batch_sampler.start = self.start_iter
 
     def state_dict(self) -> Dict[str, Any]:
         return {**super().state_dict(), "config": self.cfg.dump()}
