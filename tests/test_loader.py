@@ -8,6 +8,7 @@ import random
 import resource
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,7 +116,7 @@ def test_an_image_that_the_mapper_rejects_makes_way_for_another(cfg):
         return [record["file_name"] for batch in batches for record in batch]
 
     def kept(name):
-        return name.endswith(("0.png", "2.png", "4.png", "6.png", "8.png"))
+        return int(Path(name).stem) % 2 == 0
 
     everything = names(dict)
     chosen = names(lambda record: record if kept(record["file_name"]) else None)
