@@ -37,6 +37,7 @@ def get_config_file(name: str) -> str:
     Raises:
         UserError: there is none of that name.
     """
+    name = str(name)[:100]
     stem = name[: -len(".yaml")] if name.endswith(".yaml") else name
     if stem not in available():
         hint = nearest(stem, available(), limit=50)

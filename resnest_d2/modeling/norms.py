@@ -22,6 +22,8 @@ def get_norm(norm: Norm, channels: int) -> Optional[nn.Module]:
         OptionError: the name is unknown, or the norm cannot divide this many channels.
     """
     try:
+        if norm is not None and not isinstance(norm, str) and not callable(norm):
+            raise KeyError(norm)
         return layers.get_norm(norm, channels)
     except KeyError:
         known = ", ".join(name or '""' for name in NORMS)

@@ -120,6 +120,26 @@ class ResNeSt(ResNet):
     ) -> None:
         if out_features is None:
             out_features = ["res5" if num_classes is None else "linear"]
+        for option, value in {
+            "deep_stem": deep_stem,
+            "avd": avd,
+            "avd_dilated": avd_dilated,
+            "avd_first": avd_first,
+            "avg_down": avg_down,
+            "stride_in_1x1": stride_in_1x1,
+            "contract_dilation": contract_dilation,
+            "deform_modulated": deform_modulated,
+            "fused_kernels": fused_kernels,
+        }.items():
+            if not isinstance(value, bool):
+                raise OptionError(option, value, "must be True or False")
+        for option, value in {
+            "deform_on_per_stage": deform_on_per_stage,
+            "checkpoint_stages": checkpoint_stages,
+            "out_features": out_features,
+        }.items():
+            if not isinstance(value, Sequence) or isinstance(value, str):
+                raise OptionError(option, value, "must be a list")
         _check_at_least(0, radix=radix)
         _check_at_least(
             1,
@@ -129,6 +149,8 @@ class ResNeSt(ResNet):
             width_per_group=width_per_group,
             res2_out_channels=res2_out_channels,
             deform_num_groups=deform_num_groups,
+            **({} if stem_width is None else {"stem_width": stem_width}),
+            **({} if num_classes is None else {"num_classes": num_classes}),
         )
         if depth not in STAGE_BLOCKS:
             raise OptionError("depth", depth, f"must be one of {', '.join(map(str, STAGE_BLOCKS))}")
@@ -157,7 +179,7 @@ class ResNeSt(ResNet):
         num_stages = _num_stages(out_features, num_classes)
 
         if deep_stem:
-            stem = DeepStem(in_channels, stem_width or STEM_WIDTH[depth], norm)
+            stem = DeepStem(in_channels, STEM_WIDTH[depth] if stem_width is None else stem_width, norm)
         else:
             stem = BasicStem(in_channels, stem_out_channels, norm)
         block = partial(ResNeStBottleneck, pool_first=avd_first, avg_down=avg_down, norm=norm)
@@ -304,7 +326,7 @@ def _width(planes: int, bottleneck_width: int, cardinality: int, radix: int, def
 
 def _check_at_least(least: int, **options: int) -> None:
     for option, value in options.items():
-        if not isinstance(value, int) or value < least:
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise OptionError(option, value, f"must be a whole number >= {least}")
 
 
