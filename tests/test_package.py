@@ -1,10 +1,13 @@
 """The package as others get it: imported, installed from a wheel, used in their own project."""
 
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -114,7 +117,10 @@ def test_without_detectron2_the_import_says_how_to_get_it(tmp_path):
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: resnest_d2 needs detectron2, which is not installed.")
-    assert "pip install" in last
+    first, second = re.findall(r"pip install ([^&]+)", last)
+    assert "sal-detectron2" in second
+    extra = {line for line in metadata.requires("resnest_d2") if line.endswith('; extra == "detectron2"')}
+    assert {f'{need}; extra == "detectron2"' for need in shlex.split(first)} == extra and len(extra) > 5
     assert "During handling" not in result.stderr
 
 

@@ -1,0 +1,47 @@
+"""What must be there before anything of this package can be imported."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import warnings
+from importlib import metadata
+
+_DETECTRON2 = (
+    "resnest_d2 needs detectron2, which is not installed. Build it from source "
+    "(https://detectron2.readthedocs.io/tutorials/install.html), or, without a compiler: pip install {needs} "
+    "&& pip install --no-deps --only-binary=:all: --python-version 3.10 --target "
+    '"$(python -c \'import sysconfig; print(sysconfig.get_path("purelib"))\')" sal-detectron2==0.7.2'
+)
+
+
+def check() -> None:
+    """Raise ImportError, in words for users, where detectron2 or torchvision cannot be imported."""
+    if sys.flags.optimize > 1:  # detectron2 adds to docstrings as it is imported
+        raise ImportError("detectron2 needs docstrings, which python -OO drops; use python -O")
+    if any(action == "error" and kind is Warning for action, _, kind, _, _ in warnings.filters):
+        # Who asks for errors means the code at hand, and these packages warn as they are imported.
+        warnings.filterwarnings("default", module=r"(torch|torchvision|detectron2|fvcore|iopath)\b")
+    try:
+        import detectron2  # noqa: F401
+    except ModuleNotFoundError as e:
+        if e.name != "detectron2":
+            raise
+        raise ImportError(_DETECTRON2.format(needs=_needs_of_detectron2())) from None
+    try:
+        import torchvision  # noqa: F401
+    except Exception as e:  # one that was built for another torch raises RuntimeError or OSError
+        import torch
+
+        # With the name, `python -m resnest_d2.collect_env` says it in one line.
+        raise ImportError(
+            f"resnest_d2 needs torchvision, which cannot be imported ({type(e).__name__}: {str(e)[:200]}); "
+            f"install the version that goes with torch {torch.__version__} (Python {sys.version.split()[0]})",
+            name=__package__,
+        ) from None
+
+
+def _needs_of_detectron2() -> str:
+    """What its wheel, which is installed without what it depends on, needs at run time: our extra for it."""
+    required = [line.partition(";") for line in metadata.requires(__package__) or []]
+    return " ".join(shlex.quote(need.strip()) for need, _, extra in required if '"detectron2"' in extra)
