@@ -735,6 +735,22 @@ def test_boxes_in_fractions_are_those_of_a_whole_file(tmp_path):
     assert [a["bbox"] for a in fixed["annotations"]] == [[4, 4, 36, 36]]
 
 
+@pytest.mark.parametrize("ids", [(-1, -2), (0, 2**61 - 1)])
+@pytest.mark.parametrize("of", ["image_id", "category_id"])
+def test_objects_of_other_images_or_categories_are_no_object_twice(of, ids, tmp_path):
+    """Python's hash of either id is the same."""
+    content = small()
+    name = {"image_id": "images", "category_id": "categories"}[of]
+    first, entry = content["annotations"][0], content[name][0]
+    content[name] = [{**entry, "id": i, "file_name": f"{i}.jpg", "name": f"{i}"} for i in ids]
+    content["annotations"] = [{**first, "id": k, of: i} for k, i in enumerate(ids, 1)]
+    report, fixed = checked(content, tmp_path)
+    assert (report.counts, fixed["annotations"]) == ({}, content["annotations"])
+    content["annotations"][1][of] = ids[0]
+    content["annotations"][1]["bbox"] = [4.0, 4.0, 36.0, 36.0]
+    assert checked(content, tmp_path)[0].counts == {"object annotated twice": 1}
+
+
 def test_people_in_one_box_are_no_object_twice(tmp_path):
     content = small()
     content["annotations"].append({**content["annotations"][0], "id": 2, "keypoints": [7, 7, 2, 6, 6, 1]})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import math
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
@@ -75,7 +77,7 @@ class Inspector:
         self._images, self._keypoints, self._lost = images, keypoints, lost
         self._fractions, self._report = fractions, report
         self._ids: Set[int] = set()
-        self._objects: Set[int] = set()
+        self._objects: Set[bytes] = set()
         self.annotated: Set[int] = set()
 
     def inspect(self, annotation: Any, index: int) -> Optional[Dict[str, Any]]:
@@ -111,7 +113,7 @@ class Inspector:
         self._mend_keypoints(mended, size, where)
         self._mend_area(mended, annotation.get("bbox"), mask, size, where)
         kept = ("image_id", "category_id", "iscrowd", "bbox", "segmentation", "keypoints")
-        same = hash(_frozen([mended.get(key) for key in kept]))
+        same = _digest([mended.get(key) for key in kept])
         if same in self._objects:
             report.give_up("object annotated twice", where)
         self._objects.add(same)
@@ -402,11 +404,19 @@ def _flag(given: Any) -> Optional[int]:
     return number if number in (0, 1) else None
 
 
-def _frozen(value: Any) -> Any:
-    """The value, as one that has a hash."""
+def _digest(value: Any) -> bytes:
+    """What only equal values share, in 16 bytes. Python's hash takes -1 for -2, and 0 for 2**61 - 1."""
+    text = json.dumps(_plain(value), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _plain(value: Any) -> Any:
+    """The value with 7 for 7.0."""
     if isinstance(value, list):
-        return tuple(map(_frozen, value))
-    return tuple(map(_frozen, value.values())) if isinstance(value, dict) else value
+        return list(map(_plain, value))
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _is_pair(value: Any) -> bool:
