@@ -305,6 +305,12 @@ def test_nan_inside_a_name_is_no_number(dataset):
     content["categories"][0]["name"] = "a: NaN, b"
     (folder / "annotations.json").write_text(json.dumps(content))
     assert check_coco(folder / "annotations.json", folder / "images").counts == {}
+    polygon_of(content)["area"] = math.nan
+    (folder / "annotations.json").write_text(json.dumps(content))
+    report = check_coco(folder / "annotations.json", folder / "images", fix=folder / "fixed.json")
+    assert report.counts == {"area missing or not above 0": 1}
+    fixed = json.loads((folder / "fixed.json").read_text())
+    assert fixed["categories"][0]["name"] == "a: NaN, b"
 
 
 def test_tokens_cut_by_the_end_of_a_chunk_are_replaced():
@@ -313,7 +319,10 @@ def test_tokens_cut_by_the_end_of_a_chunk_are_replaced():
         + rb"NaN, -Infinity, 1.5, 99999999999999999999, 9223372036854775807, 1e999, " * 30
         + rb"NaN],"
     )
-    text += rb' "b": ["\ud800x", "\ud83d\ude00", "\\ud800", "\udcff"]}'
+    texts = ["x, NaN, y", "scan 20240101120000123456 (1).jpg", 'a" [NaN, \\', "", " 1e999 "]
+    text += (
+        rb' "b": ["\ud800x", "\ud83d\ude00", "\\ud800", "\udcff"], "c": ' + json.dumps(texts).encode() + b"}"
+    )
     for size in range(1, 60):
         file, read = Lenient(io.BytesIO(text)), []
         while chunk := file.read(size):
@@ -321,6 +330,7 @@ def test_tokens_cut_by_the_end_of_a_chunk_are_replaced():
         content = json.loads(b"".join(read))
         assert content["a"] == [None, None, 1.5, None, 2**63 - 1, None] * 30 + [None]
         assert content["b"] == ["\ufffdx", "\U0001f600", "\\ud800", "\ufffd"]
+        assert content["c"] == texts
 
 
 def test_objects_of_an_image_listed_twice_come_together(dataset):

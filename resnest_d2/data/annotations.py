@@ -39,14 +39,18 @@ class Lenient:
     surrogate pair, which is no character, becomes U+FFFD.
     """
 
-    _NUMBER = re.compile(
-        rb"(?<=[\[,:\s])-?(?:NaN|Infinity|\d{19,}(?:\.\d*)?|\d+(?:\.\d*)?[eE]\+?\d{3,})(?=[\s,\]}]|\Z)"
+    # A text, to its end if that is in sight, or a number outside of texts.
+    _TOKEN = re.compile(
+        rb'"[^"\\]*(?:\\.[^"\\]*)*(?P<end>"?)'
+        rb"|(?<=[\[,:\s])-?(?:NaN|Infinity|\d{19,}(?:\.\d*)?|\d+(?:\.\d*)?[eE]\+?\d{3,})(?=[\s,\]}]|\Z)",
+        re.DOTALL,
     )
     # Escaped backslashes and whole pairs stay.
     _HALF = re.compile(rb"(\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)|\\u[dD][89a-fA-F]..")
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.rest = file, b""
+        self._opened = b""  # the quote of the text that the last bytes were in
 
     def read(self, size: int = -1) -> bytes:
         while True:
@@ -57,12 +61,15 @@ class Lenient:
             cut = max(cut, 0)
             text, self.rest = text[:cut], text[cut:]
             if text or not chunk:
-                text = self._NUMBER.sub(self._number, text)
+                start = len(self._opened)
+                text = self._TOKEN.sub(self._token, self._opened + text)[start:]
                 return self._HALF.sub(lambda match: match[1] or rb"\ufffd", text)
 
-    @staticmethod
-    def _number(match: re.Match[bytes]) -> bytes:
+    def _token(self, match: re.Match[bytes]) -> bytes:
         token = match[0]
+        if token.startswith(b'"'):
+            self._opened = b"" if match["end"] else b'"'
+            return token
         if token.lstrip(b"-").isdigit():
             fits = len(token) <= 20 and -(2**63) < int(token) < 2**63
         else:
