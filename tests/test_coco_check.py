@@ -638,6 +638,28 @@ def checked(content, tmp_path, images="none"):
     return report, json.loads((tmp_path / "fixed.json").read_text())
 
 
+@pytest.mark.parametrize(
+    "size, mended", [((63, 49), True), ((128, 96), False), ((32, 24), False), ((48, 64), False)]
+)
+def test_coordinates_for_an_image_of_another_size_are_not_kept(size, mended, tmp_path):
+    for name in ("1.jpg", "2.jpg"):
+        Image.new("RGB", (64, 48)).save(tmp_path / name)
+    content = small()
+    first = content["images"][0]
+    content["images"] = [
+        {**first, "width": size[0], "height": size[1]},
+        {**first, "id": 2, "file_name": "2.jpg"},
+    ]
+    report, fixed = checked(content, tmp_path, "header")
+    assert report.counts == {"image of another size": 1}
+    assert f"1.jpg is 64x48, annotated as {size[0]}x{size[1]}" in str(report)
+    if mended:
+        assert fixed["images"][0] == first and fixed["annotations"] == content["annotations"]
+    else:
+        assert [image["id"] for image in fixed["images"]] == [2] and fixed["annotations"] == []
+        assert "1 images (1 x image of another size); 1 annotations" in report.losses()
+
+
 @pytest.mark.parametrize("name", MEANT)
 def test_what_was_meant_is_kept(name, tmp_path):
     spoilt, meant = MEANT[name]

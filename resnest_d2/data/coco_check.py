@@ -33,9 +33,10 @@ def check_coco(
 ) -> Report:
     """Check a dataset, and with ``fix`` write a mended copy of its annotations.
 
-    The copy lacks entries that cannot be mended, which the report counts; boxes are cut at the image's
-    border, sizes are those of the files, annotations are numbered from 1, crowd polygons become masks, an
-    image that is listed twice has the annotations of both.
+    The copy lacks entries that cannot be mended, which the report counts, and images whose size is not that
+    of the file by more than a pixel, as it is not known which of them coordinates are for; boxes are cut at
+    the image's border, sizes that are missing are those of the files, annotations are numbered from 1, crowd
+    polygons become masks, an image that is listed twice has the annotations of both.
 
     Args:
         images: what of the image files is looked at: ``none``, ``exist``, ``header`` or ``decode``.
@@ -211,7 +212,10 @@ def _mended_image(
     real = _real_size(os.path.join(folder.root, name), how, f"{where} ({name})", report)
     if real and real != size:
         if min(size) > 0:
-            report.add("image of another size", f"{where} ({name} is {real[0]}x{real[1]})")
+            kind = "image of another size"
+            report.add(kind, f"{where} ({name} is {real[0]}x{real[1]}, annotated as {size[0]}x{size[1]})")
+            if max(abs(real[0] - size[0]), abs(real[1] - size[1])) > 1:  # coordinates may be for either
+                raise Lost(kind)
         size = real
     return {**image, "id": number, "file_name": name, "width": size[0], "height": size[1]}
 
