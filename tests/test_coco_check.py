@@ -650,13 +650,15 @@ def test_coordinates_for_an_image_of_another_size_are_not_kept(size, mended, tmp
         {**first, "width": size[0], "height": size[1]},
         {**first, "id": 2, "file_name": "2.jpg"},
     ]
+    content["annotations"].append({**content["annotations"][0], "id": 2, "image_id": 2})
     report, fixed = checked(content, tmp_path, "header")
     assert report.counts == {"image of another size": 1}
     assert f"1.jpg is 64x48, annotated as {size[0]}x{size[1]}" in str(report)
     if mended:
         assert fixed["images"][0] == first and fixed["annotations"] == content["annotations"]
     else:
-        assert [image["id"] for image in fixed["images"]] == [2] and fixed["annotations"] == []
+        assert [image["id"] for image in fixed["images"]] == [2]
+        assert [annotation["image_id"] for annotation in fixed["annotations"]] == [2]
         assert "1 images (1 x image of another size); 1 annotations" in report.losses()
 
 
@@ -781,6 +783,37 @@ def test_objects_of_other_images_or_categories_are_no_object_twice(of, ids, tmp_
     content["annotations"][1][of] = ids[0]
     content["annotations"][1]["bbox"] = [4.0, 4.0, 36.0, 36.0]
     assert checked(content, tmp_path)[0].counts == {"object annotated twice": 1}
+
+
+@pytest.mark.parametrize("box", [[0, 0, 1, 1], [0.0, 0.0, 1.0, 1.0]])
+def test_a_box_of_one_pixel_is_kept(box, tmp_path):
+    """It may be the whole image in fractions as well, which is said, unless other boxes tell."""
+    content = small(bbox=box, area=1, segmentation=[], keypoints=[0] * 6, num_keypoints=0)
+    for others in ([], [{**small()["annotations"][0], "id": 2}]):
+        content["annotations"] = [content["annotations"][0], *others]
+        report, fixed = checked(content, tmp_path)
+        assert report.counts == {"box within the image's first pixel": 1} and not report.fatal
+        assert fixed["annotations"] == content["annotations"]
+    content["annotations"][1].update(bbox=[0.25, 0.25, 0.5, 0.5], segmentation=[])
+    assert checked(content, tmp_path)[1]["annotations"][0]["bbox"] == [0, 0, 64, 48]
+
+
+def test_boxes_in_fractions_that_start_elsewhere_are_refused(tmp_path):
+    """By their centres or two corners, of which some seem to end outside of the image."""
+    content = small(bbox=[0.25, 0.25, 0.5, 0.5])
+    content["annotations"].append({**content["annotations"][0], "id": 2, "bbox": [0.75, 0.5, 0.5, 0.5]})
+    with pytest.raises(UserError, match=r"a\.json: all boxes are fractions .* one would end at 1\.25 of it"):
+        checked(content, tmp_path)
+
+
+def test_a_copy_without_annotations_is_not_written(tmp_path):
+    with pytest.raises(UserError, match=r"none of the annotations is left .*: 1 x unknown category: annot"):
+        checked(small(category_id="a"), tmp_path)
+    assert not (tmp_path / "fixed.json").exists()
+    content = small()
+    content["Annotations"] = content.pop("annotations")
+    report, _ = checked(content, tmp_path)
+    assert "there are no annotations" in str(report) and "no problems" not in str(report)
 
 
 def test_people_in_one_box_are_no_object_twice(tmp_path):

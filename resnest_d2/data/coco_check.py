@@ -7,6 +7,7 @@ with the size of the file.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from contextlib import nullcontext
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from ..errors import UserError
 from ..files import atomic_writer, writing
 from .annotations import is_id, read_list, whole_number
-from .coco_objects import ImageEntry, Inspector, check_id, is_fraction
+from .coco_objects import ROUNDING, ImageEntry, Inspector, check_id, end_in_fractions
 from .coco_report import Lost, Report
 
 
@@ -43,9 +44,10 @@ def check_coco(
         overwrite: the copy may replace an annotation file, but not the one that is checked.
 
     Raises:
-        UserError: the file cannot be read, is no JSON, or holds no lists of images and annotations; there
-            is no folder of images; or the copy cannot be written, would hold no image, or would replace
-            a file that is to stay.
+        UserError: the file cannot be read, is no JSON, holds no lists of images and categories, or boxes in
+            fractions that cannot be x, y, width and height; there is no folder of images; or the copy
+            cannot be written, would hold no image or none of the annotations, or would replace a file
+            that is to stay.
     """
     report, json_file = Report(), Path(json_file)
     if images != "none" and not os.path.isdir(image_root):
@@ -58,8 +60,7 @@ def check_coco(
         known, lost = _check_images(json_file, Path(image_root), images, report, kept)
         for name, entries in kept.items() if fix else ():
             if not entries:
-                reasons = "; ".join(map(report.line, report.lost.get(name) or report.counts))
-                raise UserError(f"{json_file}: none of the {name} is left for the mended copy: {reasons}")
+                raise _nothing_left(json_file, name, report)
         writer = _Writer(file, kept) if file else None
         inspector = Inspector(known, keypoints, lost, _in_fractions(json_file), report)
         for index, annotation in enumerate(read_list(json_file, "annotations")):
@@ -69,9 +70,19 @@ def check_coco(
         report.empty = len({image.id for image in known.values()} - inspector.annotated)
         if any(keypoints.values()) and report.objects and not report.visible:
             report.notes.append("no object has a visible keypoint, without which keypoints cannot be learned")
+        if not report.annotations:
+            report.notes.append("there are no annotations, which is right for images of a test alone")
         if writer:
+            if report.annotations and not writer.count:
+                raise _nothing_left(json_file, "annotations", report)
             writer.close()
     return report
+
+
+def _nothing_left(json_file: Path, name: str, report: Report) -> UserError:
+    """Of a copy that would hold none of the images, categories or annotations."""
+    reasons = "; ".join(map(report.line, report.lost.get(name) or report.counts))
+    return UserError(f"{json_file}: none of the {name} is left for the mended copy: {reasons}")
 
 
 def _check_target(fix: Path, json_file: Path, overwrite: bool) -> None:
@@ -91,14 +102,23 @@ def _check_target(fix: Path, json_file: Path, overwrite: bool) -> None:
 
 
 def _in_fractions(json_file: Path) -> bool:
-    """Whether all boxes are in fractions of their images. Reading ends at the first that is not."""
-    found = False
+    """Whether all boxes are in fractions of their images. Reading ends at the first that is not.
+
+    Raises:
+        UserError: they are, but of something else than x, y, width and height.
+    """
+    last = 0.0
     for annotation in read_list(json_file, "annotations"):
-        fraction = is_fraction(annotation)
-        if fraction is False:
+        end = end_in_fractions(annotation)
+        if end == math.inf:
             return False
-        found = found or bool(fraction)
-    return found
+        last = max(last, end or 0)
+    if last > 1 + ROUNDING:
+        raise UserError(
+            f"{json_file}: all boxes are fractions of the image, but not x, y, width and height, as one "
+            f"would end at {last:.2f} of it; write x, y, width, height in pixels"
+        )
+    return last > 0
 
 
 # --------------------------------------------------------------------------- categories and images

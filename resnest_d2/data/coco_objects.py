@@ -32,6 +32,8 @@ _AREA_SLACK = 16.0
 # Areas of boxes, which some programs write for all objects, are right enough; below that of a mask, or
 # above that of the box, by this factor they are of something else.
 _AREA_FACTOR = 2.0
+#: By which coordinates in fractions may lie beyond the image.
+ROUNDING = 0.01
 #: A thin object may fill so little of its box.
 _THIN = 1e-3
 
@@ -167,9 +169,10 @@ class Inspector:
         """The box, cut at the image's border; that of the mask where there is none that can be read."""
         report = self._report
         box, kind = _read_box(given)
-        if box and not self._fractions and _is_within_1(box) and min(size[1:]) > 2:
-            if mask is None or mask.area > 2:
-                box, kind = None, "box within the image's first pixel"
+        within = box and min(box) >= -ROUNDING and _end(box) <= 1 + ROUNDING
+        if within and not self._fractions and min(size[1:]) > 2 and (mask is None or mask.area > 2):
+            kind = "box within the image's first pixel"
+            box = box if _is_pixel(box) and mask is None else None  # one pixel, or all of it in fractions
         if kind:
             report.add(kind, where if given is None else f"{where} ({given!r:.60})")
         if box is None:
@@ -371,15 +374,25 @@ def check_id(value: Any, where: str, report: Report) -> Optional[int]:
     return whole_number(value)
 
 
-def is_fraction(annotation: Any) -> Optional[bool]:
-    """Whether its box may be in fractions of the image; None where it has none that tells."""
+def end_in_fractions(annotation: Any) -> Optional[float]:
+    """Where its box ends if it is in fractions of the image: at 1 at most, if those are x, y, width, height.
+
+    Returns:
+        infinity for a box in pixels, and None where there is none that tells, as one of zeros and ones.
+    """
     box, _ = _read_box(annotation.get("bbox") if isinstance(annotation, dict) else None)
-    return box and _is_within_1(box)
+    if box is None or _is_pixel(box):
+        return None
+    return _end(box) if min(box) >= -ROUNDING and max(box) <= 1 + ROUNDING else math.inf
 
 
-def _is_within_1(box: Sequence[float]) -> bool:
+def _end(box: Sequence[float]) -> float:
     x, y, w, h = box
-    return min(x, y) >= -0.01 and max(x + w, y + h) <= 1.01
+    return max(x + w, y + h)
+
+
+def _is_pixel(box: Sequence[float]) -> bool:
+    return all(value in (0, 1) for value in box)
 
 
 def _read_box(given: Any) -> Tuple[Optional[List[float]], Optional[str]]:
