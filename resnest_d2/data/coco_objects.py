@@ -34,6 +34,10 @@ _AREA_SLACK = 16.0
 _AREA_FACTOR = 2.0
 #: By which coordinates in fractions may lie beyond the image.
 ROUNDING = 0.01
+#: Visibility of a keypoint is 0, 1 or 2; some programs write 3.
+_MOST_VISIBLE = 3
+#: Overlap of a box with that of its mask below which they are not of the same object, or in another format.
+_UNLIKE = 0.5
 #: A thin object may fill so little of its box.
 _THIN = 1e-3
 
@@ -185,8 +189,7 @@ class Inspector:
         x, y, w, h = box
         if min(x, y) < -_SLACK or x + w > size.width + _SLACK or y + h > size.height + _SLACK:
             report.add("box outside the image", where)
-            left, top = max(x, 0), max(y, 0)
-            box = x, y, w, h = [left, top, min(x + w, size.width) - left, min(y + h, size.height) - top]
+            box = x, y, w, h = _within(box, size)
             if w <= 0 or h <= 0:
                 raise Lost("box outside the image")
         if mask:
@@ -194,6 +197,8 @@ class Inspector:
             apart = max(left - x - w, x - left - width, top - y - h, y - top - height)
             if apart > _SLACK:  # either may be wrong
                 report.give_up("mask outside its box", where)
+            if _overlap(box, _within(mask.extent, size)) < _UNLIKE:
+                report.add("box unlike its mask", where)
         return box
 
     def _mend_area(
@@ -233,6 +238,8 @@ class Inspector:
                 del annotation["keypoints"], annotation["num_keypoints"]
             return
         points = self._points(given, size, where)
+        if visible_keypoints(points) and not _any_in_box(points, annotation["bbox"]):
+            report.add("visible keypoints all outside the box", where)
         if points != given:
             annotation["keypoints"] = points
         count, told = visible_keypoints(points), annotation.get("num_keypoints")
@@ -247,6 +254,9 @@ class Inspector:
             self._report.add("keypoints of a wrong type", where)
         elif not all(map(math.isfinite, meant)):
             self._report.add("number that is not finite", where)
+        if any(abs(visible) > _MOST_VISIBLE for visible in meant[2::3]):  # a coordinate or a percentage
+            self._report.add("keypoints not as x, y and visibility", where)
+            return [0] * len(given)
         in_fractions = self._fractions and all(not abs(v) > 2 for v in meant)
         scale = (size.width, size.height) if in_fractions else (1, 1)
         points: List[float] = []
@@ -391,6 +401,22 @@ def _end(box: Sequence[float]) -> float:
     return max(x + w, y + h)
 
 
+def _within(box: Sequence[float], size: ImageEntry) -> List[float]:
+    """The box, cut at the image's border."""
+    x, y, w, h = box
+    left, top = max(x, 0), max(y, 0)
+    return [left, top, min(x + w, size.width) - left, min(y + h, size.height) - top]
+
+
+def _overlap(box: Sequence[float], other: Sequence[float]) -> float:
+    """Intersection over union of boxes, each a pixel larger on all sides, as thin ones are rounded."""
+    (x, y, w, h), (left, top, width, height) = box, other
+    across = min(x + w, left + width) - max(x, left) + 2
+    down = min(y + h, top + height) - max(y, top) + 2
+    common = max(across, 0) * max(down, 0)
+    return common / ((w + 2) * (h + 2) + (width + 2) * (height + 2) - common)
+
+
 def _is_pixel(box: Sequence[float]) -> bool:
     return all(value in (0, 1) for value in box)
 
@@ -430,6 +456,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _any_in_box(points: Sequence[float], box: Sequence[float]) -> bool:
+    """Whether any visible keypoint is in the box, or a pixel beside it."""
+    left, top, w, h = box
+    return any(
+        visible and -_SLACK <= x - left <= w + _SLACK and -_SLACK <= y - top <= h + _SLACK
+        for x, y, visible in zip(points[0::3], points[1::3], points[2::3])
+    )
 
 
 def _is_pair(value: Any) -> bool:
