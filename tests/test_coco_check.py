@@ -280,6 +280,14 @@ def test_runs_of_an_encoded_mask_are_its_runs(seed):
     assert run_lengths(text, mask.size) == expected
 
 
+@pytest.mark.parametrize("groups, sound", [(2, True), (6, True), (7, False), (13, False)])
+def test_runs_that_programs_read_as_others_are_none(groups, sound):
+    """A difference of -32 to the last but one: with more groups of five bits than it needs, to 32 bits or not."""
+    text = "9X15" + "P" + "o" * (groups - 2) + "O"  # 9, 40, 5, and 32 less than 40
+    assert run_lengths(text, 62) == ([9, 40, 5, 8] if sound else None)
+
+
+
 def test_every_kind_of_problem_has_a_case():
     assert {kind for kind, _ in SPOILT} == set(KINDS)
 

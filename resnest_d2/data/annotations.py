@@ -287,7 +287,7 @@ def _decoded(text: str) -> Optional[List[int]]:
     value = shift = 0
     for character in text:
         code = ord(character) - 48
-        if not 0 <= code < 64:
+        if not 0 <= code < 64 or shift == 30:  # COCO's programs, with 32 bits, read longer ones as others
             return None
         value |= (code & 31) << shift
         shift += 5
