@@ -287,7 +287,6 @@ def test_runs_that_programs_read_as_others_are_none(groups, sound):
     assert run_lengths(text, 62) == ([9, 40, 5, 8] if sound else None)
 
 
-
 def test_every_kind_of_problem_has_a_case():
     assert {kind for kind, _ in SPOILT} == set(KINDS)
 
@@ -696,7 +695,9 @@ def test_a_box_that_its_mask_contradicts_is_said_and_kept(box, tmp_path):
 def test_a_box_and_a_mask_may_differ_a_little(box, tmp_path):
     content = small(bbox=box)
     thin = [[10, 4, 10.5, 4, 10.5, 40, 10, 40]]
-    content["annotations"].append({**content["annotations"][0], "id": 2, "bbox": [9, 4, 2, 36], "segmentation": thin})
+    content["annotations"].append(
+        {**content["annotations"][0], "id": 2, "bbox": [9, 4, 2, 36], "segmentation": thin}
+    )
     content["annotations"][1].update(area=18, keypoints=[10, 6, 2, 0, 0, 0], num_keypoints=1)
     assert checked(content, tmp_path)[0].counts == {}
 
