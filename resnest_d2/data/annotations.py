@@ -191,7 +191,7 @@ def _complete_annotation(
         raise UserError(f"{where} has {has}, and not x, y, width, height; {_REMEDY}")
     if crowd not in (0, 1, None):
         raise UserError(f"{where} has the iscrowd {crowd!r:.60}, and not the number 0 or 1; {_REMEDY}")
-    completed = {**annotation, "id": number, "iscrowd": int(crowd or 0)}
+    completed = {**annotation, "id": number, "iscrowd": int(crowd or 0), "bbox": list(box)}
     if not is_area(annotation.get("area")):
         completed["area"] = area_of(annotation, sizes.get(annotation["image_id"], (None, None)))
     if isinstance(keypoints, list):
