@@ -788,6 +788,19 @@ def test_names_of_files_from_elsewhere_are_mended(name, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name, file",
+    [("caf\u00e9.jpg", "cafe\u0301.jpg"), ("my%20img.jpg", "my img.jpg"), (" 1.jpg ", "1.jpg")],
+)
+def test_names_by_the_rules_of_other_systems_are_mended(name, file, tmp_path):
+    Image.new("RGB", (64, 48)).save(tmp_path / file)
+    content = small()
+    content["images"][0]["file_name"] = name
+    report, fixed = checked(content, tmp_path, "exist")
+    assert report.counts == {"image file of nearly that name": 1}
+    assert fixed["images"][0]["file_name"] == file
+
+
+@pytest.mark.parametrize(
     "name, hint",
     [("val/1.jpg", "; there is 1.jpg"), ("2.jpg", ""), ("../1.jpg", "; there is 1.jpg"), ("A.jpg", "")],
 )

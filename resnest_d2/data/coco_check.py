@@ -10,9 +10,11 @@ import json
 import math
 import os
 import re
+import unicodedata
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, Dict, List, Optional, Set, Tuple
+from urllib.parse import unquote
 
 from detectron2.data.detection_utils import read_image
 from PIL import Image
@@ -250,12 +252,16 @@ class _Folder:
     def nearest(self, name: str) -> Optional[str]:
         """The one file that a name means, maybe in another case, with backslashes, or the folder first.
 
+        Accents may be apart from their letters, as macOS has them, and blanks written as in an address.
+
         Names of other folders are no such prefix: what is in them is not what is here.
         """
         parts = [part for part in re.split(r"[\\/]", name) if part not in ("", ".")]
         here = os.path.basename(os.path.realpath(self.root)).casefold()
         starts = [0, *(i for i, part in enumerate(parts, 1) if part.casefold() == here)]
-        return next(filter(None, (self._find(parts[start:]) for start in starts)), None)
+        spelt = [parts[start:] for start in starts]
+        spelt += [list(map(unquote, parts)) for parts in spelt]
+        return next(filter(None, map(self._find, spelt)), None)
 
     def hint(self, name: str) -> str:
         """What may have been meant, where that is not certain."""
@@ -267,23 +273,28 @@ class _Folder:
         """The one file that is there by that path in any case, or None."""
         path = ""
         for part in parts:
-            names = self._names(path).get(part.casefold(), [])
-            if part == ".." or (part not in names and len(names) != 1):
+            names = self._names(path).get(_plain(part), [])
+            if part == ".." or "/" in part or (part not in names and len(names) != 1):
                 return None
             path = os.path.join(path, part if part in names else names[0])
         return path if path and os.path.isfile(os.path.join(self.root, path)) else None
 
     def _names(self, folder: str) -> Dict[str, List[str]]:
-        """What is in a folder below the root, by name in lower case."""
+        """What is in a folder below the root, by :func:`_plain` name."""
         if folder not in self._listings:
             names: Dict[str, List[str]] = {}
             try:
                 for entry in os.listdir(os.path.join(self.root, folder)):
-                    names.setdefault(entry.casefold(), []).append(entry)
+                    names.setdefault(_plain(entry), []).append(entry)
             except OSError:
                 pass
             self._listings[folder] = names
         return self._listings[folder]
+
+
+def _plain(name: str) -> str:
+    """What names share that differ in case, in blanks around them, or in how accents are encoded."""
+    return unicodedata.normalize("NFC", name).casefold().strip()
 
 
 def _real_size(path: str, how: str, where: str, report: Report) -> Tuple[int, ...]:
