@@ -364,6 +364,71 @@ def test_detections_that_are_not_finite_are_named(change, said, shapes_truth):
         evaluate_coco(shapes_truth, results, "bbox")
 
 
+@pytest.mark.parametrize(
+    "iou_type, change, said",
+    [
+        ("bbox", {"image_id": "1"}, "detection number 2 has the image_id '1', no whole number"),
+        ("bbox", {"category_id": None}, "detection number 2 has the category_id None, no whole number"),
+        ("bbox", {"bbox": [1, 2, 3]}, r"the bbox \[1, 2, 3\], which must be 4 numbers"),
+        (
+            "segm",
+            {"segmentation": {"size": [9, 9], "counts": "Q3"}},
+            "the segmentation .* of a mask of 128x96",
+        ),
+        (
+            "segm",
+            {"segmentation": {"size": [128, 96], "counts": "CQ"}},
+            "the segmentation .* of a mask of 128x96",
+        ),
+        ("segm", {"segmentation": [[1, 1, 9, 1, 9, 9]]}, "the segmentation .* of a mask of 128x96"),
+        ("segm", {"segmentation": None}, "the segmentation .* of a mask of 128x96"),
+        ("mask", {}, "iou_type 'mask' is none of bbox, segm, keypoints"),
+    ],
+)
+def test_detections_that_backends_differ_or_hang_on_are_named(iou_type, change, said, shapes_truth):
+    results = perfect(shapes_truth, "segm" if iou_type == "segm" else "bbox")
+    results[2].update(change)
+    with pytest.raises(UserError, match=said):
+        evaluate_coco(shapes_truth, results, iou_type)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_types_that_mean_the_same_are_taken(backend, shapes_truth):
+    truth = copy.deepcopy(shapes_truth)
+    for annotation in truth["annotations"]:
+        annotation["bbox"] = tuple(annotation["bbox"])
+    results = [{**r, "bbox": np.array(r["bbox"])} for r in perfect(shapes_truth, "bbox")]
+    assert evaluate_coco(truth, results, "bbox", backend=backend).stats[0] == pytest.approx(1)
+    results = perfect(shapes_truth, "segm")
+    for i, result in enumerate(results):
+        mask = result["segmentation"]
+        size, counts = mask["size"], mask["counts"]
+        counts = counts.encode() if i % 2 and isinstance(counts, str) else counts
+        result["segmentation"] = {"size": tuple(size), "counts": counts}
+    assert evaluate_coco(truth, results, "segm", backend=backend).stats[0] == pytest.approx(1)
+
+
+def test_keypoints_without_a_constant_each_are_named(coco_root):
+    truth, results = keypoints_found(coco_root)
+    for sigmas in ([0.0] * 17, [math.nan] * 17, np.full(17, -0.1)):
+        with pytest.raises(OptionError, match=r"KEYPOINT_OKS_SIGMAS must be above 0 and finite, got \[[-0n]"):
+            evaluate_coco(truth, results, "keypoints", keypoint_sigmas=sigmas)
+    other = copy.deepcopy(results)
+    other[1]["keypoints"] = other[1]["keypoints"][:3]
+    with pytest.raises(UserError, match=r"detection number 1, .*the keypoints .*which must be 51 numbers"):
+        evaluate_coco(truth, other, "keypoints")
+    truth["annotations"][0]["keypoints"] = [1, 1, 2]
+    with pytest.raises(OptionError, match="must have 1 entries, one a keypoint"):
+        evaluate_coco(truth, results, "keypoints")
+
+
+def test_images_without_a_size_cannot_have_masks_evaluated(shapes_truth):
+    truth = copy.deepcopy(shapes_truth)
+    del truth["images"][1]["width"]
+    with pytest.raises(UserError, match=r"1 images, 2 the first, have no height and width.*check_dataset"):
+        evaluate_coco(truth, [], "segm")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_area_and_no_count_of_keypoints_hides_an_object(backend, coco_root, shapes_truth):
     truth = copy.deepcopy(shapes_truth)

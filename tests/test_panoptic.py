@@ -315,6 +315,12 @@ def test_segments_that_are_not_those_of_their_image_are_refused(change, message,
     assert not [*tmp_path.glob("out/*")]
 
 
+def test_an_image_without_any_of_its_segments_is_refused(tmp_path):
+    file, segments = write_small(tmp_path, ids=np.zeros((3, 4), int))
+    with pytest.raises(UserError, match=r"7\.png has no pixel of the segments that .*p\.json lists"):
+        write_semantic_maps(file, segments, tmp_path / "out")
+
+
 def damage(path, kind):
     if kind == "missing":
         path.unlink()
@@ -334,11 +340,14 @@ def damage(path, kind):
         Image.new("L", (4, 3), 1).save(path)
     elif kind == "palette":
         Image.new("RGB", (4, 3)).convert("P").save(path)
+    elif kind == "JPEG":
+        Image.open(path).save(path, "JPEG")
 
 
 DAMAGED = {
     "missing": "No such file", "cut": "is no image or a damaged one", "text": "is no image", "empty": "is no image",
     "folder": "is a folder", "FIFO": "is a FIFO", "grey": "of mode L, and theirs is RGB", "palette": "of mode P",
+    "JPEG": "is no PNG but JPEG",
 }  # fmt: skip
 
 

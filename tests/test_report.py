@@ -554,14 +554,29 @@ def small_disk():
 def test_a_page_that_does_not_fit_leaves_the_one_before_and_nothing_else(small, small_disk):
     evaluation = small.read()
     evaluation.tasks, evaluation.images = [], None  # all but its head takes time
-    (small.folder / "report.html").write_text("before")
+    (small.folder / "report.html").write_text("<!DOCTYPE html>before")
     there = sorted(os.listdir(small.folder))
     small_disk(2000)
     with pytest.raises(UserError, match=r"cannot write .*report\.html \(File too large\); make room"):
         write_report(evaluation, small.folder / "report.html", 0)
-    assert (small.folder / "report.html").read_text() == "before" and sorted(
+    assert (small.folder / "report.html").read_text() == "<!DOCTYPE html>before" and sorted(
         os.listdir(small.folder)
     ) == there
+
+
+def test_a_page_replaces_nothing_but_a_page(small):
+    """A link in a folder of somebody else's may lead to any file."""
+    small.page()
+    small.page()
+    os.replace(small.folder / "report.html", small.folder / "other.html")
+    (small.folder / "report.html").symlink_to("truth.json")
+    before = (small.folder / "truth.json").read_text()
+    with pytest.raises(UserError, match=r"truth\.json is there and no page; name another file with --output"):
+        small.page()
+    assert (small.folder / "truth.json").read_text() == before
+    os.remove(small.folder / "report.html")
+    (small.folder / "report.html").symlink_to("other.html")
+    assert small.page().endswith("</html>") and (small.folder / "report.html").is_symlink()
 
 
 def test_without_jinja2_the_line_says_how_to_get_it(small, monkeypatch):

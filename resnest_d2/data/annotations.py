@@ -39,14 +39,18 @@ class Lenient:
     surrogate pair, which is no character, becomes U+FFFD.
     """
 
-    _NUMBER = re.compile(
-        rb"(?<=[\[,:\s])-?(?:NaN|Infinity|\d{19,}(?:\.\d*)?|\d+(?:\.\d*)?[eE]\+?\d{3,})(?=[\s,\]}]|\Z)"
+    # A text, to its end if that is in sight, or a number outside of texts.
+    _TOKEN = re.compile(
+        rb'"[^"\\]*(?:\\.[^"\\]*)*(?P<end>"?)'
+        rb"|(?<=[\[,:\s])-?(?:NaN|Infinity|\d{19,}(?:\.\d*)?|\d+(?:\.\d*)?[eE]\+?\d{3,})(?=[\s,\]}]|\Z)",
+        re.DOTALL,
     )
     # Escaped backslashes and whole pairs stay.
     _HALF = re.compile(rb"(\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)|\\u[dD][89a-fA-F]..")
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.rest = file, b""
+        self._opened = b""  # the quote of the text that the last bytes were in
 
     def read(self, size: int = -1) -> bytes:
         while True:
@@ -57,12 +61,15 @@ class Lenient:
             cut = max(cut, 0)
             text, self.rest = text[:cut], text[cut:]
             if text or not chunk:
-                text = self._NUMBER.sub(self._number, text)
+                start = len(self._opened)
+                text = self._TOKEN.sub(self._token, self._opened + text)[start:]
                 return self._HALF.sub(lambda match: match[1] or rb"\ufffd", text)
 
-    @staticmethod
-    def _number(match: re.Match[bytes]) -> bytes:
+    def _token(self, match: re.Match[bytes]) -> bytes:
         token = match[0]
+        if token.startswith(b'"'):
+            self._opened = b"" if match["end"] else b'"'
+            return token
         if token.lstrip(b"-").isdigit():
             fits = len(token) <= 20 and -(2**63) < int(token) < 2**63
         else:
@@ -184,7 +191,7 @@ def _complete_annotation(
         raise UserError(f"{where} has {has}, and not x, y, width, height; {_REMEDY}")
     if crowd not in (0, 1, None):
         raise UserError(f"{where} has the iscrowd {crowd!r:.60}, and not the number 0 or 1; {_REMEDY}")
-    completed = {**annotation, "id": number, "iscrowd": int(crowd or 0)}
+    completed = {**annotation, "id": number, "iscrowd": int(crowd or 0), "bbox": list(box)}
     if not is_area(annotation.get("area")):
         completed["area"] = area_of(annotation, sizes.get(annotation["image_id"], (None, None)))
     if isinstance(keypoints, list):
@@ -280,7 +287,7 @@ def _decoded(text: str) -> Optional[List[int]]:
     value = shift = 0
     for character in text:
         code = ord(character) - 48
-        if not 0 <= code < 64:
+        if not 0 <= code < 64 or shift == 30:  # COCO's programs, with 32 bits, read longer ones as others
             return None
         value |= (code & 31) << shift
         shift += 5

@@ -7,11 +7,14 @@ with the size of the file.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import unicodedata
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, Dict, List, Optional, Set, Tuple
+from urllib.parse import unquote
 
 from detectron2.data.detection_utils import read_image
 from PIL import Image
@@ -20,7 +23,7 @@ from tqdm import tqdm
 from ..errors import UserError
 from ..files import atomic_writer, writing
 from .annotations import is_id, read_list, whole_number
-from .coco_objects import ImageEntry, Inspector, check_id, is_fraction
+from .coco_objects import ROUNDING, ImageEntry, Inspector, check_id, end_in_fractions
 from .coco_report import Lost, Report
 
 
@@ -33,18 +36,20 @@ def check_coco(
 ) -> Report:
     """Check a dataset, and with ``fix`` write a mended copy of its annotations.
 
-    The copy lacks entries that cannot be mended, which the report counts; boxes are cut at the image's
-    border, sizes are those of the files, annotations are numbered from 1, crowd polygons become masks, an
-    image that is listed twice has the annotations of both.
+    The copy lacks entries that cannot be mended, which the report counts, and images whose size is not that
+    of the file by more than a pixel, as it is not known which of them coordinates are for; boxes are cut at
+    the image's border, sizes that are missing are those of the files, annotations are numbered from 1, crowd
+    polygons become masks, an image that is listed twice has the annotations of both.
 
     Args:
         images: what of the image files is looked at: ``none``, ``exist``, ``header`` or ``decode``.
         overwrite: the copy may replace an annotation file, but not the one that is checked.
 
     Raises:
-        UserError: the file cannot be read, is no JSON, or holds no lists of images and annotations; there
-            is no folder of images; or the copy cannot be written, would hold no image, or would replace
-            a file that is to stay.
+        UserError: the file cannot be read, is no JSON, holds no lists of images and categories, or boxes in
+            fractions that cannot be x, y, width and height; there is no folder of images; or the copy
+            cannot be written, would hold no image or none of the annotations, or would replace a file
+            that is to stay.
     """
     report, json_file = Report(), Path(json_file)
     if images != "none" and not os.path.isdir(image_root):
@@ -57,8 +62,7 @@ def check_coco(
         known, lost = _check_images(json_file, Path(image_root), images, report, kept)
         for name, entries in kept.items() if fix else ():
             if not entries:
-                reasons = "; ".join(map(report.line, report.lost.get(name) or report.counts))
-                raise UserError(f"{json_file}: none of the {name} is left for the mended copy: {reasons}")
+                raise _nothing_left(json_file, name, report)
         writer = _Writer(file, kept) if file else None
         inspector = Inspector(known, keypoints, lost, _in_fractions(json_file), report)
         for index, annotation in enumerate(read_list(json_file, "annotations")):
@@ -68,9 +72,19 @@ def check_coco(
         report.empty = len({image.id for image in known.values()} - inspector.annotated)
         if any(keypoints.values()) and report.objects and not report.visible:
             report.notes.append("no object has a visible keypoint, without which keypoints cannot be learned")
+        if not report.annotations:
+            report.notes.append("there are no annotations, which is right for images of a test alone")
         if writer:
+            if report.annotations and not writer.count:
+                raise _nothing_left(json_file, "annotations", report)
             writer.close()
     return report
+
+
+def _nothing_left(json_file: Path, name: str, report: Report) -> UserError:
+    """Of a copy that would hold none of the images, categories or annotations."""
+    reasons = "; ".join(map(report.line, report.lost.get(name) or report.counts))
+    return UserError(f"{json_file}: none of the {name} is left for the mended copy: {reasons}")
 
 
 def _check_target(fix: Path, json_file: Path, overwrite: bool) -> None:
@@ -90,14 +104,23 @@ def _check_target(fix: Path, json_file: Path, overwrite: bool) -> None:
 
 
 def _in_fractions(json_file: Path) -> bool:
-    """Whether all boxes are in fractions of their images. Reading ends at the first that is not."""
-    found = False
+    """Whether all boxes are in fractions of their images. Reading ends at the first that is not.
+
+    Raises:
+        UserError: they are, but of something else than x, y, width and height.
+    """
+    last = 0.0
     for annotation in read_list(json_file, "annotations"):
-        fraction = is_fraction(annotation)
-        if fraction is False:
+        end = end_in_fractions(annotation)
+        if end == math.inf:
             return False
-        found = found or bool(fraction)
-    return found
+        last = max(last, end or 0)
+    if last > 1 + ROUNDING:
+        raise UserError(
+            f"{json_file}: all boxes are fractions of the image, but not x, y, width and height, as one "
+            f"would end at {last:.2f} of it; write x, y, width, height in pixels"
+        )
+    return last > 0
 
 
 # --------------------------------------------------------------------------- categories and images
@@ -211,7 +234,10 @@ def _mended_image(
     real = _real_size(os.path.join(folder.root, name), how, f"{where} ({name})", report)
     if real and real != size:
         if min(size) > 0:
-            report.add("image of another size", f"{where} ({name} is {real[0]}x{real[1]})")
+            kind = "image of another size"
+            report.add(kind, f"{where} ({name} is {real[0]}x{real[1]}, annotated as {size[0]}x{size[1]})")
+            if max(abs(real[0] - size[0]), abs(real[1] - size[1])) > 1:  # coordinates may be for either
+                raise Lost(kind)
         size = real
     return {**image, "id": number, "file_name": name, "width": size[0], "height": size[1]}
 
@@ -226,12 +252,16 @@ class _Folder:
     def nearest(self, name: str) -> Optional[str]:
         """The one file that a name means, maybe in another case, with backslashes, or the folder first.
 
+        Accents may be apart from their letters, as macOS has them, and blanks written as in an address.
+
         Names of other folders are no such prefix: what is in them is not what is here.
         """
         parts = [part for part in re.split(r"[\\/]", name) if part not in ("", ".")]
         here = os.path.basename(os.path.realpath(self.root)).casefold()
         starts = [0, *(i for i, part in enumerate(parts, 1) if part.casefold() == here)]
-        return next(filter(None, (self._find(parts[start:]) for start in starts)), None)
+        spelt = [parts[start:] for start in starts]
+        spelt += [list(map(unquote, parts)) for parts in spelt]
+        return next(filter(None, map(self._find, spelt)), None)
 
     def hint(self, name: str) -> str:
         """What may have been meant, where that is not certain."""
@@ -243,23 +273,28 @@ class _Folder:
         """The one file that is there by that path in any case, or None."""
         path = ""
         for part in parts:
-            names = self._names(path).get(part.casefold(), [])
-            if part == ".." or (part not in names and len(names) != 1):
+            names = self._names(path).get(_plain(part), [])
+            if part == ".." or "/" in part or (part not in names and len(names) != 1):
                 return None
             path = os.path.join(path, part if part in names else names[0])
         return path if path and os.path.isfile(os.path.join(self.root, path)) else None
 
     def _names(self, folder: str) -> Dict[str, List[str]]:
-        """What is in a folder below the root, by name in lower case."""
+        """What is in a folder below the root, by :func:`_plain` name."""
         if folder not in self._listings:
             names: Dict[str, List[str]] = {}
             try:
                 for entry in os.listdir(os.path.join(self.root, folder)):
-                    names.setdefault(entry.casefold(), []).append(entry)
+                    names.setdefault(_plain(entry), []).append(entry)
             except OSError:
                 pass
             self._listings[folder] = names
         return self._listings[folder]
+
+
+def _plain(name: str) -> str:
+    """What names share that differ in case, in blanks around them, or in how accents are encoded."""
+    return unicodedata.normalize("NFC", name).casefold().strip()
 
 
 def _real_size(path: str, how: str, where: str, report: Report) -> Tuple[int, ...]:

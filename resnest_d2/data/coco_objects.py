@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import math
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
@@ -30,6 +32,12 @@ _AREA_SLACK = 16.0
 # Areas of boxes, which some programs write for all objects, are right enough; below that of a mask, or
 # above that of the box, by this factor they are of something else.
 _AREA_FACTOR = 2.0
+#: By which coordinates in fractions may lie beyond the image.
+ROUNDING = 0.01
+#: Visibility of a keypoint is 0, 1 or 2; some programs write 3.
+_MOST_VISIBLE = 3
+#: Overlap of a box with that of its mask below which they are not of the same object, or in another format.
+_UNLIKE = 0.5
 #: A thin object may fill so little of its box.
 _THIN = 1e-3
 
@@ -75,7 +83,7 @@ class Inspector:
         self._images, self._keypoints, self._lost = images, keypoints, lost
         self._fractions, self._report = fractions, report
         self._ids: Set[int] = set()
-        self._objects: Set[int] = set()
+        self._objects: Set[bytes] = set()
         self.annotated: Set[int] = set()
 
     def inspect(self, annotation: Any, index: int) -> Optional[Dict[str, Any]]:
@@ -111,7 +119,7 @@ class Inspector:
         self._mend_keypoints(mended, size, where)
         self._mend_area(mended, annotation.get("bbox"), mask, size, where)
         kept = ("image_id", "category_id", "iscrowd", "bbox", "segmentation", "keypoints")
-        same = hash(_frozen([mended.get(key) for key in kept]))
+        same = _digest([mended.get(key) for key in kept])
         if same in self._objects:
             report.give_up("object annotated twice", where)
         self._objects.add(same)
@@ -165,9 +173,10 @@ class Inspector:
         """The box, cut at the image's border; that of the mask where there is none that can be read."""
         report = self._report
         box, kind = _read_box(given)
-        if box and not self._fractions and _is_within_1(box) and min(size[1:]) > 2:
-            if mask is None or mask.area > 2:
-                box, kind = None, "box within the image's first pixel"
+        within = box and min(box) >= -ROUNDING and _end(box) <= 1 + ROUNDING
+        if within and not self._fractions and min(size[1:]) > 2 and (mask is None or mask.area > 2):
+            kind = "box within the image's first pixel"
+            box = box if _is_pixel(box) and mask is None else None  # one pixel, or all of it in fractions
         if kind:
             report.add(kind, where if given is None else f"{where} ({given!r:.60})")
         if box is None:
@@ -180,8 +189,7 @@ class Inspector:
         x, y, w, h = box
         if min(x, y) < -_SLACK or x + w > size.width + _SLACK or y + h > size.height + _SLACK:
             report.add("box outside the image", where)
-            left, top = max(x, 0), max(y, 0)
-            box = x, y, w, h = [left, top, min(x + w, size.width) - left, min(y + h, size.height) - top]
+            box = x, y, w, h = _within(box, size)
             if w <= 0 or h <= 0:
                 raise Lost("box outside the image")
         if mask:
@@ -189,6 +197,8 @@ class Inspector:
             apart = max(left - x - w, x - left - width, top - y - h, y - top - height)
             if apart > _SLACK:  # either may be wrong
                 report.give_up("mask outside its box", where)
+            if _overlap(box, _within(mask.extent, size)) < _UNLIKE:
+                report.add("box unlike its mask", where)
         return box
 
     def _mend_area(
@@ -228,6 +238,8 @@ class Inspector:
                 del annotation["keypoints"], annotation["num_keypoints"]
             return
         points = self._points(given, size, where)
+        if visible_keypoints(points) and not _any_in_box(points, annotation["bbox"]):
+            report.add("visible keypoints all outside the box", where)
         if points != given:
             annotation["keypoints"] = points
         count, told = visible_keypoints(points), annotation.get("num_keypoints")
@@ -242,6 +254,9 @@ class Inspector:
             self._report.add("keypoints of a wrong type", where)
         elif not all(map(math.isfinite, meant)):
             self._report.add("number that is not finite", where)
+        if any(abs(visible) > _MOST_VISIBLE for visible in meant[2::3]):  # a coordinate or a percentage
+            self._report.add("keypoints not as x, y and visibility", where)
+            return [0] * len(given)
         in_fractions = self._fractions and all(not abs(v) > 2 for v in meant)
         scale = (size.width, size.height) if in_fractions else (1, 1)
         points: List[float] = []
@@ -369,15 +384,41 @@ def check_id(value: Any, where: str, report: Report) -> Optional[int]:
     return whole_number(value)
 
 
-def is_fraction(annotation: Any) -> Optional[bool]:
-    """Whether its box may be in fractions of the image; None where it has none that tells."""
+def end_in_fractions(annotation: Any) -> Optional[float]:
+    """Where its box ends if it is in fractions of the image: at 1 at most, if those are x, y, width, height.
+
+    Returns:
+        infinity for a box in pixels, and None where there is none that tells, as one of zeros and ones.
+    """
     box, _ = _read_box(annotation.get("bbox") if isinstance(annotation, dict) else None)
-    return box and _is_within_1(box)
+    if box is None or _is_pixel(box):
+        return None
+    return _end(box) if min(box) >= -ROUNDING and max(box) <= 1 + ROUNDING else math.inf
 
 
-def _is_within_1(box: Sequence[float]) -> bool:
+def _end(box: Sequence[float]) -> float:
     x, y, w, h = box
-    return min(x, y) >= -0.01 and max(x + w, y + h) <= 1.01
+    return max(x + w, y + h)
+
+
+def _within(box: Sequence[float], size: ImageEntry) -> List[float]:
+    """The box, cut at the image's border."""
+    x, y, w, h = box
+    left, top = max(x, 0), max(y, 0)
+    return [left, top, min(x + w, size.width) - left, min(y + h, size.height) - top]
+
+
+def _overlap(box: Sequence[float], other: Sequence[float]) -> float:
+    """Intersection over union of boxes, each a pixel larger on all sides, as thin ones are rounded."""
+    (x, y, w, h), (left, top, width, height) = box, other
+    across = min(x + w, left + width) - max(x, left) + 2
+    down = min(y + h, top + height) - max(y, top) + 2
+    common = max(across, 0) * max(down, 0)
+    return common / ((w + 2) * (h + 2) + (width + 2) * (height + 2) - common)
+
+
+def _is_pixel(box: Sequence[float]) -> bool:
+    return all(value in (0, 1) for value in box)
 
 
 def _read_box(given: Any) -> Tuple[Optional[List[float]], Optional[str]]:
@@ -402,11 +443,28 @@ def _flag(given: Any) -> Optional[int]:
     return number if number in (0, 1) else None
 
 
-def _frozen(value: Any) -> Any:
-    """The value, as one that has a hash."""
+def _digest(value: Any) -> bytes:
+    """What only equal values share, in 16 bytes. Python's hash takes -1 for -2, and 0 for 2**61 - 1."""
+    text = json.dumps(_plain(value), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _plain(value: Any) -> Any:
+    """The value with 7 for 7.0."""
     if isinstance(value, list):
-        return tuple(map(_frozen, value))
-    return tuple(map(_frozen, value.values())) if isinstance(value, dict) else value
+        return list(map(_plain, value))
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _any_in_box(points: Sequence[float], box: Sequence[float]) -> bool:
+    """Whether any visible keypoint is in the box, or a pixel beside it."""
+    left, top, w, h = box
+    return any(
+        visible and -_SLACK <= x - left <= w + _SLACK and -_SLACK <= y - top <= h + _SLACK
+        for x, y, visible in zip(points[0::3], points[1::3], points[2::3])
+    )
 
 
 def _is_pair(value: Any) -> bool:

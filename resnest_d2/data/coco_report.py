@@ -42,6 +42,7 @@ KINDS = {
     "run-length encoding damaged or of another size": True,
     "mask without pixels": True,
     "mask outside its box": False,
+    "box unlike its mask": False,
     "crowd as polygon": False,
     "area missing or not above 0": False,
     "area that neither the box nor the mask has": False,
@@ -50,11 +51,15 @@ KINDS = {
     "ignore, which detectron2 does not know": True,
     "keypoints missing": False,
     "keypoints of a wrong type": True,
+    "keypoints not as x, y and visibility": True,
     "keypoint outside the image": False,
+    "visible keypoints all outside the box": False,
     "keypoint visibility other than 0, 1 and 2": False,
     "num_keypoints other than the number of visible keypoints": False,
     "object annotated twice": False,
 }
+#: Kinds that may be meant so, and that a mended copy keeps.
+KEPT = ("box unlike its mask", "visible keypoints all outside the box")
 _EXAMPLES = 5
 
 

@@ -83,6 +83,8 @@ def read_segment_ids(path: Union[str, Path]) -> np.ndarray:
     path = check_readable(path)
     try:
         with Image.open(path) as image:
+            if image.format != "PNG":  # others, such as JPEG, change the numbers
+                raise UserError(f"{path} is no PNG but {image.format}, and segments are PNGs")
             if image.mode not in ("RGB", "RGBA"):
                 raise UserError(
                     f"{path} is no image of segments: it is of mode {image.mode}, and theirs is RGB"
@@ -150,6 +152,8 @@ def write_semantic_maps(annotations: Path, segments: Path, output: Path) -> int:
         semantic = np.full(ids.shape, _IGNORED, dtype=np.uint8)
         for segment in image["segments_info"]:
             semantic[ids == segment["id"]] = label[segment["category_id"]]
+        if image["segments_info"] and (semantic == _IGNORED).all():
+            raise UserError(f"{file} has no pixel of the segments that {annotations} lists; is it another's?")
         unknown = ids[(semantic == _IGNORED) & (ids != 0)]
         if len(unknown):
             raise UserError(

@@ -16,7 +16,7 @@ import pycocotools.cocoeval
 from detectron2 import evaluation
 from detectron2.utils.logger import create_small_table
 
-from ..data.annotations import complete, is_finite, is_id, mask_flaw
+from ..data.annotations import complete, compressed, encode_mask, is_finite, is_id, mask_flaw
 from ..data.check import loading
 from ..errors import OptionError, UserError
 from ..files import writing
@@ -24,6 +24,9 @@ from ..files import writing
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("faster-coco-eval", "pycocotools")
+#: What is evaluated to the field of a detection that has it.
+_FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+_LISTS = (list, tuple, np.ndarray)
 # Names of a COCOeval's statistics in their order.
 _STATISTICS = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl"),
@@ -65,22 +68,16 @@ def evaluate_coco(
         The backend's COCOeval, with ``stats`` (fractions, -1 where undefined), ``eval`` and ``params``.
 
     Raises:
-        UserError: the truth cannot be used, lacks masks or keypoints, or is of other images; a detection has
-            a number that is not finite.
+        UserError: the truth cannot be used, lacks masks, keypoints or sizes of images, or is of other images;
+            a detection has no ids, not as many finite numbers as it should, or no mask of its image.
+        OptionError: the keypoints are not as many as the constants, or one of those is not above 0.
     """
-    coco_eval, images, categories = _coco_eval(truth, results, iou_type, backend or default_backend())
+    coco_eval, images, categories = _coco_eval(
+        truth, results, iou_type, backend or default_backend(), keypoint_sigmas
+    )
     if image_ids is not None:
         _check_known(image_ids, images, "images to evaluate")
         coco_eval.params.imgIds = [images[image_id] for image_id in image_ids]
-    if iou_type == "keypoints":
-        if keypoint_sigmas:
-            coco_eval.params.kpt_oks_sigmas = np.array(keypoint_sigmas)
-        sigmas = list(coco_eval.params.kpt_oks_sigmas)
-        if results and len(results[0]["keypoints"]) != 3 * len(sigmas):
-            count = len(results[0]["keypoints"]) // 3
-            raise OptionError(
-                "TEST.KEYPOINT_OKS_SIGMAS", sigmas, f"must have {count} entries, one a keypoint"
-            )
     coco_eval.evaluate()
     coco_eval.accumulate()
     coco_eval.summarize()
@@ -150,25 +147,37 @@ def match_detections(
 
 
 def _coco_eval(
-    truth: Dict[str, Any], results: List[Dict[str, Any]], iou_type: str, backend: str
+    truth: Dict[str, Any],
+    results: List[Dict[str, Any]],
+    iou_type: str,
+    backend: str,
+    keypoint_sigmas: Sequence[float] = (),
 ) -> Tuple[Any, Dict[int, int], Dict[int, int]]:
     """A backend's COCOeval that has not run yet, and what it has for the ids of images and of categories.
 
     Backends differ in which ids they take; their ranks, from 1, suit all and give the same order.
     """
+    if iou_type not in _FIELDS:
+        raise UserError(f"iou_type {iou_type!r} is none of {', '.join(_FIELDS)}")
     truth = complete(truth)
     _check_annotated(truth, iou_type)
+    sigmas = _sigmas(keypoint_sigmas)
     images, categories = (
         {number: rank for rank, number in enumerate(sorted({entry["id"] for entry in truth[key]}), 1)}
         for key in ("images", "categories")
     )
+    _check_ids(results)
     _check_known([result["image_id"] for result in results], images, "images with detections")
-    for field in ("score", *{"segm": (), "keypoints": ("keypoints",)}.get(iou_type, ("bbox",))):
-        _check_finite(results, field)
-    # A copy, since loading adds to the detections. With a box in it, a mask would count by the area of
-    # the box, not by its own.
-    drop = "bbox" if iou_type == "segm" else None
-    results = [{k: v for k, v in result.items() if k != drop} for result in results]
+    unknown = sum(result["category_id"] not in categories for result in results)
+    if unknown:
+        logger.warning("%d detections are of categories that are not annotated, and do not count", unknown)
+    if iou_type == "keypoints":
+        _check_keypoints([*truth["annotations"], *results[:1]], sigmas)
+    sizes = {image["id"]: (image.get("height"), image.get("width")) for image in truth["images"]}
+    results = [
+        _readable(result, number, iou_type, sizes[result["image_id"]], len(sigmas))
+        for number, result in enumerate(results)
+    ]
     for entry in truth["images"]:
         entry["id"] = images[entry["id"]]
     for entry in truth["categories"]:
@@ -187,6 +196,8 @@ def _coco_eval(
         dt.dataset = {**truth, "annotations": []}
         dt.createIndex()
     coco_eval = evaluator(gt, dt, iou_type)
+    if iou_type == "keypoints":
+        coco_eval.params.kpt_oks_sigmas = np.array(sigmas)
     coco_eval.params.catIds = list(categories.values())  # for keypoints, one backend takes those with objects
     return coco_eval, images, categories
 
@@ -201,18 +212,78 @@ def _check_known(image_ids: Sequence[int], images: Container[int], what: str) ->
         )
 
 
-def _check_finite(results: List[Dict[str, Any]], field: str) -> None:
-    """Raise UserError unless all detections have finite numbers there; backends differ on others."""
+def _check_ids(results: List[Dict[str, Any]]) -> None:
+    """Raise UserError unless all detections are of a numbered image and category."""
     for number, result in enumerate(results):
-        value = result.get(field)
-        values = (
-            [value] if field == "score" else value if isinstance(value, (list, tuple, np.ndarray)) else ()
-        )
-        if not len(values) or not all(map(is_finite, values)):
+        for key in ("image_id", "category_id"):
+            value = result.get(key) if isinstance(result, dict) else None
+            if not is_id(value):
+                raise UserError(f"detection number {number} has the {key} {value!r:.80}, no whole number")
+
+
+def _sigmas(given: Sequence[float]) -> List[float]:
+    """The OKS constant of each keypoint; COCO's where none are given."""
+    sigmas = list(
+        map(float, given if len(given) else pycocotools.cocoeval.Params("keypoints").kpt_oks_sigmas)
+    )
+    if not all(0 < sigma < np.inf for sigma in sigmas):  # backends differ on others
+        raise OptionError("TEST.KEYPOINT_OKS_SIGMAS", sigmas, "must be above 0 and finite")
+    return sigmas
+
+
+def _check_keypoints(entries: List[Dict[str, Any]], sigmas: List[float]) -> None:
+    """Raise OptionError unless they have a keypoint for each constant."""
+    for entry in entries:
+        points = entry.get("keypoints")
+        if isinstance(points, _LISTS) and len(points) != 3 * len(sigmas):
+            rule = f"must have {len(points) // 3} entries, one a keypoint"
+            raise OptionError("TEST.KEYPOINT_OKS_SIGMAS", sigmas, rule)
+
+
+def _readable(
+    result: Dict[str, Any], number: int, iou_type: str, size: Tuple[Any, Any], keypoints: int
+) -> Dict[str, Any]:
+    """A copy of a detection, since loading adds to it, in types that all backends take.
+
+    With a box in it, a mask would count by the area of the box, not by its own.
+
+    Args:
+        size: height and width of the image, in pixels.
+        keypoints: how many there are.
+
+    Raises:
+        UserError: it lacks what is evaluated, or has numbers that backends differ on.
+    """
+    result = {key: value for key, value in result.items() if iou_type != "segm" or key != "bbox"}
+    counts = {"score": 1, "bbox": 4, "keypoints": 3 * keypoints}
+    for field in ("score", _FIELDS[iou_type]):
+        value, flaw = result.get(field), None
+        if field == "segmentation":
+            value = result[field] = _plain_runs(value)
+            flaw = mask_flaw(value, *size)
+        else:
+            numbers = [value] if field == "score" else value if isinstance(value, _LISTS) else ()
+            if not len(numbers) or not all(map(is_finite, numbers)):
+                flaw = "must be finite"
+            elif len(numbers) != counts[field]:
+                flaw = f"must be {counts[field]} numbers"
+            result[field] = value if field == "score" else list(numbers)
+        if flaw:
             raise UserError(
                 f"detection number {number}, on image {result['image_id']}, has the {field} {value!r:.80}, "
-                "which must be finite; evaluate the model again, or leave it out"
+                f"which {flaw}; evaluate the model again, or leave it out"
             )
+    return result
+
+
+def _plain_runs(mask: Any) -> Dict[str, Any]:
+    """Run lengths as JSON has them; nothing of what is none. Uncompressed ones are compressed."""
+    if not isinstance(mask, dict) or not isinstance(mask.get("size"), _LISTS):
+        return {}
+    size, counts = list(mask["size"]), mask.get("counts")
+    if isinstance(counts, list) and mask_flaw({"size": size, "counts": counts}, *size) is None:
+        return compressed(encode_mask({"size": size, "counts": counts}, *size))
+    return {"size": size, "counts": counts.decode("latin-1") if isinstance(counts, bytes) else counts}
 
 
 def _check_annotated(truth: Dict[str, Any], iou_type: str) -> None:
@@ -220,9 +291,15 @@ def _check_annotated(truth: Dict[str, Any], iou_type: str) -> None:
     key = {"segm": "segmentation", "keypoints": "keypoints"}.get(iou_type)
     lacking = [a for a in truth["annotations"] if key and not a.get(key)]
     sizes = {image["id"]: (image.get("height"), image.get("width")) for image in truth["images"]}
+    unsized = [number for number, size in sizes.items() if not all(map(is_id, size))]
+    if unsized and key == "segmentation":
+        raise UserError(
+            f"{len(unsized)} images, {unsized[0]} the first, have no height and width, which the evaluation "
+            "of masks needs; tools/check_dataset.py --fix writes a copy with them"
+        )
     for annotation in truth["annotations"] if key == "segmentation" else ():
         size = sizes.get(annotation["image_id"])
-        flaw = annotation.get(key) and size and all(map(is_id, size)) and mask_flaw(annotation[key], *size)
+        flaw = annotation.get(key) and size and mask_flaw(annotation[key], *size)
         if flaw:
             raise UserError(
                 f"annotation {annotation['id']}: its segmentation {flaw}; tools/check_dataset.py says what "

@@ -8,8 +8,8 @@ from typing import Any, Dict, List
 
 from tqdm import tqdm
 
-from ...errors import check_number, needs
-from ...files import atomic_write_text, check_writable
+from ...errors import UserError, check_number, needs
+from ...files import atomic_write_text, check_writable, writing
 from ...model_zoo.records import DETECTORS
 from ..labels import label
 from .measure import SCORE_THRESHOLD, TITLES, Evaluation, Task, load_evaluation, measure, rank_pictures
@@ -30,10 +30,10 @@ def write_report(evaluation: Evaluation, output: Path, num_pictures: int = 6) ->
         num_pictures: how many of the best images, and how many of the worst.
 
     Raises:
-        UserError: the file cannot be written, or jinja2 is missing.
+        UserError: the file cannot be written, is there and no page, or jinja2 is missing.
     """
     check_number("--num-pictures", num_pictures, at_least=0, at_most=_MOST_PICTURES)
-    check_writable(output, _REMEDY)
+    _check_page(check_writable(output, _REMEDY))
     with needs("jinja2", "a report"):
         import jinja2
     with needs("matplotlib", "a report"):
@@ -55,6 +55,15 @@ def write_report(evaluation: Evaluation, output: Path, num_pictures: int = 6) ->
         legend=gallery.LEGEND,
     )
     atomic_write_text(output, page)
+
+
+def _check_page(target: Path) -> None:
+    """Raise UserError where the page would replace something else, be it by a link in somebody's folder."""
+    if target.exists():
+        with writing(target, _REMEDY), target.open("rb") as file:
+            start = file.read(100).lstrip().lower()
+        if start and not start.startswith(b"<!doctype html"):
+            raise UserError(f"{target} is there and no page; name another file with --output")
 
 
 def _figure(value: Any, digits: int = 1) -> str:
