@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, Optional, Sequence, Union
 
 import ijson
+import numpy as np
 import pycocotools.mask as mask_util
 
 from ..errors import UserError, one_line
@@ -276,27 +277,28 @@ def run_lengths(counts: Any, pixels: int) -> Optional[List[int]]:
             bits, lowest first, as characters from "0"; the sixth bit says that more follow. From the third on
             it is the difference to the last but one.
     """
-    runs = _decoded(counts) if isinstance(counts, str) else counts
-    if not isinstance(runs, list) or not all(is_id(run) and run >= 0 for run in runs):
+    if isinstance(counts, str):
+        decoded = _decoded(counts)
+        sound = decoded is not None and decoded.min() >= 0 and decoded.sum() == pixels
+        return decoded.tolist() if sound else None
+    sound = isinstance(counts, list) and all(is_id(run) and run >= 0 for run in counts)
+    return counts if sound and sum(counts) == pixels else None
+
+
+def _decoded(text: str) -> Optional[np.ndarray]:
+    codes = np.frombuffer(text.encode("utf-16-le", "surrogatepass"), np.uint16).astype(np.int64) - 48
+    ends = np.flatnonzero(codes & 32 == 0)
+    if not len(codes) or codes.min() < 0 or codes.max() >= 64 or not len(ends) or ends[-1] != len(codes) - 1:
         return None
-    return runs if sum(runs) == pixels else None
-
-
-def _decoded(text: str) -> Optional[List[int]]:
-    runs: List[int] = []
-    value = shift = 0
-    for character in text:
-        code = ord(character) - 48
-        if not 0 <= code < 64 or shift == 30:  # COCO's programs, with 32 bits, read longer ones as others
-            return None
-        value |= (code & 31) << shift
-        shift += 5
-        if not code & 32:
-            if code & 16:
-                value -= 1 << shift
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    return None if shift else runs
+    starts = np.append(0, ends[:-1] + 1)
+    groups = ends - starts + 1
+    if groups.max() > 6:  # COCO's programs, with 32 bits, read longer ones as others
+        return None
+    place = np.arange(len(codes)) - np.repeat(starts, groups)
+    runs = np.add.reduceat((codes & 31) << 5 * place, starts)
+    runs -= (codes[ends] & 16 > 0) << 5 * groups
+    runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
+    return runs
 
 
 def whole_number(value: Any) -> Optional[int]:
