@@ -264,12 +264,19 @@ def test_a_note_of_one_that_was_never_written_is_no_obstacle(tmp_path):
     assert resumed(checkpointer) == 9
 
 
-def test_a_note_of_nothing_is_said_once(tmp_path, caplog):
+def test_a_note_of_nothing_is_said_when_a_run_goes_on_and_not_before(tmp_path, caplog):
+    """Before, there is no log yet."""
     checkpointer = saved(tmp_path, 4, 9)
-    (tmp_path / "last_checkpoint").write_text("model_0000014.pth")
-    for _ in range(2):
-        assert checkpointer.has_checkpoint() and resumed(checkpointer) == 9
-    assert caplog.text.count("which is not there") == 1
+    (tmp_path / "last_checkpoint").write_text("model_0000004")
+    assert checkpointer.has_checkpoint() and checkpointer.later_than(4) and not caplog.records
+    assert resumed(checkpointer) == 9
+    assert (
+        caplog.messages.count(
+            f"--resume goes on from model_0000009.pth: {tmp_path}/last_checkpoint names 'model_0000004', which is "
+            "not there"
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize("iteration", (5, 9))

@@ -16,7 +16,6 @@ from urllib.parse import parse_qs
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils.logger import log_first_n
 
 from ..errors import UserError, one_line
 from ..files import atomic_write_text, atomic_writer, read_text
@@ -118,6 +117,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def _newest_undamaged(self) -> Path:
         damaged, excepted = [], wrong_numbers(self.model.state_dict())
+        passed_over = self._noted(self._found())[1]
         for path in self._checkpoints():
             try:
                 content = _read_checkpoint(path)
@@ -128,6 +128,8 @@ class Checkpointer(DetectionCheckpointer):
             else:
                 self._check_state(path, content)
                 self._run = _run(content) or self._run
+                if passed_over:
+                    logger.warning("--resume goes on from %s: %s", path.name, passed_over)
                 return path
         raise UserError(
             f"--resume: no checkpoint in {self.save_dir} can be read: {', '.join(damaged)}; restore one, "
@@ -194,27 +196,25 @@ class Checkpointer(DetectionCheckpointer):
     def _checkpoints(self) -> Iterator[Path]:
         """Newest first: the one that was noted, then by iteration."""
         found = self._found()
-        noted = self._noted(found)
+        noted, _ = self._noted(found)
         if noted:
             yield found.pop(noted)
         others = [path for name, path in found.items() if name.startswith("model_")]
         yield from sorted(others, key=_iteration_and_name, reverse=True)
 
-    def _noted(self, found: Dict[str, Path]) -> str:
-        """Which of the files ``last_checkpoint`` names; empty where it names none, for whatever reason."""
+    def _noted(self, found: Dict[str, Path]) -> Tuple[str, str]:
+        """Which of the files ``last_checkpoint`` names, or else, where there is such a file, why none."""
         file = self._folder() / "last_checkpoint" if found else Path()
         if not found or not os.path.lexists(file):
-            return ""
+            return "", ""
         try:
             text = read_text(file).strip()
         except UserError as e:
-            _warn_once(f"The newest checkpoint is taken by its iteration: {e}")
-            return ""
+            return "", str(e)
         for name, path in found.items():
             if text in (name, str(path)):
-                return name
-        _warn_once(f"{file} names {text[:100]!r}, which is not there")
-        return ""
+                return name, ""
+        return "", f"{file} names {text[:100]!r}, which is not there"
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
         """The content of a file, whatever its suffix, which detectron2 would go by."""
@@ -296,10 +296,6 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
     except Exception as e:  # zipfile raises anything for a bit that is flipped between the parts
         raise WeightsError(path, f"is unreadable, {one_line(e, 120)}") from None
     return content if isinstance(content, Mapping) else {}
-
-
-def _warn_once(message: str) -> None:
-    log_first_n(logging.WARNING, message, name=__name__, key="message")
 
 
 def _iteration(path: Path) -> float:
