@@ -16,7 +16,7 @@ from torch import nn
 
 from resnest_d2 import UserError
 from resnest_d2.checkpoint import Checkpointer
-from resnest_d2.checkpoint.checkpointer import damage
+from resnest_d2.checkpoint.read import damage
 from resnest_d2.engine.hooks import PeriodicCheckpointer
 
 

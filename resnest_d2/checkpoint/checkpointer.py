@@ -8,7 +8,7 @@ import math
 import os
 import re
 import stat
-import zipfile
+import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 from urllib.parse import parse_qs
@@ -22,8 +22,9 @@ from ..files import atomic_write_text, atomic_writer, read_text
 from ..processes import found_by_main
 from .convert import as_checkpoint
 from .coverage import Coverage, cover
+from .links import fetched, is_link
 from .numbers import check_checkpoint, check_numbers, check_types, wrong_numbers
-from .read import WeightsError, read_content, read_weights
+from .read import WeightsError, read_checkpoint, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ class Checkpointer(DetectionCheckpointer):
         passed_over = self._noted(self._found())[1]
         for path in self._checkpoints():
             try:
-                content = _read_checkpoint(path)
+                content = read_checkpoint(path)
                 check_checkpoint(content, str(path), excepted)
             except WeightsError as e:
                 logger.warning("Skipping %s: it %s", path, e.reason)
@@ -162,11 +163,17 @@ class Checkpointer(DetectionCheckpointer):
             )
 
     def load(self, path: str, checkpointables: Optional[List[str]] = None) -> Dict[str, Any]:
-        """As detectron2's.
+        """As detectron2's, but for links, which are kept apart by their hosts and fetched with a time limit.
 
         Raises:
-            UserError: the state of a training in the file is not that of this one.
+            UserError: the state of a training in the file is not that of this one, or a link leads nowhere.
         """
+        if path and is_link(path):
+            link, mark, query = path.partition("?")
+            file = fetched(path)
+            date = time.strftime("%Y-%m-%d", time.localtime(file.stat().st_mtime))
+            logger.info("%s was fetched on %s; remove %s to fetch it anew", link, date, file)
+            path = f"{file}{mark}{query}"
         try:
             return super().load(path, checkpointables)
         except UserError:
@@ -256,46 +263,6 @@ class Checkpointer(DetectionCheckpointer):
             self.check(cover(self.model, self.file, weights, self.missing, self.unexpected))
         check_numbers(self.model.state_dict(), self.file, excepted)
         return incompatible
-
-
-def damage(path: Path) -> Optional[str]:
-    """What is wrong with a file of torch.save; None where every part has its checksum."""
-    try:
-        _read_checkpoint(path)
-    except UserError as e:
-        return e.reason if isinstance(e, WeightsError) else str(e)
-    return None
-
-
-def _read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """What is in a file of torch.save; nothing where it is not a dict.
-
-    torch writes a CRC-32 with each tensor, and does not check it on reading.
-
-    Raises:
-        UserError: memory does not suffice.
-        WeightsError: the file is damaged, or would run code.
-    """
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # a FIFO would have its reader wait
-            raise WeightsError(path, "is a folder" if stat.S_ISDIR(status.st_mode) else "is no regular file")
-        with open(path, "rb") as file:
-            if file.read(2) == b"PK":
-                with zipfile.ZipFile(file) as archive:
-                    bad = archive.testzip()
-                if bad:
-                    raise WeightsError(path, f"has a bad checksum of {bad}")
-        content = read_content(path)
-    except zipfile.BadZipFile:
-        raise WeightsError(path, "is truncated") from None
-    except OSError as e:
-        raise WeightsError(path, f"is unreadable, {e.strerror or e}") from None
-    except UserError:
-        raise
-    except Exception as e:  # zipfile raises anything for a bit that is flipped between the parts
-        raise WeightsError(path, f"is unreadable, {one_line(e, 120)}") from None
-    return content if isinstance(content, Mapping) else {}
 
 
 def _iteration(path: Path) -> float:
