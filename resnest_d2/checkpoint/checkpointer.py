@@ -20,7 +20,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from ..errors import UserError, one_line
 from ..files import atomic_write_text, atomic_writer, read_text
 from ..processes import found_by_main
-from .convert import as_checkpoint
+from .convert import as_checkpoint, bare
 from .coverage import Coverage, cover
 from .links import fetched, is_link
 from .numbers import check_checkpoint, check_numbers, check_types, wrong_numbers
@@ -225,7 +225,8 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
         """The content of a file, whatever its suffix, which detectron2 would go by."""
-        loaded = as_checkpoint(read_weights(filename), filename)
+        own = self.model.state_dict()
+        loaded = as_checkpoint(read_weights(filename), filename, own)
         given = self._parsed_url_during_load
         query = parse_qs(given.query) if given else {}
         if query.pop("matching_heuristics", ["False"]) == ["True"]:
@@ -236,9 +237,12 @@ class Checkpointer(DetectionCheckpointer):
             raise UserError(f"{filename} is no file of weights: it holds {len(loaded['model'])} tensors")
         for name, value in loaded["model"].items():
             if not isinstance(name, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
+                remedy = "; save it on its own with torch.save, if it is what you mean"
                 raise UserError(
                     f"{filename} is no file of weights: {str(name)[:80]} is a {type(value).__name__}"
+                    f"{remedy if isinstance(value, dict) else ''}"
                 )
+        loaded["model"] = bare(loaded["model"], own)
         self._convert_ndarray_to_tensor(loaded["model"])
         for name, value in loaded["model"].items():
             if value.is_complex():
