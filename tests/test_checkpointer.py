@@ -319,6 +319,19 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"last_checkpoint", "model_0000004.pth"}
 
 
+@pytest.mark.parametrize("value", [1.7e38, math.nan])
+def test_weights_that_training_has_spoilt_are_not_written(value, tmp_path):
+    checkpointer = saved(tmp_path, 4)
+    nn.init.constant_(checkpointer.model.weight, value)
+    with pytest.raises(
+        UserError, match=r"model_final.pth is not written: weight holds .*; lower SOLVER.BASE_LR"
+    ):
+        checkpointer.save("model_final", iteration=5)
+    assert {p.name for p in tmp_path.iterdir()} == {"model_0000004.pth", "last_checkpoint"}
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000004.pth"
+    Checkpointer(checkpointer.model, str(tmp_path)).save("x")  # what a model has from the start is its own
+
+
 def test_what_a_killed_process_left_is_cleared_away(tmp_path):
     (tmp_path / ".model_0000004.pth-abc").write_bytes(b"half")
     saved(tmp_path, 9)

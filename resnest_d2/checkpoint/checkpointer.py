@@ -60,18 +60,24 @@ class Checkpointer(DetectionCheckpointer):
     def __init__(self, *arguments: Any, keep: int = 0, run: str = "", **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self._keep, self._run = keep, run
+        self._excepted = wrong_numbers(self.model.state_dict())  # such as it is before any training
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name.pth``, then forget the oldest.
 
         Raises:
             UserError: it cannot be written. Whatever was there still is.
+            WeightsError: training has led to weights that no network has, which nobody could load.
         """
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict(), "run": self._run, **kwargs}
         data.update({key: thing.state_dict() for key, thing in self.checkpointables.items()})
         path = self._folder() / f"{name}.pth"
+        for key, reason in wrong_numbers(self.model.state_dict()).items():
+            if key not in self._excepted:
+                remedy = "lower SOLVER.BASE_LR; earlier checkpoints are untouched, --resume goes on from them"
+                raise WeightsError(path, f"is not written: {key} {reason}", remedy)
         for stale in self._folder().glob(".model_*.pth-*"):  # of a process that was killed
             _remove(stale)
         logger.info("Saving checkpoint to %s", path)
