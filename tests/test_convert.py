@@ -7,7 +7,9 @@ import lzma
 import os
 import pickle
 import re
+import runpy
 import zipfile
+from argparse import Namespace
 from functools import partial
 
 import numpy as np
@@ -24,7 +26,7 @@ from parity.worker import randomise
 from robust.corpus import run_case
 from robust.corpus.weights import WEIGHTS
 from robust.fuzz import fuzz
-from support import assert_one_line_error
+from support import ROOT, assert_one_line_error
 
 from resnest_d2 import ResNeSt, UserError, add_resnest_config, model_zoo
 from resnest_d2.checkpoint import Checkpointer, Coverage, check_target, convert, read_weights, write_weights
@@ -268,6 +270,17 @@ def test_command_says_what_it_found_and_writes_it(timm14, run_python, tmp_path):
     assert "no place for extra.weight" in result.stdout
     assert f"wrote {tmp_path}/out.safetensors" in result.stdout
     assert len(read_weights(tmp_path / "out.safetensors")) == len(timm14)
+
+
+def test_keys_that_are_printed_are_short_and_write_nothing_on_a_terminal(tmp_path, capsys):
+    state = ResNeSt(14, res2_out_channels=32, bottleneck_width=8).state_dict()
+    for key in ("\x1b[31m", "\ud800", "k" * 100_000):
+        state[key] = torch.zeros(1)
+    torch.save(state, tmp_path / "x.pth")
+    main = runpy.run_path(str(ROOT / "tools/convert_weights.py"))["main"]
+    main(Namespace(source=str(tmp_path / "x.pth"), target=None))
+    said = capsys.readouterr().out
+    assert said.count("no place for") == 3 and len(said) < 1000 and "\x1b" not in said
 
 
 def test_command_refuses_an_incomplete_backbone_and_writes_nothing(timm14, run_python, tmp_path):
