@@ -54,7 +54,13 @@ def test_of_a_workers_error_the_line_is_what_it_says(capsys):
 def test_a_rank_left_in_the_environment_silences_nobody(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert said(UserError("x"), capsys) == "error: x\n"
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")  # with torchrun, process 0 says it
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    for rank, world in (("a", "2"), ("3", "2"), ("1", "b")):  # none of torchrun's
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", world)
+        assert said(UserError("x"), capsys) == "error: x\n"
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")  # with torchrun, process 0 says it
     assert said(UserError("x"), capsys) == ""
 
 

@@ -119,7 +119,9 @@ def one_line_errors() -> Iterator[None]:
 def _speaks() -> bool:
     """Whether this process says what is wrong. Of several, which mostly meet the same, the first does."""
     if not dist.is_initialized():  # they all check the same before they meet
-        return not dist.is_torchelastic_launched() or os.getenv("RANK", "0") == "0"
+        rank, world = os.getenv("RANK", "0"), os.getenv("WORLD_SIZE", "1")
+        others = rank.isdecimal() and world.isdecimal() and 0 < int(rank) < int(world)
+        return not dist.is_torchelastic_launched() or not others
     try:
         return _get_default_store().add("failures", 1) == 1
     except RuntimeError:  # the process that holds the store has ended
