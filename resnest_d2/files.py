@@ -195,6 +195,17 @@ class BoundedJson:
         return texts.count((key.encode(), b":")) > 1
 
 
+def check_link(option: str, name: str) -> None:
+    """Raise UserError for a link whose file would be kept outside of iopath's cache.
+
+    Args:
+        option: flag or key, for the message.
+        name: a link, or the name of a file, which may lead anywhere.
+    """
+    if "://" in name and ".." in name.split("/"):
+        raise UserError(f"{option} {name!r}: a link must not hold '..', which leads out of the cache")
+
+
 def inside(folder: PathLike, name: str, source: PathLike, links: bool = False) -> Path:
     """The path of a file in a folder, by a name that another file gives.
 

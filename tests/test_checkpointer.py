@@ -16,7 +16,7 @@ from torch import nn
 
 from resnest_d2 import UserError
 from resnest_d2.checkpoint import Checkpointer
-from resnest_d2.checkpoint.checkpointer import damage
+from resnest_d2.checkpoint.read import damage
 from resnest_d2.engine.hooks import PeriodicCheckpointer
 
 
@@ -264,12 +264,19 @@ def test_a_note_of_one_that_was_never_written_is_no_obstacle(tmp_path):
     assert resumed(checkpointer) == 9
 
 
-def test_a_note_of_nothing_is_said_once(tmp_path, caplog):
+def test_a_note_of_nothing_is_said_when_a_run_goes_on_and_not_before(tmp_path, caplog):
+    """Before, there is no log yet."""
     checkpointer = saved(tmp_path, 4, 9)
-    (tmp_path / "last_checkpoint").write_text("model_0000014.pth")
-    for _ in range(2):
-        assert checkpointer.has_checkpoint() and resumed(checkpointer) == 9
-    assert caplog.text.count("which is not there") == 1
+    (tmp_path / "last_checkpoint").write_text("model_0000004")
+    assert checkpointer.has_checkpoint() and checkpointer.later_than(4) and not caplog.records
+    assert resumed(checkpointer) == 9
+    assert (
+        caplog.messages.count(
+            f"--resume goes on from model_0000009.pth: {tmp_path}/last_checkpoint names 'model_0000004', which is "
+            "not there"
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize("iteration", (5, 9))
@@ -310,6 +317,19 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
         checkpointer.save("model_0000004")
     assert (tmp_path / "model_0000004.pth").read_bytes() == before
     assert {p.name for p in tmp_path.iterdir()} == {"last_checkpoint", "model_0000004.pth"}
+
+
+@pytest.mark.parametrize("value", [1.7e38, math.nan])
+def test_weights_that_training_has_spoilt_are_not_written(value, tmp_path):
+    checkpointer = saved(tmp_path, 4)
+    nn.init.constant_(checkpointer.model.weight, value)
+    with pytest.raises(
+        UserError, match=r"model_final.pth is not written: weight holds .*; lower SOLVER.BASE_LR"
+    ):
+        checkpointer.save("model_final", iteration=5)
+    assert {p.name for p in tmp_path.iterdir()} == {"model_0000004.pth", "last_checkpoint"}
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000004.pth"
+    Checkpointer(checkpointer.model, str(tmp_path)).save("x")  # what a model has from the start is its own
 
 
 def test_what_a_killed_process_left_is_cleared_away(tmp_path):

@@ -7,7 +7,9 @@ import lzma
 import os
 import pickle
 import re
+import runpy
 import zipfile
+from argparse import Namespace
 from functools import partial
 
 import numpy as np
@@ -24,10 +26,11 @@ from parity.worker import randomise
 from robust.corpus import run_case
 from robust.corpus.weights import WEIGHTS
 from robust.fuzz import fuzz
-from support import assert_one_line_error
+from support import ROOT, assert_one_line_error
 
 from resnest_d2 import ResNeSt, UserError, add_resnest_config, model_zoo
 from resnest_d2.checkpoint import Checkpointer, Coverage, check_target, convert, read_weights, write_weights
+from resnest_d2.checkpoint.convert import as_checkpoint
 from resnest_d2.checkpoint.unpickle import _Steps
 from resnest_d2.engine.resuming import check_same
 from resnest_d2.engine.trainer import _check_start
@@ -159,11 +162,68 @@ def test_checkpoints_of_this_package(options):
     lambda s: {"model": {"state_dict": s}},
     lambda s: {f"module.{k}": v for k, v in s.items()},
     lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
-], ids=["bare", "state_dict", "model", "both", "module", "state_dict+module"])  # fmt: skip
+    lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}},
+    lambda s: {f"_orig_mod.module.{k}": v for k, v in s.items()},
+    lambda s: {"model": {"name": "resnest14d"}, "state_dict": s},
+    lambda s: {"model": s, "state_dict": s},
+], ids=[
+    *("bare", "state_dict", "model", "both", "module", "state_dict+module", "Lightning", "compiled"),
+    *("beside its options", "twice"),
+])  # fmt: skip
 def test_any_wrapping(wrap, timm14, tmp_path):
     torch.save(wrap(timm14), tmp_path / "x.pth")
     conversion = convert(read_weights(tmp_path / "x.pth"))
     assert (conversion.unplaced, conversion.missing) == ([], [])
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.parametrize(
+    "own, given", [("", "model"), ("", "_orig_mod"), ("model", "model"), ("_orig_mod", "_orig_mod")]
+)
+@pytest.mark.parametrize("resnest", [True, False])
+def test_prefixes_of_wrappers_go_where_a_model_has_none_itself(resnest, own, given, wrapped, tmp_path):
+    net = ResNeSt(14, res2_out_channels=32, bottleneck_width=8) if resnest else torch.nn.Linear(2, 2)
+    backbone = torch.nn.ModuleDict({"bottom_up": net})
+    detector = torch.nn.ModuleDict({"backbone": backbone, "head": torch.nn.Linear(2, 2)})
+    state = {f"{given}.{key}": value.clone() for key, value in detector.state_dict().items()}
+    torch.save({"model": state} if wrapped else state, tmp_path / "x.pth")
+    torch.nn.init.zeros_(detector["head"].weight)
+    checkpointer = Checkpointer(torch.nn.ModuleDict({own: detector}) if own else detector)
+    checkpointer.load(str(tmp_path / "x.pth"))
+    assert checkpointer.missing == checkpointer.unexpected == []
+    assert torch.equal(detector["head"].weight, state[f"{given}.head.weight"])
+
+
+def test_two_networks_in_a_file_are_not_chosen_from(timm14):
+    other = {k: v + 1 for k, v in timm14.items()}
+    for content in (
+        {"model": timm14, "state_dict": other},
+        {"state_dict": {"model": timm14, "model_state": other}},
+    ):
+        for read in (convert, partial(as_checkpoint, name="x")):
+            with pytest.raises(
+                UserError, match=r"holds other weights under '\w+' than '\w+'; save what is meant"
+            ):
+                read(content)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (
+            lambda key, v: v.flatten() if v.dim() == 4 else v,
+            r"conv1_1 of shape \(\d+,\), res2.0.conv1 of shape",
+        ),
+        (lambda key, v: v.transpose(0, 1) if v.dim() == 4 else v, "res2.0.conv1 of shape"),
+        (lambda key, v: v[:0] if v.dim() else v, r"res2.0.conv1 of shape \(0, "),
+        (lambda key, v: None if key == "res2.0.conv3.weight" else v, "nothing for res2.0.conv3.weight"),
+    ],
+)
+def test_shapes_of_no_network_are_said_with_their_names(change, said):
+    state = {key: change(key, value) for key, value in ResNeSt(14).state_dict().items()}
+    with pytest.raises(UserError, match=rf"holds no complete ResNeSt \(.*({said})") as e:
+        convert({key: value for key, value in state.items() if value is not None})
+    assert "unpack" not in str(e.value) and "division" not in str(e.value)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -210,6 +270,17 @@ def test_command_says_what_it_found_and_writes_it(timm14, run_python, tmp_path):
     assert "no place for extra.weight" in result.stdout
     assert f"wrote {tmp_path}/out.safetensors" in result.stdout
     assert len(read_weights(tmp_path / "out.safetensors")) == len(timm14)
+
+
+def test_keys_that_are_printed_are_short_and_write_nothing_on_a_terminal(tmp_path, capsys):
+    state = ResNeSt(14, res2_out_channels=32, bottleneck_width=8).state_dict()
+    for key in ("\x1b[31m", "\ud800", "k" * 100_000):
+        state[key] = torch.zeros(1)
+    torch.save(state, tmp_path / "x.pth")
+    main = runpy.run_path(str(ROOT / "tools/convert_weights.py"))["main"]
+    main(Namespace(source=str(tmp_path / "x.pth"), target=None))
+    said = capsys.readouterr().out
+    assert said.count("no place for") == 3 and len(said) < 1000 and "\x1b" not in said
 
 
 def test_command_refuses_an_incomplete_backbone_and_writes_nothing(timm14, run_python, tmp_path):
@@ -647,6 +718,7 @@ def test_only_detectron2s_query_is_known(tmp_path):
         ({"weight": torch.ones(2, 2, dtype=torch.complex64)}, "weight holds complex numbers"),
         ({"weight": 3}, "weight is a int"),
         ({3: torch.ones(2)}, "3 is a Tensor"),
+        ({"teacher": {"weight": torch.ones(2)}}, "teacher is a dict; save it on its own"),
         (
             {"model": {"weight": torch.ones(2, 2) / 0}},
             "x.pth is damaged: 0.weight holds numbers that are not",
@@ -733,3 +805,16 @@ def test_missing_file_is_named(tmp_path):
 def test_weights_of_something_else_are_named():
     with pytest.raises(UserError, match="holds no ResNeSt in a known format; its 2 tensors are weight, bias"):
         convert(torch.nn.Linear(1, 1).state_dict())
+    ema = {"state_dict_ema": torch.nn.Linear(1, 1).state_dict()}
+    with pytest.raises(
+        UserError, match="holds tensors only under 'state_dict_ema'; save what is meant on its own"
+    ):
+        convert(ema)
+
+
+def test_an_expanded_tensor_is_called_that(tmp_path):
+    torch.save({"weight": torch.zeros(1).expand(4000)}, tmp_path / "x.pth")
+    with pytest.raises(
+        UserError, match=r"4000 elements on a storage of 1, as expand\(\) makes it: save its clone"
+    ):
+        read_weights(tmp_path / "x.pth")

@@ -1,5 +1,6 @@
 """What a command line says of a failure, wherever it can say it."""
 
+import io
 import locale
 import os
 import subprocess
@@ -53,7 +54,13 @@ def test_of_a_workers_error_the_line_is_what_it_says(capsys):
 def test_a_rank_left_in_the_environment_silences_nobody(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert said(UserError("x"), capsys) == "error: x\n"
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")  # with torchrun, process 0 says it
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    for rank, world in (("a", "2"), ("3", "2"), ("1", "b")):  # none of torchrun's
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", world)
+        assert said(UserError("x"), capsys) == "error: x\n"
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")  # with torchrun, process 0 says it
     assert said(UserError("x"), capsys) == ""
 
 
@@ -119,6 +126,21 @@ def test_streams_that_are_full_closed_or_read_by_nobody_end_nothing(tmp_path):
         )
     for stderr in (unread, full, None):
         assert in_child(speak, os.open("/dev/null", os.O_WRONLY), stderr) == 2
+
+
+@pytest.mark.parametrize("buffered", [True, False])  # the latter by python -u
+def test_what_no_encoding_has_is_printed_all_the_same(buffered, tmp_path):
+    def say():
+        raw, sys.__stdout__ = io.FileIO(1, "w", closefd=False), sys.stdout  # which closes the file as it goes
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(raw) if buffered else raw, "utf-8", write_through=not buffered
+        )
+        prepare_process()
+        print("\ud800 ö")
+
+    file = os.open(tmp_path / "stdout", os.O_RDWR | os.O_CREAT)
+    assert in_child(say, file, os.open("/dev/null", os.O_WRONLY)) == 0
+    assert (tmp_path / "stdout").read_text("utf-8") == "\\ud800 ö\n"
 
 
 def test_a_locale_without_unicode_keeps_nobody_from_writing_it(tmp_path):

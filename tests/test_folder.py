@@ -201,7 +201,26 @@ def test_resuming_where_only_an_earlier_run_has_checkpoints_says_where_they_are(
     with own_folder(config(output), arguments()):
         pass
     with own_folder(config(output), arguments(resume=True)) as notes:
-        assert notes == [f"--resume: no checkpoint in {output}; the run before it is in {output}/previous_1"]
+        assert notes == [
+            f"--resume: no checkpoint in {output}, training begins anew; the run before it is in "
+            f"{output}/previous_1"
+        ]
+
+
+def test_resuming_where_there_is_no_checkpoint_says_so_and_keeps_what_is_left_apart(tmp_path):
+    """They were moved away, or OUTPUT_DIR is a slip."""
+    output = old_run(tmp_path / "out")
+    for checkpoint in output.glob("model_*.pth"):
+        checkpoint.unlink()
+    left = names(output) & OLD
+    with own_folder(config(output), arguments(resume=True)) as notes:
+        assert notes == [
+            f"{output} held an earlier run, now {output}/previous_1",
+            f"--resume: no checkpoint in {output}, training begins anew",
+        ]
+        assert names(output / "previous_1") == {*left, "config.yaml", "seed"}
+    with own_folder(config(tmp_path / "slip"), arguments(resume=True)) as notes:
+        assert notes == [f"--resume: no checkpoint in {tmp_path}/slip, training begins anew"]
 
 
 def test_a_run_that_goes_back_leaves_the_later_checkpoints_apart(tmp_path):

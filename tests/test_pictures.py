@@ -1,14 +1,17 @@
 """Pictures of predictions: what they show, their names, and what they cannot be made of."""
 
 import json
+import runpy
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 from PIL import Image
 from robust.corpus.images import dataset
+from support import ROOT
 from test_coco_check import files_of_at_most
 from torch import nn
 
@@ -150,3 +153,9 @@ def test_a_folder_that_cannot_be_written_is_named_and_keeps_no_rest(draw, tmp_pa
     (tmp_path / "pictures").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*pictures"):
         draw({"1.png": Image.new("RGB", (40, 30))})
+
+
+def test_several_processes_are_refused_as_each_would_draw_all(monkeypatch):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    with pytest.raises(UserError, match="--num-gpus: pictures are drawn in 1 process, got 2"):
+        runpy.run_path(str(ROOT / "tools/draw_predictions.py"))["main"](None, None)

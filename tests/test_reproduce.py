@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import runpy
 import shlex
 import signal
 import subprocess
@@ -284,6 +285,35 @@ def test_printing_runs_nothing(flags, run_python, tmp_path):
     assert result.returncode == 0, result.stderr
     assert all(f"{name}.yaml" in result.stdout for name in DETECTORS)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flags", [("--dry-run",), ("--slurm",), ("--num-gpus", 1)])
+def test_a_wrong_key_is_refused_whatever_is_asked_for(flags, run_python, tmp_path):
+    words = ("--rows", "mask_resnest50", *flags, "--output", tmp_path / "out", "SOLVER.BASE_LT", 1)
+    assert_one_line_error(run_python("tools/reproduce.py", *words), "unknown key SOLVER.BASE_LT")
+
+
+def test_a_script_may_be_for_a_machine_with_other_devices(tmp_path):
+    reproduction(tmp_path, overrides=("MODEL.DEVICE", "cuda", "SEED", "1")).check_overrides(
+        ["mask_resnest50"]
+    )
+
+
+@pytest.mark.parametrize("statuses, ends", [((2, 2), 2), ((2, 1), 1), ((2, 0), 1), ((0, 0), 0)])
+def test_the_status_is_that_of_refusal_only_where_all_rows_are_refused(statuses, ends, tmp_path):
+    names = ["mask_resnest50", "mask_resnet50"]
+    status = f"next(s for n, s in {list(zip(names, statuses))} if n in ' '.join(sys.argv))"
+    rows = script(tmp_path, f"import sys\nstatus = {status}\nif status: sys.exit(status)\n{EVALUATION}")
+    assert runpy.run_path(str(ROOT / "tools/reproduce.py"))["run"](rows, names) == ends
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '[{"mine": 1}]', "[3]"])
+def test_results_of_something_else_are_left_alone(content, tmp_path):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(UserError, match=r"results\.json"):
+        reproduction(tmp_path).check(["mask_resnest50"])
+    (tmp_path / "results.json").write_text('[{"row": "mask_resnet50", "results": {}}]')
+    reproduction(tmp_path).check(["mask_resnest50"])
 
 
 def test_command_names_a_wrong_row(run_python):

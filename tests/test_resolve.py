@@ -25,7 +25,8 @@ from detectron2.utils.file_io import PathManager
 from support import assert_one_line_error
 
 from resnest_d2 import UserError, model_zoo
-from resnest_d2.checkpoint import LinkHandler, ResNeStHandler, convert, local_weights, resolve
+from resnest_d2.checkpoint import Checkpointer, LinkHandler, ResNeStHandler, convert, local_weights, resolve
+from resnest_d2.engine import load_config
 from resnest_d2.model_zoo.records import DETECTORS
 from resnest_d2.model_zoo.weights import BACKBONES, Backbone
 
@@ -166,22 +167,91 @@ def test_a_server_that_drips_is_left_for_the_next(handler, server, monkeypatch):
     assert time.monotonic() - begun < 4 and leftovers(handler) == []
 
 
-def test_a_link_is_fetched_where_detectron2_finds_it_or_is_said_in_one_line(
-    server, file, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+def files_in(folder):
+    return [p for p in folder.glob("**/*") if p.is_file() and p.suffix != ".lock"]
+
+
+@pytest.fixture
+def cache(server, tmp_path, monkeypatch):
+    """Where links are kept; the server knows good.pth as well."""
+    server.files["good.pth"] = next(iter(server.files.values()))
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_link_is_fetched_or_said_in_one_line(server, file, cache, monkeypatch):
     monkeypatch.setattr(resolve, "TIMEOUT", 0.3)
-    (name,) = server.files
+    link = server.url + "good.pth"
     server.behave = "dripping"
-    with pytest.raises(UserError, match=rf"^MODEL.WEIGHTS: cannot get {server.url}{name} \(.*less than 1000"):
-        local_weights(server.url + name)
-    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.lock"]
+    with pytest.raises(UserError, match=rf"^MODEL.WEIGHTS: cannot get {link} \(.*less than 1000"):
+        local_weights(link)
+    assert files_in(cache) == []
     server.behave = "well"
-    path = local_weights(f"{server.url}{name}?matching_heuristics=True")
-    assert path.read_bytes() == file and server.requests == [name] * 2
+    path = local_weights(f"{link}?matching_heuristics=True")
+    assert path.read_bytes() == file and server.requests == ["good.pth"] * 2
+    assert local_weights(link.replace("http", "HTTP")) == path and len(server.requests) == 2
     for link in ("http://", server.url, server.url + "x" * 300):
         with pytest.raises(UserError, match=r"^MODEL.WEIGHTS: cannot get http"):
             local_weights(link)
+
+
+def test_links_to_files_of_one_name_on_two_hosts_are_two_files(server, cache):
+    with Server() as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        for host, value in ((server, 1.0), (other, 2.0)):
+            buffer = io.BytesIO()
+            torch.save({"model": {"weight": torch.full((1, 1), value)}}, buffer)
+            host.files["model_final.pth"] = buffer.getvalue()
+        for host, value in ((server, 1.0), (other, 2.0), (server, 1.0)):
+            model = torch.nn.Linear(1, 1, bias=False)
+            Checkpointer(model).load(host.url + "model_final.pth?matching_heuristics=True")
+            assert model.weight.item() == value
+        assert server.requests == other.requests == ["model_final.pth"]
+        other.shutdown()
+
+
+@pytest.mark.parametrize("scheme", ["http://127.0.0.1:1", "ftp://127.0.0.1:1", "detectron2:/"])
+def test_a_link_cannot_lead_out_of_the_cache(scheme, cache, tmp_path):
+    link, config = f"{scheme}/x/../../../good.pth", model_zoo.get_config_file("quickstart")
+    calls = [
+        lambda: local_weights(link),
+        lambda: load_config(config, ["MODEL.WEIGHTS", link]),
+        lambda: load_config(config, ["DATASETS.PROPOSAL_FILES_TRAIN", f"('{link}',)"]),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match=r"\.\.', which leads out of the cache"):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"<!DOCTYPE html><html>Please log in</html>", b"", b"PK\3\4 cut"],
+    ids=["page", "empty", "cut"],
+)
+def test_what_a_link_sends_that_is_no_weight_is_not_kept(content, server, cache, file):
+    server.files["good.pth"] = content
+    with pytest.raises(UserError, match=r"^MODEL.WEIGHTS: cannot get .*good.pth \(OSError: what was sent is"):
+        local_weights(server.url + "good.pth")
+    assert files_in(cache) == []
+    server.files["good.pth"] = file
+    assert local_weights(server.url + "good.pth").read_bytes() == file
+
+
+def test_links_that_cannot_be_fetched_as_they_are_are_refused_before(server, cache):
+    with pytest.raises(UserError, match=r"good.pth\?v=1 \(.*the only query is matching_heuristics=True"):
+        local_weights(server.url + "good.pth?v=1")
+    with pytest.raises(UserError, match="user's name") as e:
+        local_weights(server.url.replace("//", "//me:s3cret@") + "good.pth")
+    assert "s3cret" not in str(e.value) and server.requests == []
+
+
+def test_a_server_that_never_ends_fills_no_disk(server, cache, monkeypatch):
+    monkeypatch.setattr(resolve, "_MOST_BYTES", 1000)
+    server.instead["good.pth"] = {"length": False}
+    with pytest.raises(UserError, match="more than 1000 bytes, which no weights have"):
+        local_weights(server.url + "good.pth")
+    assert files_in(cache) == []
 
 
 def test_a_folder_that_is_none_is_named(handler, tmp_path, monkeypatch, caplog):

@@ -11,7 +11,7 @@ the backbone is completely covered.
 
 from resnest_d2.checkpoint import check_target, convert, read_weights, write_weights
 from resnest_d2.engine import Parser, one_line_errors
-from resnest_d2.errors import one_line
+from resnest_d2.evaluation.labels import label
 from resnest_d2.files import expanded
 
 
@@ -21,7 +21,7 @@ def main(args):
     conversion = convert(read_weights(args.source), args.source)
     print(f"{args.source}: {conversion.source}, {conversion.mapped} tensors mapped")
     for key in conversion.unplaced:
-        print(f"  no place for {one_line(key)}")
+        print(f"  no place for {label(key, 200)}")
     for key in conversion.missing:
         print(f"  nothing for {key}")
     conversion.check_complete(args.source)

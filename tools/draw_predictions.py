@@ -6,13 +6,19 @@
 
 from pathlib import Path
 
-from resnest_d2 import engine
+from detectron2.utils import comm
+
+from resnest_d2 import UserError, engine
 from resnest_d2.errors import check_number
 from resnest_d2.evaluation import draw_predictions
 from resnest_d2.files import user_path
 
 
 def main(cfg, args):
+    if comm.get_world_size() > 1:  # each would draw all
+        raise UserError(
+            f"--num-gpus: pictures are drawn in 1 process, got {comm.get_world_size()}; leave it out"
+        )
     check_number("--num-images", args.num_images, at_least=1)
     check_number("--score-threshold", args.score_threshold, at_least=0, at_most=1)
     root = args.output or Path(cfg.OUTPUT_DIR) / "pictures"

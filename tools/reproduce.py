@@ -10,7 +10,8 @@
 After a stop it continues: a finished row is not run again, another continues from its last
 checkpoint. Results are in OUTPUT/results.json and OUTPUT/table.md, beside the published figures.
 
-Exit status: 0 where all rows finished, 1 where one did not, 2 where nothing could be run.
+Exit status: 0 where all rows finished, 1 where one did not, 2 where nothing could be run, also where all
+rows were refused.
 """
 
 import argparse
@@ -32,6 +33,7 @@ def main(args):
     script = Path(__file__).with_name("train_net.py")
     options = (args.num_gpus, args.num_machines, args.eval_only, args.smoke, args.opts)
     rows = Reproduction(script, args.output, *options)
+    rows.check_overrides(names)
     if args.slurm:
         print(rows.slurm(names))
         return
@@ -46,7 +48,7 @@ def main(args):
 
 
 def run(rows, names):
-    """Run the rows, and write what is known of them after each. Returns whether one has failed."""
+    """Run the rows, and write what is known of them after each. Returns the exit status."""
     rows.check(names)
     print(rows.scaling())
     results = {name: rows.finished(name) for name in names}
@@ -57,7 +59,8 @@ def run(rows, names):
             print(f"  failed with status {results[name]['status']}: {results[name]['error']}", flush=True)
         rows.write([result for result in results.values() if result])
     print(rows.table([*results.values()]))
-    return any("error" in result for result in results.values())
+    statuses = {result.get("status") if "error" in result else 0 for result in results.values()}
+    return 2 if statuses == {2} else int(statuses != {0})
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import stat
-import zipfile
+import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 from urllib.parse import parse_qs
@@ -16,15 +16,15 @@ from urllib.parse import parse_qs
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils.logger import log_first_n
 
 from ..errors import UserError, one_line
 from ..files import atomic_write_text, atomic_writer, read_text
 from ..processes import found_by_main
-from .convert import as_checkpoint
+from .convert import as_checkpoint, bare
 from .coverage import Coverage, cover
+from .links import fetched, is_link
 from .numbers import check_checkpoint, check_numbers, check_types, wrong_numbers
-from .read import WeightsError, read_content, read_weights
+from .read import WeightsError, read_checkpoint, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -60,18 +60,24 @@ class Checkpointer(DetectionCheckpointer):
     def __init__(self, *arguments: Any, keep: int = 0, run: str = "", **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self._keep, self._run = keep, run
+        self._excepted = wrong_numbers(self.model.state_dict())  # such as it is before any training
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name.pth``, then forget the oldest.
 
         Raises:
             UserError: it cannot be written. Whatever was there still is.
+            WeightsError: training has led to weights that no network has, which nobody could load.
         """
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict(), "run": self._run, **kwargs}
         data.update({key: thing.state_dict() for key, thing in self.checkpointables.items()})
         path = self._folder() / f"{name}.pth"
+        for key, reason in wrong_numbers(self.model.state_dict()).items():
+            if key not in self._excepted:
+                remedy = "lower SOLVER.BASE_LR; earlier checkpoints are untouched, --resume goes on from them"
+                raise WeightsError(path, f"is not written: {key} {reason}", remedy)
         for stale in self._folder().glob(".model_*.pth-*"):  # of a process that was killed
             _remove(stale)
         logger.info("Saving checkpoint to %s", path)
@@ -118,9 +124,10 @@ class Checkpointer(DetectionCheckpointer):
 
     def _newest_undamaged(self) -> Path:
         damaged, excepted = [], wrong_numbers(self.model.state_dict())
+        passed_over = self._noted(self._found())[1]
         for path in self._checkpoints():
             try:
-                content = _read_checkpoint(path)
+                content = read_checkpoint(path)
                 check_checkpoint(content, str(path), excepted)
             except WeightsError as e:
                 logger.warning("Skipping %s: it %s", path, e.reason)
@@ -128,6 +135,8 @@ class Checkpointer(DetectionCheckpointer):
             else:
                 self._check_state(path, content)
                 self._run = _run(content) or self._run
+                if passed_over:
+                    logger.warning("--resume goes on from %s: %s", path.name, passed_over)
                 return path
         raise UserError(
             f"--resume: no checkpoint in {self.save_dir} can be read: {', '.join(damaged)}; restore one, "
@@ -160,11 +169,17 @@ class Checkpointer(DetectionCheckpointer):
             )
 
     def load(self, path: str, checkpointables: Optional[List[str]] = None) -> Dict[str, Any]:
-        """As detectron2's.
+        """As detectron2's, but for links, which are kept apart by their hosts and fetched with a time limit.
 
         Raises:
-            UserError: the state of a training in the file is not that of this one.
+            UserError: the state of a training in the file is not that of this one, or a link leads nowhere.
         """
+        if path and is_link(path):
+            link, mark, query = path.partition("?")
+            file = fetched(path)
+            date = time.strftime("%Y-%m-%d", time.localtime(file.stat().st_mtime))
+            logger.info("%s was fetched on %s; remove %s to fetch it anew", link, date, file)
+            path = f"{file}{mark}{query}"
         try:
             return super().load(path, checkpointables)
         except UserError:
@@ -194,31 +209,30 @@ class Checkpointer(DetectionCheckpointer):
     def _checkpoints(self) -> Iterator[Path]:
         """Newest first: the one that was noted, then by iteration."""
         found = self._found()
-        noted = self._noted(found)
+        noted, _ = self._noted(found)
         if noted:
             yield found.pop(noted)
         others = [path for name, path in found.items() if name.startswith("model_")]
         yield from sorted(others, key=_iteration_and_name, reverse=True)
 
-    def _noted(self, found: Dict[str, Path]) -> str:
-        """Which of the files ``last_checkpoint`` names; empty where it names none, for whatever reason."""
+    def _noted(self, found: Dict[str, Path]) -> Tuple[str, str]:
+        """Which of the files ``last_checkpoint`` names, or else, where there is such a file, why none."""
         file = self._folder() / "last_checkpoint" if found else Path()
         if not found or not os.path.lexists(file):
-            return ""
+            return "", ""
         try:
             text = read_text(file).strip()
         except UserError as e:
-            _warn_once(f"The newest checkpoint is taken by its iteration: {e}")
-            return ""
+            return "", str(e)
         for name, path in found.items():
             if text in (name, str(path)):
-                return name
-        _warn_once(f"{file} names {text[:100]!r}, which is not there")
-        return ""
+                return name, ""
+        return "", f"{file} names {text[:100]!r}, which is not there"
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
         """The content of a file, whatever its suffix, which detectron2 would go by."""
-        loaded = as_checkpoint(read_weights(filename), filename)
+        own = self.model.state_dict()
+        loaded = as_checkpoint(read_weights(filename), filename, own)
         given = self._parsed_url_during_load
         query = parse_qs(given.query) if given else {}
         if query.pop("matching_heuristics", ["False"]) == ["True"]:
@@ -229,9 +243,12 @@ class Checkpointer(DetectionCheckpointer):
             raise UserError(f"{filename} is no file of weights: it holds {len(loaded['model'])} tensors")
         for name, value in loaded["model"].items():
             if not isinstance(name, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
+                remedy = "; save it on its own with torch.save, if it is what you mean"
                 raise UserError(
                     f"{filename} is no file of weights: {str(name)[:80]} is a {type(value).__name__}"
+                    f"{remedy if isinstance(value, dict) else ''}"
                 )
+        loaded["model"] = bare(loaded["model"], own)
         self._convert_ndarray_to_tensor(loaded["model"])
         for name, value in loaded["model"].items():
             if value.is_complex():
@@ -256,50 +273,6 @@ class Checkpointer(DetectionCheckpointer):
             self.check(cover(self.model, self.file, weights, self.missing, self.unexpected))
         check_numbers(self.model.state_dict(), self.file, excepted)
         return incompatible
-
-
-def damage(path: Path) -> Optional[str]:
-    """What is wrong with a file of torch.save; None where every part has its checksum."""
-    try:
-        _read_checkpoint(path)
-    except UserError as e:
-        return e.reason if isinstance(e, WeightsError) else str(e)
-    return None
-
-
-def _read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """What is in a file of torch.save; nothing where it is not a dict.
-
-    torch writes a CRC-32 with each tensor, and does not check it on reading.
-
-    Raises:
-        UserError: memory does not suffice.
-        WeightsError: the file is damaged, or would run code.
-    """
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # a FIFO would have its reader wait
-            raise WeightsError(path, "is a folder" if stat.S_ISDIR(status.st_mode) else "is no regular file")
-        with open(path, "rb") as file:
-            if file.read(2) == b"PK":
-                with zipfile.ZipFile(file) as archive:
-                    bad = archive.testzip()
-                if bad:
-                    raise WeightsError(path, f"has a bad checksum of {bad}")
-        content = read_content(path)
-    except zipfile.BadZipFile:
-        raise WeightsError(path, "is truncated") from None
-    except OSError as e:
-        raise WeightsError(path, f"is unreadable, {e.strerror or e}") from None
-    except UserError:
-        raise
-    except Exception as e:  # zipfile raises anything for a bit that is flipped between the parts
-        raise WeightsError(path, f"is unreadable, {one_line(e, 120)}") from None
-    return content if isinstance(content, Mapping) else {}
-
-
-def _warn_once(message: str) -> None:
-    log_first_n(logging.WARNING, message, name=__name__, key="message")
 
 
 def _iteration(path: Path) -> float:

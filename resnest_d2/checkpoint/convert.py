@@ -6,7 +6,7 @@ import functools
 import os
 import re
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Container, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import safetensors.torch
@@ -25,6 +25,11 @@ State = Dict[str, Tensor]
 #: Keys under which training codes wrap the weights.
 _WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict")
 _MAX_WRAPPERS = 10  # a malformed file may hold itself
+_ALONE = "save what is meant on its own with torch.save"
+#: What DistributedDataParallel, torch.compile and Lightning put before all names.
+_OUTER = ("module.", "_orig_mod.", "model.")
+#: Those whose shapes say which network it is.
+_TELLING = ("stem.conv1_1", "stem.conv1", "res2.0.conv1", "res2.0.conv2.conv", "res2.0.conv2", "res2.0.conv3")
 #: Where a detectron2 model keeps its backbone.
 _PREFIXES = ("backbone.bottom_up.", "backbone.", "bottom_up.", "")
 
@@ -89,18 +94,23 @@ class Conversion(NamedTuple):
         check_numbers(self.state, name)
 
 
-def convert(content: Dict[str, Any], name: str = "the file") -> Conversion:
+def convert(content: Dict[str, Any], name: str = "the file", own: Container[str] = ()) -> Conversion:
     """Recognise the format of ``content`` and map it.
 
     Args:
         content: as :func:`read_weights` returns it.
         name: of the file, for errors.
+        own: as of :func:`bare`.
 
     Raises:
         UnknownFormatError: it holds no ResNeSt that is known here.
+        WeightsError: it holds several networks.
     """
-    state = unwrap(content)
+    state = unwrap(content, name, own)
     if not state:
+        inside = [key for key, value in content.items() if isinstance(value, dict) and _tensors(value)]
+        if inside:
+            raise UnknownFormatError(name, f"holds tensors only under {some(map(repr, inside))}", _ALONE)
         raise UnknownFormatError(name, "holds no tensors")
     for prefix in _PREFIXES:
         if f"{prefix}res2.0.conv1.weight" in state:
@@ -122,7 +132,7 @@ def convert(content: Dict[str, Any], name: str = "the file") -> Conversion:
     raise UnknownFormatError(name, "holds no ResNeSt in a known format", found)
 
 
-def as_checkpoint(content: Dict[str, Any], name: str) -> Dict[str, Any]:
+def as_checkpoint(content: Dict[str, Any], name: str, own: Container[str] = ()) -> Dict[str, Any]:
     """``content`` as detectron2's checkpointer takes it.
 
     Backbones are converted, and refused where they are incomplete. Whole detectors, of ResNeSt or not, and
@@ -131,6 +141,7 @@ def as_checkpoint(content: Dict[str, Any], name: str) -> Dict[str, Any]:
     Args:
         content: as :func:`read_weights` returns it.
         name: of the file, for errors. Where it ends in ``.pkl``, names that nobody knows are Caffe2's.
+        own: as of :func:`bare`.
 
     Raises:
         WeightsError: it is a ResNeSt backbone that lacks tensors, or weights that no network has.
@@ -139,12 +150,12 @@ def as_checkpoint(content: Dict[str, Any], name: str) -> Dict[str, Any]:
     if published and in_layout and "__author__" in content:  # of detectron2's model zoo
         return content
     try:
-        conversion = convert(content, name)
+        conversion = convert(content, name, own)
     except UnknownFormatError:
         if in_layout:
             return content
         if isinstance(content.get("model_state"), dict):
-            return {"model": unwrap(content), "__author__": "pycls", "matching_heuristics": True}
+            return {"model": unwrap(content, name), "__author__": "pycls", "matching_heuristics": True}
         if published:
             weights = content["blobs"] if isinstance(content.get("blobs"), dict) else content
             weights = {k: v for k, v in weights.items() if not str(k).endswith("_momentum")}
@@ -188,21 +199,48 @@ def write_weights(conversion: Conversion, path: str) -> None:
             file.write(safetensors.torch.save(tensors, {"source": conversion.source}))
 
 
-def unwrap(content: Dict[str, Any]) -> State:
-    """The tensors in ``content``, out of any state_dict, model and module. wrapping."""
+def unwrap(content: Dict[str, Any], name: str, own: Container[str] = ()) -> State:
+    """The tensors in ``content``, out of any wrapping, under names without what wrappers put before them.
+
+    Raises:
+        WeightsError: naming the file ``name``, it holds several wrapped networks, which differ.
+    """
     for _ in range(_MAX_WRAPPERS):
-        inner = [content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)]
+        inner = [key for key in _WRAPPERS if isinstance(content.get(key), dict)]
         if not inner:
             break
-        content = inner[0]
-    state = {
+        full = [key for key in inner if _tensors(content[key])] or inner[:1]
+        for other in full[1:]:
+            if not _equal(content[full[0]], content[other]):
+                raise WeightsError(name, f"holds other weights under {full[0]!r} than {other!r}", _ALONE)
+        content = content[full[0]]
+    return bare(_tensors(content), own)
+
+
+def bare(state: State, own: Container[str] = ()) -> State:
+    """The tensors under names without the prefixes that wrappers give to all of them.
+
+    Args:
+        own: names of the model that they are for, which are left as they are.
+    """
+    while prefix := next((p for p in _OUTER if state and all(key.startswith(p) for key in state)), ""):
+        if any(key in own for key in state):
+            break
+        state = {key[len(prefix) :]: value for key, value in state.items()}
+    return state
+
+
+def _tensors(content: Dict[str, Any]) -> State:
+    return {
         key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
         for key, value in content.items()
         if isinstance(key, str) and isinstance(value, (Tensor, np.ndarray))
     }
-    while state and all(key.startswith("module.") for key in state):
-        state = {key[len("module.") :]: value for key, value in state.items()}
-    return state
+
+
+def _equal(one: Dict[str, Any], other: Dict[str, Any]) -> bool:
+    one, other = _tensors(one), _tensors(other)
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def _from_detectron2(state: State, prefix: str, name: str) -> Conversion:
@@ -276,9 +314,12 @@ def _expected(backbone: State, name: str) -> Tuple[Dict[str, Tuple[int, ...]], D
         options = infer_options(backbone)
         hashable = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
         return _shapes(tuple(hashable.items())), options
-    except (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError) as e:  # of wrong shapes
-        reason = one_line(e, 200)
-        raise UnknownFormatError(name, f"holds no complete ResNeSt ({reason})") from None
+    except (KeyError, UserError) as e:
+        reason = f"nothing for {e.args[0]}" if isinstance(e, KeyError) else one_line(e, 200)
+    except (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError):  # of wrong shapes
+        shapes = {key: backbone.get(f"{key}.weight") for key in _TELLING}
+        reason = ", ".join(f"{key} of shape {tuple(v.shape)}" for key, v in shapes.items() if v is not None)
+    raise UnknownFormatError(name, f"holds no complete ResNeSt ({reason})")
 
 
 @functools.lru_cache(maxsize=8)  # a file is recognised more than once, and building takes up to a second

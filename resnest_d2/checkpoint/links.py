@@ -11,11 +11,16 @@ from urllib.parse import urlsplit
 
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
-from iopath.common.file_io import HTTPURLHandler, PathHandler, get_cache_dir
+from iopath.common.file_io import PathHandler, get_cache_dir
 
 from ..errors import UserError, one_line
-from ..files import check_readable
+from ..files import check_link, check_readable
+from .read import read_weights
 from .resolve import TIMEOUT, ResNeStHandler, download
+
+_SCRATCH = 'MODEL.WEIGHTS "" trains from scratch'
+_ELSEWHERE = "fetch it elsewhere and name the local file"
+_LONGEST_NAME = 200  # of a file, which gets an ending while it is fetched
 
 
 class LinkHandler(PathHandler):
@@ -74,35 +79,72 @@ class LinkHandler(PathHandler):
         return open(self._get_local_path(path), mode, buffering)
 
 
+def is_link(weights: str) -> bool:
+    """Whether MODEL.WEIGHTS is a link to where it is still to be fetched from."""
+    name = weights.lower()
+    return name.startswith(("http://", "https://")) and not name.startswith(LinkHandler.PREFIXES)
+
+
 def local_weights(weights: str) -> Path:
     """The file on this machine that MODEL.WEIGHTS stands for, fetched and cached if it must be.
 
     Raises:
         UserError: there is none, it cannot be fetched, or it is no regular file.
     """
-    scratch = 'MODEL.WEIGHTS "" trains from scratch'
     if any(ord(letter) < 32 for letter in weights):
-        raise UserError(f"MODEL.WEIGHTS {weights!r} is no name of a file; {scratch}")
+        raise UserError(f"MODEL.WEIGHTS {weights!r} is no name of a file; {_SCRATCH}")
+    check_link("MODEL.WEIGHTS", weights)
+    if is_link(weights):
+        return fetched(weights)
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)  # for servers whose handlers set none
-    name = weights.partition("?")[0]  # detectron2 takes the rest for a query
     try:
-        if name.startswith(("http://", "https://")) and not name.startswith(LinkHandler.PREFIXES):
-            _fetch(name)
-        path = PathManager.get_local_path(name)
+        path = PathManager.get_local_path(weights.partition("?")[0])  # detectron2 takes the rest for a query
     except UserError:
         raise
     except Exception as e:  # of whatever handles the prefix
-        reason = f"{type(e).__name__}: {one_line(e, 200)}"
-        raise UserError(
-            f"MODEL.WEIGHTS: cannot get {weights} ({reason}); fetch it elsewhere and name the local file, "
-            f"or {scratch}"
-        ) from None
+        raise _lost(weights, e) from None
     finally:
         socket.setdefaulttimeout(patience)
     if not os.path.exists(path):
-        raise UserError(f"MODEL.WEIGHTS: there is no file {Path(path).absolute()}; {scratch}")
+        raise UserError(f"MODEL.WEIGHTS: there is no file {Path(path).absolute()}; {_SCRATCH}")
     return check_readable(path, "MODEL.WEIGHTS")
+
+
+def fetched(weights: str) -> Path:
+    """The file that a link leads to, kept from before or fetched.
+
+    iopath's own handler would keep files of one name from two hosts in one place, take any time, and keep
+    parts of a file, and what is none of weights.
+
+    Args:
+        weights: a link, with detectron2's query or without.
+
+    Raises:
+        UserError: it cannot be fetched, or what is sent are no weights.
+    """
+    check_link("MODEL.WEIGHTS", weights)
+    link, _, query = weights.partition("?")
+    try:
+        address = urlsplit(link)
+        if "@" in address.netloc:  # which is not to be printed
+            raise UserError(f"MODEL.WEIGHTS: a link with a user's name cannot be fetched; {_ELSEWHERE}")
+        if query not in ("", "matching_heuristics=True"):
+            raise ValueError("the only query is matching_heuristics=True")
+        name = Path(address.path).name
+        if not address.netloc or not name or address.path.endswith("/") or len(name) > _LONGEST_NAME:
+            raise ValueError("it names no file")
+        kept = Path(get_cache_dir(), "links", address.netloc.lower(), address.path.lstrip("/"))
+        return check_readable(download(link, kept, read_weights), "MODEL.WEIGHTS")
+    except UserError:
+        raise
+    except (OSError, ValueError) as e:
+        raise _lost(weights, e) from None
+
+
+def _lost(weights: str, error: Exception) -> UserError:
+    reason = f"{type(error).__name__}: {one_line(error, 200)}"
+    return UserError(f"MODEL.WEIGHTS: cannot get {weights} ({reason}); {_ELSEWHERE}, or {_SCRATCH}")
 
 
 def register_handlers() -> None:
@@ -110,13 +152,6 @@ def register_handlers() -> None:
     weights = ResNeStHandler()
     for handler in (weights, LinkHandler(weights)):
         PathManager.register_handler(handler, allow_override=True)
-
-
-def _fetch(link: str) -> None:
-    """Put the file where iopath's handler of links finds it, whose own transfer takes any time, and parts."""
-    kept = _kept(link)
-    if urlsplit(link).path[-1:] not in ("", "/") and len(kept.name) <= HTTPURLHandler.MAX_FILENAME_LEN:
-        download(link, kept)
 
 
 def _kept(link: str) -> Path:

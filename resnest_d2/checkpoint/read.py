@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 import struct
 import sys
 import zipfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Mapping, Optional, Tuple
 
 import torch
 from safetensors.torch import load_file
@@ -71,6 +73,46 @@ def read_content(path: PathLike) -> Any:
     except Exception as e:  # damaged bytes make the formats' readers raise anything
         unknown = f"is damaged or no weight file ({one_line(e, 200) or type(e).__name__})", "fetch it again"
         raise WeightsError(path, *(_known(path) or unknown)) from None
+
+
+def damage(path: Path) -> Optional[str]:
+    """What is wrong with a file of torch.save; None where every part has its checksum."""
+    try:
+        read_checkpoint(path)
+    except UserError as e:
+        return e.reason if isinstance(e, WeightsError) else str(e)
+    return None
+
+
+def read_checkpoint(path: Path) -> Mapping[str, Any]:
+    """What is in a file of torch.save; nothing where it is not a dict.
+
+    torch writes a CRC-32 with each tensor, and does not check it on reading.
+
+    Raises:
+        UserError: memory does not suffice.
+        WeightsError: the file is damaged, or would run code.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # a FIFO would have its reader wait
+            raise WeightsError(path, "is a folder" if stat.S_ISDIR(status.st_mode) else "is no regular file")
+        with open(path, "rb") as file:
+            if file.read(2) == b"PK":
+                with zipfile.ZipFile(file) as archive:
+                    bad = archive.testzip()
+                if bad:
+                    raise WeightsError(path, f"has a bad checksum of {bad}")
+        content = read_content(path)
+    except zipfile.BadZipFile:
+        raise WeightsError(path, "is truncated") from None
+    except OSError as e:
+        raise WeightsError(path, f"is unreadable, {e.strerror or e}") from None
+    except UserError:
+        raise
+    except Exception as e:  # zipfile raises anything for a bit that is flipped between the parts
+        raise WeightsError(path, f"is unreadable, {one_line(e, 120)}") from None
+    return content if isinstance(content, Mapping) else {}
 
 
 def _known(path: Path) -> Optional[Tuple[str, str]]:

@@ -22,9 +22,8 @@ from ..errors import UserError
 from ..files import atomic_write_text, atomic_writer, check_readable
 from ..model_zoo.records import DETECTORS
 from ..model_zoo.weights import BACKBONES, HUB_URL, OFFICIAL_URL, Backbone
-from .checkpointer import damage
 from .convert import convert
-from .read import WeightsError, read_weights
+from .read import WeightsError, damage, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +33,8 @@ FOLDER_VARIABLE = "RESNEST_D2_WEIGHTS"
 TIMEOUT = 30
 #: Bytes a second. The smallest file takes 11 hours at that.
 _LEAST_RATE = 1000
+#: Bytes of a file; no weights are near that, and a server may never end.
+_MOST_BYTES = 1 << 34
 
 
 class ResNeStHandler(PathHandler):
@@ -258,6 +259,8 @@ def _chunks(url: str, name: str) -> Iterator[bytes]:
                 while chunk := response.read1(1 << 20):  # what there is: read would wait for all of it
                     received += len(chunk)
                     progress.update(len(chunk))
+                    if max(size, received) > _MOST_BYTES:
+                        raise TransferError(f"more than {_MOST_BYTES} bytes, which no weights have")
                     yield chunk
                     if time.monotonic() - begun >= TIMEOUT:
                         if received - before < _LEAST_RATE * TIMEOUT:

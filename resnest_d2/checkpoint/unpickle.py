@@ -88,7 +88,8 @@ class Storage:
         if 0 in size:
             return torch.empty(size, dtype=dtype)
         if last >= there or math.prod(size) > there:
-            raise ValueError(f"a tensor of {math.prod(size)} elements on a storage of {there}")
+            expanded = ", as expand() makes it: save its clone()" if 0 in stride else ""
+            raise ValueError(f"a tensor of {math.prod(size)} elements on a storage of {there}{expanded}")
         return torch.as_strided(torch.frombuffer(self.buffer, dtype=dtype), size, stride, offset)
 
 

@@ -64,21 +64,27 @@ def prepare_process() -> None:
         stream = getattr(sys, name)
         if stream is None:  # closed; the next file that is opened would take its place
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
-        elif type(getattr(getattr(stream, "buffer", None), "raw", None)) is io.FileIO:
+        elif type(_raw(stream)) is io.FileIO:
             if stream.fileno() == number:  # not what a test runner or a notebook put there
                 with suppress(OSError):
                     stream.flush()
                 raw = _Stream(number, "w", closefd=False)
                 raw.replaced = stream  # may close the file when it goes
-                lines = stream.line_buffering
                 kept = io.TextIOWrapper(
-                    io.BufferedWriter(raw), stream.encoding, "backslashreplace", None, lines
+                    raw if stream.buffer is _raw(stream) else io.BufferedWriter(raw),
+                    *(stream.encoding, "backslashreplace", None, stream.line_buffering, stream.write_through),
                 )
                 setattr(sys, name, kept)
 
 
+def _raw(stream: Any) -> Any:
+    """The file of a standard stream; python -u has no buffer before it."""
+    buffer = getattr(stream, "buffer", None)
+    return getattr(buffer, "raw", buffer)
+
+
 def _say_what_was_lost() -> None:
-    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    raw = _raw(sys.stdout)
     if isinstance(raw, _Stream):
         sys.stdout.flush()
         if raw.lost and raw.lost.errno != errno.EPIPE:  # its reader wanted no more
@@ -113,7 +119,9 @@ def one_line_errors() -> Iterator[None]:
 def _speaks() -> bool:
     """Whether this process says what is wrong. Of several, which mostly meet the same, the first does."""
     if not dist.is_initialized():  # they all check the same before they meet
-        return not dist.is_torchelastic_launched() or os.getenv("RANK", "0") == "0"
+        rank, world = os.getenv("RANK", "0"), os.getenv("WORLD_SIZE", "1")
+        others = rank.isdecimal() and world.isdecimal() and 0 < int(rank) < int(world)
+        return not dist.is_torchelastic_launched() or not others
     try:
         return _get_default_store().add("failures", 1) == 1
     except RuntimeError:  # the process that holds the store has ended

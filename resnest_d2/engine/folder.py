@@ -47,7 +47,7 @@ _PREVIOUS = re.compile(r"previous_(\d+)(\.unfinished)?")
 def own_folder(cfg: CfgNode, args: Namespace) -> Iterator[List[str]]:
     """OUTPUT_DIR for this training alone. An evaluation shares it, but not with one that runs.
 
-    A training that does not resume moves what an earlier run has left to ``previous_N`` in it, and
+    A training that has nothing to go on from moves what an earlier run has left to ``previous_N`` in it, and
     MODEL.WEIGHTS follows where it named one of these files. All processes wait until that is done.
 
     Yields:
@@ -65,10 +65,11 @@ def own_folder(cfg: CfgNode, args: Namespace) -> Iterator[List[str]]:
         def take() -> Tuple[bool, str, List[str]]:
             lock = held.enter_context(_locked(folder, _PATIENCE if args.resume else 0))
             with writing(folder):
-                notes = _put_aside(folder, args.resume)
-            before = _previous(folder)
-            if args.resume and before and not _has_checkpoint(folder):
-                notes += [f"--resume: no checkpoint in {folder}; the run before it is in {before[0]}"]
+                notes = _put_aside(folder, args.resume and _has_checkpoint(folder))
+            if args.resume and not _has_checkpoint(folder):
+                before = [path for path in _previous(folder) if _has_checkpoint(path)]
+                where = f"; the run before it is in {before[0]}" if before else ""
+                notes += [f"--resume: no checkpoint in {folder}, training begins anew{where}"]
             notes += follow_weights(cfg)
             with writing(folder / LOCK):
                 os.ftruncate(lock, 0)
@@ -224,7 +225,8 @@ def _put_aside(folder: Path, resume: bool) -> List[str]:
         for name in moved:
             _move(folder / name, target / name)
         os.rename(target, previous)
-    note = f"{folder} held an earlier run, now {previous}; with that as OUTPUT_DIR, --resume goes on with it"
+    remedy = "; with that as OUTPUT_DIR, --resume goes on with it" if _has_checkpoint(previous) else ""
+    note = f"{folder} held an earlier run, now {previous}{remedy}"
     return [note, *_put_aside(folder, resume)]
 
 

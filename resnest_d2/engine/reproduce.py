@@ -23,7 +23,7 @@ from ..data.shapes import datasets_root
 from ..errors import UserError, check_number, nearest
 from ..evaluation.labels import label
 from ..evaluation.results import read_results
-from ..files import atomic_write_text, check_writable, read_text, writing
+from ..files import atomic_write_text, check_writable, read_json, read_text, writing
 from ..model_zoo.records import DETECTORS
 from .record import FILE as RESULTS
 from .setup import load_config
@@ -159,6 +159,14 @@ class Reproduction:
             f'  {shlex.quote(str(self.script.absolute()))} "${{arguments[@]}}"\n'
         )
 
+    def check_overrides(self, names: Sequence[str]) -> None:
+        """Raise UserError where the overrides do not fit a row. Its device may be another machine's."""
+        pairs = zip(self.overrides[::2], self.overrides[1::2])
+        elsewhere = [word for pair in pairs if pair[0] != "MODEL.DEVICE" for word in pair]
+        rest = self.overrides[len(self.overrides) // 2 * 2 :]  # a key without a value, which is refused
+        for name in names:
+            load_config(model_zoo.get_config_file(name), [*elsewhere, *rest])
+
     def check(self, names: Sequence[str]) -> None:
         """Whether the rows can be run into their folders, before the first is.
 
@@ -174,6 +182,12 @@ class Reproduction:
             self.finished(name)
         for file in (RESULTS, "table.md"):
             check_writable(self.output / file, _REMEDY)
+        file = self.output / RESULTS
+        rows = read_json(file) if os.path.lexists(file) else []
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and "row" in row for row in rows):
+            raise UserError(
+                f"{file} holds no rows of a reproduction; move it away, or choose another --output"
+            )
 
     @contextmanager
     def locked(self) -> Iterator[None]:

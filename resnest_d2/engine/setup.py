@@ -30,7 +30,7 @@ from ..data import (
     register_pairs,
 )
 from ..errors import OptionError, UserError, check_number, nearest
-from ..files import check_depth, check_readable, expanded, read_text
+from ..files import check_depth, check_link, check_readable, expanded, read_text
 from .expectations import flatten
 from .fit import check_processes, count_processes, fit_to_machine, fit_workers, processes_here
 from .values import check_sigmas, check_values
@@ -68,6 +68,8 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
         *sections, name = key.split(".")
         node = functools.reduce(getattr, sections, cfg)
         value = node[name]
+        for file in (value,) if isinstance(value, str) else value:
+            check_link(key, str(file))  # it may be a stranger's configuration
         node[name] = expanded(value) if isinstance(value, str) else tuple(map(expanded, value))
     device = re.fullmatch(r"cpu|cuda(?::(\d{1,4}))?", cfg.MODEL.DEVICE)
     if not device:

@@ -25,6 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..checkpoint import Checkpointer, Coverage
+from ..checkpoint.read import WeightsError
 from ..data.loader import build_test_loader, build_train_loader
 from ..errors import OptionError, UserError
 from ..evaluation import build_evaluator, build_instance_evaluator
@@ -207,7 +208,8 @@ class Trainer(DefaultTrainer):
         iteration = self._stop.completed
         name = f"model_{iteration:07d}"
         if iteration >= self.start_iter and not self.checkpointer.is_newest(name, "model_final"):
-            self.checkpointer.save(name, iteration=iteration)
+            with suppress(WeightsError):  # they are what the failure comes of
+                self.checkpointer.save(name, iteration=iteration)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

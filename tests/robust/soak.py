@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
-from resnest_d2.checkpoint.checkpointer import damage
+from resnest_d2.checkpoint.read import damage
 
 from . import tiny
 
