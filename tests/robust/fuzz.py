@@ -278,46 +278,63 @@ _WAYS: Tuple[Callable, ...] = (
 
 
 def fuzz(folder: Path, count: int, seed: int = 0) -> Fuzzed:
-    """Read ``count`` damaged files. What went wrong with one is kept in ``folder``."""
+    """Read ``count`` damaged files, a share in each processor. What went wrong with one is kept in ``folder``."""
     torch.set_num_threads(1)  # threads do not survive a fork
     files, start = originals(), time.time()
-    shared = mmap.mmap(-1, 8 + count)  # the index of the file that is read, and the outcomes
-    done = 0
-    while done < count:
-        end = min(done + _PER_PROCESS, count)
-        child = os.fork()
-        if child == 0:
+    outcomes = mmap.mmap(-1, count)
+    processors = os.cpu_count() or 1
+    shares = [range(i * count // processors, (i + 1) * count // processors) for i in range(processors)]
+    children = []
+    for share in shares:
+        children.append(os.fork())
+        if children[-1] == 0:
             try:
-                _read_all(folder, files, seed, range(done, end), shared)
+                _read_share(folder, files, seed, share, outcomes)
             finally:
                 os._exit(0)
-        status = _watch(child, shared)
-        if status == 0:
-            done = end
-            continue
-        at = struct.unpack_from("<q", shared)[0]
-        shared[8 + at] = _OUTCOMES.index("hung" if status is None else "signal")
-        (folder / f"{at}.txt").write_text(f"signal {status}")
-        done = at + 1
-    outcomes = [_OUTCOMES[code] for code in shared[8:]]
+    for child in children:
+        os.waitpid(child, 0)
+    names = [_OUTCOMES[code] for code in outcomes[:]]
     bad = []
-    for index, outcome in enumerate(outcomes):
+    for index, outcome in enumerate(names):
         if outcome not in GOOD:
             title, content = damaged(files, seed, index)
             (folder / f"{index}.pth").write_bytes(content)
             note = folder / f"{index}.txt"
             bad.append((index, f"{outcome}, {title}: {note.read_text()[-600:] if note.exists() else ''}"))
-    return Fuzzed(dict(collections.Counter(outcomes)), bad, time.time() - start)
+    return Fuzzed(dict(collections.Counter(names)), bad, time.time() - start)
 
 
-def _watch(child: int, shared: mmap.mmap) -> int | None:
+def _read_share(folder: Path, files: Dict[str, bytes], seed: int, share: range, outcomes: mmap.mmap) -> None:
+    """Read these files, in children, so that one which ends its process is known and the next is read."""
+    current = mmap.mmap(-1, 8)  # the index of the file that is read
+    done = share.start
+    while done < share.stop:
+        end = min(done + _PER_PROCESS, share.stop)
+        child = os.fork()
+        if child == 0:
+            try:
+                _read_all(folder, files, seed, range(done, end), current, outcomes)
+            finally:
+                os._exit(0)
+        status = _watch(child, current)
+        if status == 0:
+            done = end
+            continue
+        (at,) = struct.unpack("<q", current)
+        outcomes[at] = _OUTCOMES.index("hung" if status is None else "signal")
+        (folder / f"{at}.txt").write_text(f"signal {status}")
+        done = at + 1
+
+
+def _watch(child: int, current: mmap.mmap) -> int | None:
     """The status that a child ends with; None where it was too long at one file, and has been killed."""
     at, since = -1, time.time()
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
-        now = struct.unpack_from("<q", shared)[0]
+        (now,) = struct.unpack("<q", current)
         if now != at:
             at, since = now, time.time()
         elif time.time() - since > _SECONDS:
@@ -327,13 +344,20 @@ def _watch(child: int, shared: mmap.mmap) -> int | None:
         time.sleep(0.01)
 
 
-def _read_all(folder: Path, files: Dict[str, bytes], seed: int, indices: range, shared: mmap.mmap) -> None:
+def _read_all(
+    folder: Path,
+    files: Dict[str, bytes],
+    seed: int,
+    indices: range,
+    current: mmap.mmap,
+    outcomes: mmap.mmap,
+) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + 2 * _MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     path = folder / f"{os.getpid()}.pth"
     for index in indices:
-        struct.pack_into("<q", shared, 0, index)
+        struct.pack_into("<q", current, 0, index)
         path.write_bytes(damaged(files, seed, index)[1])
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         outcome, said = read_one(path)
@@ -341,7 +365,7 @@ def _read_all(folder: Path, files: Dict[str, bytes], seed: int, indices: range, 
             outcome, said = "memory", f"more than {_MEMORY} bytes"
         if outcome not in GOOD:
             (folder / f"{index}.txt").write_text(said)
-        shared[8 + index] = _OUTCOMES.index(outcome)
+        outcomes[index] = _OUTCOMES.index(outcome)
     path.unlink()
 
 
