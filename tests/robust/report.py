@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from . import corpus, fuzz, kills, soak
+from . import corpus, fuzz, kills, soak, tiny
 
 
 def main(args: argparse.Namespace) -> int:
@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
         bad += fuzzed.bad
 
         _section("SIGKILL", start)
-        killed = kills.kill_until(_new(folder, "kills"), args.kills, args.seed)
+        killed = kills.kill_until(_new(folder, "kills"), args.kills, args.seed, start=tiny.fork)
         print(
             f"{killed.kills} kills, {killed.while_writing} of them while a checkpoint was written; "
             f"{killed.equal} of {killed.runs} runs ended with the weights of one that was not killed"
@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
 
         _section("SIGTERM and SIGINT", start)
         numbers = [signal.SIGTERM, signal.SIGINT] * args.stops
-        stops = kills.stop_and_go_on(_new(folder, "stops"), numbers, args.seed)
+        stops = kills.stop_and_go_on(_new(folder, "stops"), numbers, args.seed, tiny.fork)
         rows = [[signal.Signals(s.signal).name, s.status, f"{s.seconds:.1f}", s.equal] for s in stops]
         print(
             tabulate(
@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> int:
         bad += [s for s in groups if s.lost or s.left] + [groups] * (not equal)
 
         _section("Full disk", start)
-        disk = soak.full_disk(_new(folder, "disk"))
+        disk = soak.full_disk(_new(folder, "disk"), tiny.fork)
         print(
             "\n".join(f"{key}: {value}" for key, value in disk.items())
             or "not run: no right to mount a tmpfs"
