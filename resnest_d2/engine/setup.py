@@ -26,6 +26,7 @@ from ..data import (
     check_pairs,
     check_registered,
     fit_config,
+    max_size_of,
     pairs_of,
     register_pairs,
 )
@@ -122,7 +123,7 @@ def fit_to_own_data(cfg: CfgNode, args: Namespace) -> List[str]:
             "--val-json without --train-json would train on the recipe's data; give --train-json and "
             "--train-images too, or --eval-only"
         )
-    warnings = check_pairs([*train, *val])
+    warnings = check_pairs(train, max_size_of(cfg, True)) + check_pairs(val, max_size_of(cfg, False))
     with unfrozen(cfg):
         notes, args.own_metadata = fit_config(cfg, train, val, args.epochs)
     return warnings + notes
