@@ -34,7 +34,7 @@ from ..errors import OptionError, UserError, check_number, nearest
 from ..files import check_depth, check_link, check_readable, expanded, read_text
 from .expectations import flatten
 from .fit import check_processes, count_processes, fit_to_machine, fit_workers, processes_here
-from .values import check_sigmas, check_values
+from .values import check_proposals, check_sigmas, check_values
 
 #: Bounds of a configuration: bytes of a file, files, and values in one.
 _MAX_TEXT, _MAX_FILES, _MAX_VALUES = 1 << 20, 100, 100_000
@@ -165,6 +165,7 @@ def check_run(cfg: CfgNode, args: Namespace) -> List[str]:
         raise UserError(f"OUTPUT_DIR: cannot make {cfg.OUTPUT_DIR!r} ({reason})") from None
     check_processes(cfg, args)
     check_sigmas(cfg)
+    check_proposals(cfg, not args.eval_only)
     processes = count_processes(args)
     if not args.eval_only:
         notes += fit_to_machine(cfg, processes)
