@@ -409,8 +409,22 @@ def test_a_full_disk_costs_no_file_of_the_cache(handler, server):
 
 
 def test_unknown_name_lists_the_known(handler):
-    with pytest.raises(UserError, match="there is no resnest://resnest51; names are resnest14, resnest26"):
-        handler.resolve("resnest51")
+    with pytest.raises(UserError, match=r"there is no resnest://vgg; there are resnest14, resnest26.*269"):
+        handler.resolve("vgg")
+
+
+@pytest.mark.parametrize("name", ["RESNEST50", "resnest50.pth", "resnest50/", "resnest5"])
+def test_a_name_that_is_nearly_one_is_hinted_at(name, handler):
+    with pytest.raises(UserError, match=f"there is no resnest://{name}; did you mean resnest50 "):
+        handler.resolve(name)
+
+
+@pytest.mark.parametrize("scheme", ["file", "s3", "hdfs"])
+def test_a_link_of_a_scheme_that_nothing_reads_is_named(scheme):
+    with pytest.raises(
+        UserError, match=f"nothing here reads {scheme}://; fetch it elsewhere and name the local"
+    ):
+        local_weights(f"{scheme}:///b/x.pth")
 
 
 # --------------------------------------------------------------------------- the released links

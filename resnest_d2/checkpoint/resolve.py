@@ -19,7 +19,7 @@ from detectron2.utils.logger import log_first_n
 from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 from tqdm import tqdm
 
-from ..errors import UserError, one_line
+from ..errors import UserError, nearest, one_line
 from ..files import atomic_write_text, atomic_writer, check_readable, check_writable
 from ..model_zoo.records import DETECTORS
 from ..model_zoo.weights import BACKBONES, HUB_URL, OFFICIAL_URL, Backbone
@@ -144,10 +144,8 @@ class ResNeStHandler(PathHandler):
             return [DETECTORS[name].released, f"{name}.pth"]
         if name in BACKBONES:
             return [*BACKBONES[name].files, f"{name}.safetensors", f"{name}.pth"]
-        raise UserError(
-            f"MODEL.WEIGHTS: there is no {self.PREFIX}{name}; names are {', '.join(BACKBONES)} and those "
-            "of the configurations"
-        )
+        hint = nearest(name, self.names(), limit=len(BACKBONES))
+        raise UserError(f"MODEL.WEIGHTS: there is no {self.PREFIX}{name}; {hint}")
 
     def _fetch(self, name: str) -> Tuple[Path, Optional[Dict[str, Any]]]:
         """The file, and its converted content unless another process has fetched it."""
