@@ -30,6 +30,7 @@ setup(
         "numpy",
         "packaging",
         "pillow>=10.1",
+        "portalocker",
         "pycocotools>=2.0.2",
         "pyyaml",
         "safetensors",

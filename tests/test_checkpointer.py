@@ -76,6 +76,14 @@ def test_going_back_prunes_neither_what_is_written_nor_what_lies_ahead(tmp_path)
     assert resumed(Checkpointer(model(-1.0), str(tmp_path))) == 3
 
 
+def test_going_back_leaves_the_users_own_files_where_they_are(tmp_path):
+    saved(tmp_path, 1, 2)
+    torch.save({"model": model(1.0).state_dict()}, tmp_path / "model_best.pth")
+    (tmp_path / "model_final.pth").write_bytes(b"cut")
+    later = Checkpointer(model(-1.0), str(tmp_path)).later_than(1)
+    assert {path.name for path in later} == {"model_0000002.pth", "model_final.pth"}
+
+
 def foreign(**content):
     """Weights beside a checkpoint of the run."""
 

@@ -25,7 +25,7 @@ from resnest_d2 import UserError
 from resnest_d2.data import check_coco, generate_shapes, load_coco
 from resnest_d2.data.annotations import Lenient, run_lengths
 from resnest_d2.data.coco_check import _real_size
-from resnest_d2.data.coco_report import KEPT, KINDS, Report
+from resnest_d2.data.coco_report import KEPT, KINDS, NARROW, Report
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +150,15 @@ def normalise(content):
 
 
 _RUNS = "run-length encoding damaged or of another size"
+
+
+def narrow(folder, content):
+    """An image of which detectron2's resizing leaves nothing, with sides of 1333 pixels at most."""
+    entry = content["images"][0]
+    entry.update(width=2667, height=1)
+    Image.new("RGB", (2667, 1)).save(folder / "images" / entry["file_name"])
+
+
 SPOILT = [
     ("entry is no object", lambda f, c: c["annotations"].append(3)),
     ("entry is no object", lambda f, c: c["images"].append("x.jpg")),
@@ -254,6 +263,7 @@ SPOILT = [
     ("degenerate polygon", spoil_annotation(segmentation=[[1, 1, 2, 2, 3, 3]])),
     ("crowd as polygon", spoil_annotation(iscrowd=1)),
     ("image of more than 8 bits a channel", deepen),
+    (NARROW, narrow),
     (_RUNS, spoil_annotation(segmentation={"counts": [5], "size": [1, 5]})),
     (_RUNS, lambda f, c: spoil_rle(c, lambda rle: rle["size"].reverse())),
     (_RUNS, lambda f, c: spoil_rle(c, lambda rle: rle.update(counts=rle["counts"][:-2]))),

@@ -5,6 +5,7 @@ import json
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.data.transforms import ResizeShortestEdge
 from support import assert_one_line_error
 from test_train_net import TINY, ap_tables
 
@@ -104,6 +105,32 @@ def test_fatal_problems_stop_before_training_and_harmless_ones_are_said(shapes, 
         check_pairs(fatal)
     harmless = spoilt(shapes, tmp_path, lambda c: c["annotations"][0].update(bbox=[1, 1, 0, 0]))
     assert len(check_pairs(harmless)) == 1
+
+
+@pytest.mark.parametrize("used", ["train", "test"])
+def test_an_image_of_which_resizing_leaves_nothing_is_named_and_no_other(used, registered):
+    """Whether it does is as detectron2 resizes."""
+    cfg, key = model_zoo.get_config("faster_resnest50"), f"MAX_SIZE_{used.upper()}"
+    cfg.INPUT[key] = 100
+    for longer, shorter in ((199, 1), (200, 1), (201, 1), (400, 2), (401, 2)):
+
+        def reshape(content, size=(longer, shorter)):
+            image = content["images"][0]
+            image.update(width=size[0], height=size[1])
+            content["annotations"] = [a for a in content["annotations"] if a["image_id"] != image["id"]]
+
+        name = registered(reshape)
+        datasets = ([name], []) if used == "train" else ([], [name])
+        size = ResizeShortestEdge.get_output_shape(shorter, longer, 800, cfg.INPUT[key])
+        if min(size):
+            check_registered(cfg, *datasets)
+            continue
+        with pytest.raises(
+            UserError, match=rf"rounds to 0: image .*{longer}x{shorter}.*raise INPUT.MAX_SIZE"
+        ):
+            check_registered(cfg, *datasets)
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.MIN_SIZE_TEST = True, 0  # it is another that is resized, or none
+    check_registered(cfg, *datasets)
 
 
 def test_a_folder_without_the_images_is_named(shapes, tmp_path):

@@ -10,13 +10,15 @@ from argparse import Namespace
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone, build_roi_heads
 from support import ROOT
 from torch.utils.data import DataLoader, Dataset
 
 from resnest_d2 import UserError, model_zoo
 from resnest_d2.data import check_datasets
 from resnest_d2.engine import one_line_errors, run
-from resnest_d2.engine.failures import named_failures, prepare_process
+from resnest_d2.engine.failures import blames_configuration, named_failures, prepare_process
 
 
 def said(error, capsys):
@@ -35,6 +37,33 @@ def test_the_whole_message_is_one_line(capsys):
 def test_a_value_of_megabytes_leaves_both_ends_of_the_message(capsys):
     line = said(UserError("SEED is " + "9" * 10**6 + "; make it smaller"), capsys)
     assert len(line) < 2100 and line.startswith("error: SEED is 99") and line.endswith("9; make it smaller\n")
+
+
+@pytest.mark.parametrize(
+    "settings, build, why",
+    [
+        (
+            ["MODEL.ROI_HEADS.NAME", "Res5ROIHeads"],
+            lambda cfg: build_roi_heads(
+                cfg, dict.fromkeys(cfg.MODEL.ROI_HEADS.IN_FEATURES, ShapeSpec(8, stride=4))
+            ),
+            r"AssertionError: assert len\(in_features\) == 1, in MODEL.ROI_HEADS.NAME Res5ROIHeads",
+        ),
+        (
+            ["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 14],
+            build_backbone,
+            "KeyError: 14, in MODEL.BACKBONE.NAME build_resnet_backbone",
+        ),
+    ],
+)
+def test_a_part_of_the_model_that_cannot_be_built_is_named_by_its_key(settings, build, why, tmp_path):
+    cfg = model_zoo.get_config("quickstart")
+    cfg.merge_from_list([*settings, "OUTPUT_DIR", str(tmp_path)])
+    with (
+        pytest.raises(UserError, match=rf"^building .* failed \({why}\)"),
+        blames_configuration(cfg, "building"),
+    ):
+        build(cfg)
 
 
 class Refusing(Dataset):

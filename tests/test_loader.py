@@ -133,6 +133,15 @@ def test_images_of_more_than_8_bits_are_named(mode, tmp_path):
         CheckedMapper(lambda record: record)({"file_name": str(tmp_path / "deep.tiff")})
 
 
+def test_a_sound_image_at_which_a_mapper_fails_is_not_said_to_be_at_fault(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "sound.png")
+    said = (
+        r"sound\.png cannot be used \(division by zero\); if tools/check_dataset.py finds nothing .*, INPUT"
+    )
+    with pytest.raises(UserError, match=said):
+        CheckedMapper(lambda record: 1 / 0)({"file_name": str(tmp_path / "sound.png")})
+
+
 def loaded_by_a_worker(cfg):
     cfg = cfg.clone()
     cfg.DATALOADER.NUM_WORKERS = 1

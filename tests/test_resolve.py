@@ -22,6 +22,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import file_lock
 from support import assert_one_line_error
 
 from resnest_d2 import UserError, model_zoo
@@ -408,8 +409,22 @@ def test_a_full_disk_costs_no_file_of_the_cache(handler, server):
 
 
 def test_unknown_name_lists_the_known(handler):
-    with pytest.raises(UserError, match="there is no resnest://resnest51; names are resnest14, resnest26"):
-        handler.resolve("resnest51")
+    with pytest.raises(UserError, match=r"there is no resnest://vgg; there are resnest14, resnest26.*269"):
+        handler.resolve("vgg")
+
+
+@pytest.mark.parametrize("name", ["RESNEST50", "resnest50.pth", "resnest50/", "resnest5"])
+def test_a_name_that_is_nearly_one_is_hinted_at(name, handler):
+    with pytest.raises(UserError, match=f"there is no resnest://{name}; did you mean resnest50 "):
+        handler.resolve(name)
+
+
+@pytest.mark.parametrize("scheme", ["file", "s3", "hdfs"])
+def test_a_link_of_a_scheme_that_nothing_reads_is_named(scheme):
+    with pytest.raises(
+        UserError, match=f"nothing here reads {scheme}://; fetch it elsewhere and name the local"
+    ):
+        local_weights(f"{scheme}:///b/x.pth")
 
 
 # --------------------------------------------------------------------------- the released links
@@ -511,6 +526,24 @@ def test_two_processes_at_once_fetch_it_once(server, file, tmp_path):
         assert process.returncode == 0, err
         assert out.strip() == str(target)
     assert len(server.requests) == 1 and target.read_bytes() == file
+
+
+def test_a_wait_for_another_process_is_said(server, file, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(resolve, "_PATIENCE", 0.3)
+    target = tmp_path / BACKBONES["resnest_test"].official
+    other = file_lock(str(target))  # by flock, so another handle suffices
+    other.acquire()
+    threading.Timer(1, other.release).start()
+    assert resolve.download(server.url + target.name, target).read_bytes() == file
+    assert f"Waiting for another process, which holds {target}.lock" in caplog.text
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_lock_that_is_no_file_is_named_and_not_waited_for(make, server, tmp_path):
+    target = tmp_path / BACKBONES["resnest_test"].official
+    make(f"{target}.lock")
+    with pytest.raises(UserError, match=rf"^cannot write {target}\.lock: it is a "):
+        resolve.download(server.url + target.name, target)
 
 
 def test_killed_download_leaves_no_weight_and_the_next_one_succeeds(server, file, tmp_path):

@@ -110,8 +110,12 @@ class Checkpointer(DetectionCheckpointer):
         return newest is not None and newest.stem in names
 
     def later_than(self, iteration: float) -> List[Path]:
-        """Those of a branch of the run that the user has left by editing ``last_checkpoint``."""
-        return [path for path in self._checkpoints() if _iteration(path) > iteration]
+        """Those of a branch of the run that the user has left by editing ``last_checkpoint``.
+
+        Files of unknown iteration are the user's, but for ``model_final``.
+        """
+        known = ((path, _iteration(path)) for path in self._checkpoints())
+        return [p for p, i in known if i > iteration and (i < math.inf or p.stem == "model_final")]
 
     def get_checkpoint_file(self) -> str:
         """The newest checkpoint that is undamaged; the same in all processes.

@@ -107,6 +107,9 @@ def local_weights(weights: str) -> Path:
     finally:
         socket.setdefaulttimeout(patience)
     if not os.path.exists(path):
+        scheme, is_link_of, _ = weights.partition("://")
+        if is_link_of:
+            raise UserError(f"MODEL.WEIGHTS: {weights}: nothing here reads {scheme}://; {_ELSEWHERE}")
         raise UserError(f"MODEL.WEIGHTS: there is no file {Path(path).absolute()}; {_SCRATCH}")
     return check_readable(path, "MODEL.WEIGHTS")
 

@@ -62,7 +62,7 @@ def read_content(path: PathLike) -> Any:
     """
     path = check_readable(path)
     if path.stat().st_size == 0:
-        raise WeightsError(path, "is empty", "fetch it again")
+        raise WeightsError(path, "is empty", "fetch it again, or name another")
     try:
         return _read(path)
     except RefusedError as e:

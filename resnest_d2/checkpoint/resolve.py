@@ -9,17 +9,18 @@ import os
 import re
 import time
 import urllib.request
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Tuple
 
+import portalocker
 import torch
 from detectron2.utils.logger import log_first_n
 from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 from tqdm import tqdm
 
-from ..errors import UserError
-from ..files import atomic_write_text, atomic_writer, check_readable
+from ..errors import UserError, nearest, one_line
+from ..files import atomic_write_text, atomic_writer, check_readable, check_writable
 from ..model_zoo.records import DETECTORS
 from ..model_zoo.weights import BACKBONES, HUB_URL, OFFICIAL_URL, Backbone
 from .convert import convert
@@ -33,6 +34,8 @@ FOLDER_VARIABLE = "RESNEST_D2_WEIGHTS"
 TIMEOUT = 30
 #: Bytes a second. The smallest file takes 11 hours at that.
 _LEAST_RATE = 1000
+#: Seconds after which a wait for another process is said.
+_PATIENCE = 10
 #: Bytes of a file; no weights are near that, and a server may never end.
 _MOST_BYTES = 1 << 34
 
@@ -141,10 +144,8 @@ class ResNeStHandler(PathHandler):
             return [DETECTORS[name].released, f"{name}.pth"]
         if name in BACKBONES:
             return [*BACKBONES[name].files, f"{name}.safetensors", f"{name}.pth"]
-        raise UserError(
-            f"MODEL.WEIGHTS: there is no {self.PREFIX}{name}; names are {', '.join(BACKBONES)} and those "
-            "of the configurations"
-        )
+        hint = nearest(name, self.names(), limit=len(BACKBONES))
+        raise UserError(f"MODEL.WEIGHTS: there is no {self.PREFIX}{name}; {hint}")
 
     def _fetch(self, name: str) -> Tuple[Path, Optional[Dict[str, Any]]]:
         """The file, and its converted content unless another process has fetched it."""
@@ -211,11 +212,11 @@ def download(url: str, target: Path, check: Callable[[Path], object] = lambda pa
 
     Raises:
         OSError: no answer, a bad answer, a broken, slow or incomplete transfer, a wrong hash or file.
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or another process fetches it for an hour.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(str(target)):
+        with _alone(target):
             if not target.is_file():
                 for stale in target.parent.glob(f".{target.name}-*"):  # of a download that was killed
                     stale.unlink()
@@ -229,6 +230,26 @@ def download(url: str, target: Path, check: Callable[[Path], object] = lambda pa
     except TransferError as e:
         raise OSError(str(e)) from e
     return target
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """A block that one process at a time is in for a target, by iopath's lock. A long wait is said."""
+    place = check_writable(f"{target}.lock", "remove it", in_place=True)  # opening a FIFO would wait for ever
+    lock = file_lock(str(target))
+    try:
+        try:
+            lock.acquire(timeout=_PATIENCE)
+        except portalocker.LockException:
+            logger.warning("Waiting for another process, which holds %s and fetches %s", place, target.name)
+            lock.acquire()
+    except portalocker.LockException as e:
+        reason = one_line(e) or "another process holds it"
+        raise UserError(f"cannot lock {place} ({reason}); end what holds it, or set FVCORE_CACHE") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class TransferError(Exception):

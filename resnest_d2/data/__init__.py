@@ -3,7 +3,7 @@
 from .annotations import load_coco
 from .check import check_classes, check_datasets
 from .coco_check import check_coco
-from .custom import check_pairs, check_registered, fit_config, pairs_of, register_pairs
+from .custom import check_pairs, check_registered, fit_config, max_size_of, pairs_of, register_pairs
 from .shapes import generate_shapes, register_shapes
 
 register_shapes()
@@ -17,6 +17,7 @@ __all__ = [
     "fit_config",
     "generate_shapes",
     "load_coco",
+    "max_size_of",
     "pairs_of",
     "register_pairs",
     "register_shapes",

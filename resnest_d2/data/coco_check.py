@@ -24,7 +24,10 @@ from ..errors import UserError
 from ..files import atomic_writer, writing
 from .annotations import is_id, read_list, whole_number
 from .coco_objects import ROUNDING, ImageEntry, Inspector, check_id, end_in_fractions
-from .coco_report import Lost, Report
+from .coco_report import NARROW, Lost, Report
+
+#: detectron2's default of INPUT.MAX_SIZE_TRAIN and INPUT.MAX_SIZE_TEST.
+MAX_SIZE = 1333
 
 
 def check_coco(
@@ -33,6 +36,7 @@ def check_coco(
     images: str = "decode",
     fix: Optional[Path] = None,
     overwrite: bool = False,
+    max_size: float = MAX_SIZE,
 ) -> Report:
     """Check a dataset, and with ``fix`` write a mended copy of its annotations.
 
@@ -44,6 +48,7 @@ def check_coco(
     Args:
         images: what of the image files is looked at: ``none``, ``exist``, ``header`` or ``decode``.
         overwrite: the copy may replace an annotation file, but not the one that is checked.
+        max_size: pixels that the longer side of an image keeps at most when it is resized.
 
     Raises:
         UserError: the file cannot be read, is no JSON, holds no lists of images and categories, or boxes in
@@ -59,7 +64,7 @@ def check_coco(
     with atomic_writer(fix) if fix else nullcontext() as file:
         kept: Dict[str, Any] = {}
         keypoints = _check_categories(json_file, report, kept)
-        known, lost = _check_images(json_file, Path(image_root), images, report, kept)
+        known, lost = _check_images(json_file, Path(image_root), images, max_size, report, kept)
         for name, entries in kept.items() if fix else ():
             if not entries:
                 raise _nothing_left(json_file, name, report)
@@ -175,7 +180,7 @@ def _check_categories(json_file: Path, report: Report, kept: Dict[str, Any]) -> 
 
 
 def _check_images(
-    json_file: Path, root: Path, how: str, report: Report, kept: Dict[str, Any]
+    json_file: Path, root: Path, how: str, max_size: float, report: Report, kept: Dict[str, Any]
 ) -> Tuple[Dict[int, ImageEntry], Dict[int, str]]:
     """The images that are kept, and why others are not, by id."""
     known: Dict[int, ImageEntry] = {}
@@ -189,6 +194,9 @@ def _check_images(
         number = whole_number(image.get("id")) if isinstance(image, dict) else None
         try:
             mended = _mended_image(image, index, known, folder, how, report)
+            width, height = mended["width"], mended["height"]
+            if max(width, height) > 2 * max_size * min(width, height):
+                report.give_up(NARROW, f"image {number} ({mended['file_name']} is {width}x{height})")
         except Lost as e:
             report.lost["images"][str(e)] += 1
             if number is not None:
@@ -199,7 +207,7 @@ def _check_images(
             report.add("image listed twice", f"image {number} ({mended['file_name']})")
             known[number] = by_name[path]
             continue
-        known[number] = by_name[path] = ImageEntry(number, mended["width"], mended["height"])
+        known[number] = by_name[path] = ImageEntry(number, width, height)
         kept["images"].append(mended)
     if not report.images:
         raise UserError(f"{json_file} holds no list of images; is it a COCO annotation file?")

@@ -7,6 +7,7 @@ from typing import Dict, List, NoReturn
 
 from ..errors import one_line
 
+NARROW = "image whose shorter side resizing rounds to 0"
 #: Kinds of problem and whether training would stop at them or go silently wrong.
 KINDS = {
     "entry is no object": True,
@@ -26,6 +27,7 @@ KINDS = {
     "image file unreadable": True,
     "image of another size": True,
     "image of more than 8 bits a channel": True,
+    NARROW: True,
     "unknown image": True,
     "unknown category": True,
     "box missing": True,

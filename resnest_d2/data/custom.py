@@ -16,7 +16,8 @@ from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError
 from .annotations import read_list, visible_keypoints
-from .coco_check import Report, check_coco
+from .coco_check import MAX_SIZE, check_coco
+from .coco_report import NARROW, Report
 from .panoptic import read_panoptic
 
 Pair = Tuple[str, str]
@@ -73,8 +74,11 @@ def register_pairs(split: str, pairs: Sequence[Pair], metadata: Dict[str, Any]) 
     return names
 
 
-def check_pairs(pairs: Sequence[Pair]) -> List[str]:
+def check_pairs(pairs: Sequence[Pair], max_size: float = MAX_SIZE) -> List[str]:
     """The dataset check in brief: annotations, and whether the images exist.
+
+    Args:
+        max_size: of :func:`check_coco`, or see :func:`max_size_of`.
 
     Returns:
         Warnings, one a line.
@@ -82,15 +86,25 @@ def check_pairs(pairs: Sequence[Pair]) -> List[str]:
     Raises:
         UserError: at the first file with which training would stop or go wrong.
     """
-    return [line for json_file, images in pairs for line in _check_pair(json_file, images)[1]]
+    return [line for json_file, images in pairs for line in _check_pair(json_file, images, max_size)[1]]
 
 
-def _check_pair(json_file: str, images: str) -> Tuple[Report, List[str]]:
-    report = check_coco(Path(json_file), Path(images), images="exist")
+def max_size_of(cfg: CfgNode, train: bool) -> float:
+    """Pixels that the longer side of an image keeps at most in training or in a test."""
+    unlike_its_file = cfg.INPUT.CROP.ENABLED if train else cfg.INPUT.MIN_SIZE_TEST == 0
+    return math.inf if unlike_its_file else cfg.INPUT.MAX_SIZE_TRAIN if train else cfg.INPUT.MAX_SIZE_TEST
+
+
+def _check_pair(json_file: str, images: str, max_size: float) -> Tuple[Report, List[str]]:
+    report = check_coco(Path(json_file), Path(images), images="exist", max_size=max_size)
     if report.fatal:
         line = report.line(report.fatal[0])
         if report.counts["image file missing"] == report.images:
             raise UserError(f"{json_file}: {line}; is {images} the folder of its images?")
+        if report.fatal[0] == NARROW:  # by the configuration, which the tool does not know
+            raise UserError(
+                f"{json_file}: {line}; take it out, or raise INPUT.MAX_SIZE_TRAIN or INPUT.MAX_SIZE_TEST"
+            )
         raise UserError(f"{json_file}: {line}; tools/check_dataset.py --fix writes a mended copy")
     return report, [f"{json_file}: {line}" for line in (*map(report.line, report.counts), *report.notes)]
 
@@ -118,7 +132,8 @@ def check_registered(cfg: CfgNode, train: Sequence[str], test: Sequence[str]) ->
                 f"tools/check_dataset.py {file} {images} does it"
             )
         elif file and images:
-            report, lines = _check_pair(file, images)
+            sizes = [max_size_of(cfg, use) for use, names in ((True, train), (False, test)) if name in names]
+            report, lines = _check_pair(file, images, min(sizes))
             notes += lines
             if cfg.MODEL.KEYPOINT_ON and name in train:
                 _check_visible(file, report.objects, report.visible)

@@ -127,7 +127,8 @@ class CheckedMapper:
         except Exception as e:  # decoders and augmentations raise anything; the file is what matters
             reason = one_line(e, 200) or type(e).__name__
             raise UserError(
-                f"{file} cannot be used ({reason}); tools/check_dataset.py finds such images"
+                f"{file} cannot be used ({reason}); if tools/check_dataset.py finds nothing wrong with it, "
+                "INPUT of the configuration does not suit it"
             ) from None
 
 

@@ -26,6 +26,7 @@ from ..errors import UserError, one_line
 from ..files import atomic_write_text
 from .expectations import flatten
 from .signals import Interrupted
+from .values import COMPONENTS
 
 #: Characters of a line that says what is wrong. Of a longer one, both ends are printed.
 _LONGEST = 2000
@@ -190,16 +191,31 @@ def blames_configuration(cfg: CfgNode, doing: str) -> Iterator[None]:
         if "DefaultCPUAllocator" in str(e) or str(e).startswith("DataLoader worker") or _lost_another(e):
             raise
         reason = one_line(e, 300)
+        if isinstance(e, AssertionError) and not reason:
+            reason = traceback.extract_tb(e.__traceback__)[-1].line or ""
         if isinstance(e, KeyError):  # of a feature map, mostly, that a key names
             lists = ((key, value) for key, value in flatten(cfg) if isinstance(value, (list, tuple)))
             holding = [key for key, value in lists if e.args[0] in value]
             reason += "".join(f", in {key}" for key in holding)
+        reason += _component(cfg, e)
         file = Path(cfg.OUTPUT_DIR, "traceback.txt")
         with suppress(UserError):
             atomic_write_text(file, traceback.format_exc())
         raise UserError(
             f"{doing} with this configuration failed ({type(e).__name__}: {reason}); traceback in {file}"
         ) from None
+
+
+def _component(cfg: CfgNode, error: Exception) -> str:
+    """The key and the name of the innermost part of the model that an error came from."""
+    inner = set(COMPONENTS) - {"MODEL.META_ARCHITECTURE"}  # which is around all of them
+    keys = {value: key for key, value in flatten(cfg) if key in inner}
+    for frame, _ in reversed([*traceback.walk_tb(error.__traceback__)]):
+        owner = frame.f_locals.get("self", frame.f_locals.get("cls"))
+        for name in (frame.f_code.co_name, (owner if isinstance(owner, type) else type(owner)).__name__):
+            if name in keys:
+                return f", in {keys[name]} {name}"
+    return ""
 
 
 def _lost_another(error: Exception) -> bool:

@@ -26,6 +26,7 @@ from ..data import (
     check_pairs,
     check_registered,
     fit_config,
+    max_size_of,
     pairs_of,
     register_pairs,
 )
@@ -33,7 +34,7 @@ from ..errors import OptionError, UserError, check_number, nearest
 from ..files import check_depth, check_link, check_readable, expanded, read_text
 from .expectations import flatten
 from .fit import check_processes, count_processes, fit_to_machine, fit_workers, processes_here
-from .values import check_sigmas, check_values
+from .values import check_proposals, check_sigmas, check_values
 
 #: Bounds of a configuration: bytes of a file, files, and values in one.
 _MAX_TEXT, _MAX_FILES, _MAX_VALUES = 1 << 20, 100, 100_000
@@ -122,7 +123,7 @@ def fit_to_own_data(cfg: CfgNode, args: Namespace) -> List[str]:
             "--val-json without --train-json would train on the recipe's data; give --train-json and "
             "--train-images too, or --eval-only"
         )
-    warnings = check_pairs([*train, *val])
+    warnings = check_pairs(train, max_size_of(cfg, True)) + check_pairs(val, max_size_of(cfg, False))
     with unfrozen(cfg):
         notes, args.own_metadata = fit_config(cfg, train, val, args.epochs)
     return warnings + notes
@@ -164,6 +165,7 @@ def check_run(cfg: CfgNode, args: Namespace) -> List[str]:
         raise UserError(f"OUTPUT_DIR: cannot make {cfg.OUTPUT_DIR!r} ({reason})") from None
     check_processes(cfg, args)
     check_sigmas(cfg)
+    check_proposals(cfg, not args.eval_only)
     processes = count_processes(args)
     if not args.eval_only:
         notes += fit_to_machine(cfg, processes)

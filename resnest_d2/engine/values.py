@@ -25,7 +25,8 @@ from ..errors import OptionError, UserError, check_number, nearest
 from ..modeling.norms import NORMS
 from .expectations import flatten
 
-_REGISTRIES = {
+#: Keys that name a part of the model, and the registries of what they may name.
+COMPONENTS = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
     "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
@@ -43,7 +44,7 @@ _CHOICES = {
         *("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"),
         *("WeightedTrainingSampler", "WeightedCategoryTrainingSampler"),
     ),
-    "INPUT.FORMAT": ("BGR", "RGB", "L", "YUV-BT.601"),
+    "INPUT.FORMAT": ("BGR", "RGB", "L"),  # of YUV, detectron2 makes doubles, which no model takes
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
@@ -61,7 +62,14 @@ _CHOICES = {
         ("ROIPool", "ROIAlign", "ROIAlignV2", "ROIAlignRotated"),
     ),
 }
-
+#: detectron2's parts for boxes that are turned, which neither data nor evaluation have here.
+_ROTATED = ("RRPN", "RROIHeads", "RotatedAnchorGenerator", "ROIAlignRotated")
+#: Samplers and the keys that they read, which not every detectron2 has.
+_READ = {
+    "RandomSubsetTrainingSampler": "DATALOADER.RANDOM_SUBSET_RATIO",
+    "WeightedTrainingSampler": "DATASETS.TRAIN_REPEAT_FACTOR",
+    "WeightedCategoryTrainingSampler": "DATASETS.TRAIN_REPEAT_FACTOR",
+}
 
 #: Of a whole number, but for SEED.
 _LARGEST = 2**31 - 1
@@ -71,7 +79,7 @@ _RANGES: Tuple[Tuple[Dict[str, float], str], ...] = (
     (
         {"at_least": 1},
         """
-        DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST INPUT.MAX_SIZE_TRAIN
+        DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST
         INPUT.MAX_SIZE_TEST MODEL.RETINANET.TOPK_CANDIDATES_TEST MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
         MODEL.RPN.BATCH_SIZE_PER_IMAGE MODEL.RPN.PRE_NMS_TOPK_TRAIN MODEL.RPN.PRE_NMS_TOPK_TEST
         MODEL.RPN.POST_NMS_TOPK_TRAIN MODEL.RPN.POST_NMS_TOPK_TEST SOLVER.CHECKPOINT_PERIOD SOLVER.MAX_ITER
@@ -110,6 +118,9 @@ _RANGES: Tuple[Tuple[Dict[str, float], str], ...] = (
         TEST.EVAL_PERIOD VIS_PERIOD
         """,
     ),
+    ({"at_least": 2}, "INPUT.MAX_SIZE_TRAIN"),  # detectron2 cannot flip an image of one pixel
+    ({"at_least": -1e6, "at_most": 1e6}, "MODEL.PIXEL_MEAN"),
+    ({"at_least": 1e-6, "at_most": 1e6}, "MODEL.PIXEL_STD"),
     ({"at_least": 0, "at_most": 65536}, "INPUT.MIN_SIZE_TEST"),  # 0: as the image is
     (
         {"at_least": 0, "at_most": 100},
@@ -134,7 +145,7 @@ _RANGES: Tuple[Tuple[Dict[str, float], str], ...] = (
     (
         {"above": 0},
         """
-        INPUT.CROP.SIZE MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS MODEL.ANCHOR_GENERATOR.SIZES MODEL.PIXEL_STD
+        INPUT.CROP.SIZE MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS MODEL.ANCHOR_GENERATOR.SIZES
         MODEL.RETINANET.BBOX_REG_WEIGHTS MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS
         MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS MODEL.RPN.BBOX_REG_WEIGHTS SOLVER.BASE_LR
         SOLVER.CLIP_GRADIENTS.CLIP_VALUE SOLVER.CLIP_GRADIENTS.NORM_TYPE SOLVER.GAMMA
@@ -213,10 +224,52 @@ def check_values(cfg: CfgNode) -> None:
     for key in ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"):
         if len(values[key]) not in (1, len(values[f"MODEL.{head}.IN_FEATURES"])):
             raise OptionError(key, values[key], f"must be one list, or as many as MODEL.{head}.IN_FEATURES")
+    _check_parts(cfg)
     for entry in cfg.TEST.EXPECTED_RESULTS:  # which are read after everything else
         kinds = [type(part) for part in entry] if isinstance(entry, (list, tuple)) else []
         if kinds[:2] != [str, str] or len(kinds) != 4 or not set(kinds[2:]) <= {int, float}:
             raise OptionError("TEST.EXPECTED_RESULTS", entry, "must be [task, metric, value, tolerance]")
+
+
+def _check_parts(cfg: CfgNode) -> None:
+    """Raise OptionError for parts that do not fit each other."""
+    model, sampler = cfg.MODEL, cfg.DATALOADER.SAMPLER_TRAIN
+    for key, value in flatten(cfg):
+        if value in _ROTATED and (key in COMPONENTS or key in _CHOICES):
+            raise OptionError(key, value, "must be of boxes that are not turned")
+    if _READ.get(sampler, "SEED") not in dict(flatten(cfg)):
+        rule = f"must be one that needs no {_READ[sampler]}, which this detectron2 lacks"
+        raise OptionError("DATALOADER.SAMPLER_TRAIN", sampler, rule)
+    if model.META_ARCHITECTURE not in ("GeneralizedRCNN", "PanopticFPN"):
+        return
+    if model.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals" and not model.LOAD_PROPOSALS:
+        rule = "must be True with MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals"
+        raise OptionError("MODEL.LOAD_PROPOSALS", model.LOAD_PROPOSALS, rule)
+    if model.ROI_HEADS.NAME == "CascadeROIHeads":
+        _check_cascade(model)
+
+
+def _check_cascade(model: CfgNode) -> None:
+    agnostic, cascade = model.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG, model.ROI_BOX_CASCADE_HEAD
+    ious, weights, first = cascade.IOUS, cascade.BBOX_REG_WEIGHTS, model.ROI_HEADS.IOU_THRESHOLDS[0]
+    with_it = "with MODEL.ROI_HEADS.NAME CascadeROIHeads"
+    if not agnostic:
+        raise OptionError("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", agnostic, f"must be True {with_it}")
+    if ious[0] != first:
+        rule = f"must begin with {first}, that of MODEL.ROI_HEADS.IOU_THRESHOLDS, {with_it}"
+        raise OptionError("MODEL.ROI_BOX_CASCADE_HEAD.IOUS", ious, rule)
+    if len(weights) != len(ious):
+        rule = f"must be {len(ious)}, one for each of MODEL.ROI_BOX_CASCADE_HEAD.IOUS, {with_it}"
+        raise OptionError("MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS", weights, rule)
+
+
+def check_proposals(cfg: CfgNode, train: bool) -> None:
+    """Raise OptionError unless there is a file of proposals, where they are loaded, for each dataset."""
+    for split in ("TRAIN", "TEST") if train else ("TEST",):
+        key, names = f"PROPOSAL_FILES_{split}", cfg.DATASETS[split]
+        if cfg.MODEL.LOAD_PROPOSALS and len(cfg.DATASETS[key]) != len(names):
+            rule = f"must be {len(names)}, one for each of DATASETS.{split}, with MODEL.LOAD_PROPOSALS True"
+            raise OptionError(f"DATASETS.{key}", cfg.DATASETS[key], rule)
 
 
 def check_sigmas(cfg: CfgNode) -> None:
@@ -277,7 +330,7 @@ def _kind(default: Any) -> str:
 def _check_names(cfg: CfgNode) -> None:
     """Raise UserError for a name that is not known, with the nearest that is."""
     values, defaults = dict(flatten(cfg)), dict(flatten(get_cfg()))
-    known = {key: [name for name, _ in registry] for key, registry in _REGISTRIES.items()}
+    known = {key: [name for name, _ in registry] for key, registry in COMPONENTS.items()}
     known["MODEL.PROPOSAL_GENERATOR.NAME"].append("PrecomputedProposals")
     known.update(_CHOICES)
     known.update({key: NORMS for key in values if key.endswith(".NORM")})
