@@ -259,9 +259,6 @@ def test_released_detector_loads_completely(released, tmp_path):
     assert all(torch.equal(value, released[key]) for key, value in model.state_dict().items())
 
 
-# --------------------------------------------------------------------------- the command line
-
-
 def test_command_says_what_it_found_and_writes_it(timm14, run_python, tmp_path):
     torch.save({**timm14, "extra.weight": torch.zeros(1)}, tmp_path / "in.pth")
     result = run_python("tools/convert_weights.py", tmp_path / "in.pth", tmp_path / "out.safetensors")
@@ -329,8 +326,6 @@ def test_tensor_of_another_shape_is_missing_and_unplaced():
     conversion = convert(state)
     assert conversion.missing == conversion.unplaced == ["res4.0.conv1.weight"]
 
-
-# --------------------------------------------------------------------------- whether they fit the model
 
 NARROW = {"stem_width": 4, "res2_out_channels": 8, "bottleneck_width": 4}
 
@@ -548,9 +543,6 @@ def test_msra_weights_of_another_network_are_refused(tmp_path):
     said = r"no place for \d+ .*res4.10.*seems to be ResNet of depth 101.*wants ResNet of depth 50"
     with pytest.raises(UserError, match=said):
         start(resnet(50, "BN"), caffe2(101), tmp_path / "R-101.pkl")
-
-
-# --------------------------------------------------------------------------- reading
 
 
 class Harmful:

@@ -188,9 +188,6 @@ def test_what_cannot_be_reported_is_said_in_one_line(folder, run_python, tmp_pat
         load_evaluation(folder, row="mask_resnest5")
 
 
-# --------------------------------------------------------------------------- small evaluations, damaged
-
-
 def rle(counts=None):
     mask = np.zeros((48, 64), np.uint8, order="F")
     mask[4:40, 4:40] = 1

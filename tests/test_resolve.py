@@ -301,8 +301,6 @@ def test_damaged_file_in_the_folder_is_refused(handler, file, tmp_path, monkeypa
         handler.resolve("resnest_test")
 
 
-# --------------------------------------------------------------------------- files without a known hash
-
 HUB = "timm/test/model.safetensors"
 PAGE = b"<!DOCTYPE html><html>Sign in</html>"
 WRONG = {
@@ -427,8 +425,6 @@ def test_a_link_of_a_scheme_that_nothing_reads_is_named(scheme):
         local_weights(f"{scheme}:///b/x.pth")
 
 
-# --------------------------------------------------------------------------- the released links
-
 HOST = "https://s3.us-west-1.wasabisys.com/resnest/detectron/"
 LINK = HOST + "resnest50_detectron-255b5649.pth"
 
@@ -499,8 +495,6 @@ def test_link_to_an_unknown_file_is_refused_in_one_line_with_the_known(links):
     for text in ("the name resnest51-01234567.pth", "name a file, or resnest://NAME", *BACKBONES, *DETECTORS):
         assert text in str(e.value)
 
-
-# --------------------------------------------------------------------------- several processes, full disks
 
 FETCH = """
 import sys
@@ -573,9 +567,6 @@ def test_downloads_show_progress(server, tmp_path):
     target = tmp_path / BACKBONES["resnest_test"].official
     _, err = fetch(server, target).communicate(timeout=120)
     assert target.name in err and "100%" in err
-
-
-# --------------------------------------------------------------------------- in use
 
 
 def test_stock_checkpointer_in_a_strangers_project_loads_it_by_name_and_by_released_link(state, tmp_path):

@@ -57,7 +57,9 @@ class Coverage(NamedTuple):
             logger.warning(
                 "MODEL.WEIGHTS: %s is of norms with statistics; %d of the model begin with its scale and "
                 "bias only: %s",
-                *(self.file, len(self.fresh), some(self.fresh)),
+                self.file,
+                len(self.fresh),
+                some(self.fresh),
             )
 
     def check_all(self) -> None:

@@ -44,9 +44,25 @@ _UNTYPED = "an untyped storage"
 TORCH_TYPES = {
     name: getattr(torch, name)
     for name in (
-        *("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"),
-        *("uint16", "uint32", "uint64", "complex64", "complex128"),
-        *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"),
+        "float64",
+        "float32",
+        "float16",
+        "bfloat16",
+        "int64",
+        "int32",
+        "int16",
+        "int8",
+        "uint8",
+        "bool",
+        "uint16",
+        "uint32",
+        "uint64",
+        "complex64",
+        "complex128",
+        "float8_e4m3fn",
+        "float8_e5m2",
+        "float8_e4m3fnuz",
+        "float8_e5m2fnuz",
     )
     if hasattr(torch, name)
 }
@@ -385,8 +401,15 @@ class Unpickler(pickle._Unpickler):
             map(
                 ord,
                 (
-                    *(pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX),
-                    *(pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
+                    pickle.INST,
+                    pickle.OBJ,
+                    pickle.NEWOBJ,
+                    pickle.NEWOBJ_EX,
+                    pickle.EXT1,
+                    pickle.EXT2,
+                    pickle.EXT4,
+                    pickle.NEXT_BUFFER,
+                    pickle.READONLY_BUFFER,
                 ),
             ),
             _refuse,

@@ -128,9 +128,6 @@ def _in_fractions(json_file: Path) -> bool:
     return last > 0
 
 
-# --------------------------------------------------------------------------- categories and images
-
-
 def _check_categories(json_file: Path, report: Report, kept: Dict[str, Any]) -> Dict[int, int]:
     """How many keypoints each category names, by id."""
     keypoints: Dict[int, int] = {}
@@ -332,9 +329,6 @@ def _is_turned(image: Image.Image) -> bool:
         return image.getexif().get(0x0112) in (5, 6, 7, 8)
     except Exception:
         return False
-
-
-# --------------------------------------------------------------------------- writing
 
 
 class _Writer:

@@ -167,8 +167,6 @@ class Inspector:
             return crowd if _flag(annotation["ignore"]) == 0 else 1
         return crowd
 
-    # ----------------------------------------------------------------------- boxes
-
     def _box(self, given: Any, mask: Optional[_Mask], size: ImageEntry, where: str) -> List[float]:
         """The box, cut at the image's border; that of the mask where there is none that can be read."""
         report = self._report
@@ -218,8 +216,6 @@ class Inspector:
                 return
             self._report.add("area that neither the box nor the mask has", f"{where} ({area:g})")
         annotation["area"] = area_of(annotation, (size.height, size.width))
-
-    # ----------------------------------------------------------------------- keypoints
 
     def _mend_keypoints(self, annotation: Dict[str, Any], size: ImageEntry, where: str) -> None:
         """Whatever cannot be mended is hidden, as the rest of the object is sound."""
@@ -277,8 +273,6 @@ class Inspector:
         for kind in sorted(kinds):
             self._report.add(kind, where)
         return points
-
-    # ----------------------------------------------------------------------- masks
 
     def _mask(self, segmentation: Any, crowd: int, size: ImageEntry, where: str) -> _Mask:
         if isinstance(segmentation, dict):

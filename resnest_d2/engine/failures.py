@@ -73,7 +73,11 @@ def prepare_process() -> None:
                 raw.replaced = stream  # may close the file when it goes
                 kept = io.TextIOWrapper(
                     raw if stream.buffer is _raw(stream) else io.BufferedWriter(raw),
-                    *(stream.encoding, "backslashreplace", None, stream.line_buffering, stream.write_through),
+                    stream.encoding,
+                    "backslashreplace",
+                    None,
+                    stream.line_buffering,
+                    stream.write_through,
                 )
                 setattr(sys, name, kept)
 

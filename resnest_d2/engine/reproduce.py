@@ -37,10 +37,28 @@ _PATIENCE = 10  # seconds for the end of a process that has the folder
 _MOST_PROCESSES = 100_000  # more are a slip
 # A run of seconds that still goes through training, evaluation and every component of the row.
 _SMOKE = (
-    *("SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2, "SOLVER.REFERENCE_WORLD_SIZE", 0),
-    *("INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", 96, "MODEL.WEIGHTS", ""),
-    *("MODEL.RPN.POST_NMS_TOPK_TEST", 20, "TEST.PRECISE_BN.ENABLED", False, "TEST.AUG.ENABLED", False),
-    *("DATALOADER.NUM_WORKERS", 0, "TEST.DETECTIONS_PER_IMAGE", 20),
+    "SOLVER.MAX_ITER",
+    2,
+    "SOLVER.IMS_PER_BATCH",
+    2,
+    "SOLVER.REFERENCE_WORLD_SIZE",
+    0,
+    "INPUT.MIN_SIZE_TRAIN",
+    "(96,)",
+    "INPUT.MIN_SIZE_TEST",
+    96,
+    "MODEL.WEIGHTS",
+    "",
+    "MODEL.RPN.POST_NMS_TOPK_TEST",
+    20,
+    "TEST.PRECISE_BN.ENABLED",
+    False,
+    "TEST.AUG.ENABLED",
+    False,
+    "DATALOADER.NUM_WORKERS",
+    0,
+    "TEST.DETECTIONS_PER_IMAGE",
+    20,
 )
 
 

@@ -77,7 +77,8 @@ class Trainer(DefaultTrainer):
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
-            *(model, cfg.OUTPUT_DIR),
+            model,
+            cfg.OUTPUT_DIR,
             keep=cfg.SOLVER.CHECKPOINTS_TO_KEEP,
             run=secrets.token_hex(8),
             trainer=weakref.proxy(self),
@@ -144,7 +145,9 @@ class Trainer(DefaultTrainer):
         if self.start_iter > self.max_iter:
             logger.warning(
                 "--resume: %s is of iteration %d, past SOLVER.MAX_ITER %d: it is only evaluated",
-                *(self.checkpointer.file, self.start_iter - 1, self.max_iter),
+                self.checkpointer.file,
+                self.start_iter - 1,
+                self.max_iter,
             )
         if self.start_iter:
             for note in found_by_main(lambda: leave_branch(self.checkpointer, self.start_iter - 1)):

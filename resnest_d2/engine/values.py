@@ -41,8 +41,11 @@ COMPONENTS = {
 _CHOICES = {
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
     "DATALOADER.SAMPLER_TRAIN": (
-        *("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"),
-        *("WeightedTrainingSampler", "WeightedCategoryTrainingSampler"),
+        "TrainingSampler",
+        "RepeatFactorTrainingSampler",
+        "RandomSubsetTrainingSampler",
+        "WeightedTrainingSampler",
+        "WeightedCategoryTrainingSampler",
     ),
     "INPUT.FORMAT": ("BGR", "RGB", "L"),  # of YUV, detectron2 makes doubles, which no model takes
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
@@ -159,7 +162,10 @@ _RANGES: Tuple[Tuple[Dict[str, float], str], ...] = (
 _BOUNDS = {key: bounds for bounds, keys in _RANGES for key in keys.split()}
 #: Lists of whole numbers.
 _COUNTS = (
-    *("INPUT.MIN_SIZE_TRAIN", "TEST.AUG.MIN_SIZES", "SOLVER.STEPS", "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS"),
+    "INPUT.MIN_SIZE_TRAIN",
+    "TEST.AUG.MIN_SIZES",
+    "SOLVER.STEPS",
+    "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS",
     "MODEL.RPN.CONV_DIMS",
 )
 #: Keys that may hold no value at all, or an infinite one.

@@ -29,12 +29,30 @@ _FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 _LISTS = (list, tuple, np.ndarray)
 # Names of a COCOeval's statistics in their order.
 _STATISTICS = (
-    *("AP", "AP50", "AP75", "APs", "APm", "APl"),
-    *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
+    "AP",
+    "AP50",
+    "AP75",
+    "APs",
+    "APm",
+    "APl",
+    "AR1",
+    "AR10",
+    "AR100",
+    "ARs",
+    "ARm",
+    "ARl",
 )
 _KEYPOINT_STATISTICS = (
-    *("AP", "AP50", "AP75", "APm", "APl"),
-    *("AR", "AR50", "AR75", "ARm", "ARl"),
+    "AP",
+    "AP50",
+    "AP75",
+    "APm",
+    "APl",
+    "AR",
+    "AR50",
+    "AR75",
+    "ARm",
+    "ARl",
 )
 
 

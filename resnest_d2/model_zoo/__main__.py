@@ -42,8 +42,14 @@ def _print(page: Optional[Path]) -> None:
         found = place(handler, name) if row else "–"
         rows.append((name, *published, weights, row.released if row else None, found))
     titles = (
-        *("configuration", "backbone", "params (M)", "box AP*", "mask AP*"),
-        *("start weights", "trained detector", "found here"),
+        "configuration",
+        "backbone",
+        "params (M)",
+        "box AP*",
+        "mask AP*",
+        "start weights",
+        "trained detector",
+        "found here",
     )
     print(tabulate(rows, titles, missingval="–", floatfmt=".2f"))
     print()

@@ -91,8 +91,13 @@ class OffsetConv2d(Conv2d):
         """x: (N, in_channels, H, W). Returns (N, G*2*k*k, H', W'), modulated (N, G*3*k*k, H', W')."""
         with without_autocast(x.device.type):
             return F.conv2d(
-                *(_single(x), _single(self.weight), _single(self.bias)),
-                *(self.stride, self.padding, self.dilation, self.groups),
+                _single(x),
+                _single(self.weight),
+                _single(self.bias),
+                self.stride,
+                self.padding,
+                self.dilation,
+                self.groups,
             )
 
 

@@ -87,7 +87,8 @@ def _compute_in(module: nn.Module, dtype: torch.dtype) -> None:
     if next(module.parameters()).device.type == "cpu" and dtype.itemsize < 4 and capability in _WITHOUT_HALF:
         logger.warning(
             "%s on a CPU with %s, which has no instructions for it: several times slower than float32",
-            *(dtype, capability),
+            dtype,
+            capability,
         )
 
 

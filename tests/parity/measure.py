@@ -46,9 +46,6 @@ def relative(ours: Tensor, theirs: Tensor) -> Error:
     return (ours - theirs).abs().max().item() / scale if scale else ours.abs().max().item()
 
 
-# --------------------------------------------------------------------------- the equations
-
-
 def outputs_and_gradients(
     function: Callable[..., Tensor], inputs: List[Tensor], parameters: Iterable[nn.Parameter]
 ) -> List[Tensor]:
@@ -108,9 +105,6 @@ def deform_conv_reference(modulated: bool, deform_groups: int) -> Error:
         inputs = [x, offset.requires_grad_()]
         worst = max(worst, compare_function(layer, reference, inputs, [layer.weight]))
     return worst
-
-
-# --------------------------------------------------------------------------- classification networks
 
 
 def classifier(
@@ -190,8 +184,6 @@ def dilated_classifier(name: str) -> Error:
     net = resnest.torch.resnest50(**theirs)
     return classifier(net, "resnest50", dtype=torch.float64, contract_dilation=True, **ours)
 
-
-# --------------------------------------------------------------------------- the released plugin
 
 #: Configurations that are compared: a depth, or one with deformable convolution v2.
 PLUGIN = ("50", "101", "200", "269", "50 DCNv2")

@@ -87,7 +87,8 @@ def load_evaluation(
     if images is not None and not os.path.isdir(images):
         raise UserError(f"--images {images} is no folder")
     detections = [
-        *(folder / "coco_instances_results.json", folder / "inference" / "coco_instances_results.json"),
+        folder / "coco_instances_results.json",
+        folder / "inference" / "coco_instances_results.json",
         *sorted(folder.glob("inference/*/coco_instances_results.json")),
     ]
     file = next((f for f in detections if os.path.exists(f)), None)

@@ -95,9 +95,6 @@ def _nothing(folder: Path) -> None:
     pass
 
 
-# --------------------------------------------------------------------------- whole files
-
-
 def _bytes(file: str, damage: Callable[[bytes], bytes], folder: Path) -> None:
     (folder / file).write_bytes(damage((folder / file).read_bytes()))
 
@@ -151,8 +148,6 @@ for title, damage in {
     REPORTS[f"report: metrics: {title}"] = partial(
         _report, partial(_bytes, "run/metrics.json", damage), (), WORKS
     )
-
-# --------------------------------------------------------------------------- single fields
 
 
 def _set(file: str, path: Sequence[Any], value: Any, folder: Path) -> None:
@@ -267,8 +262,6 @@ for name in (
         _report, partial(_set, "truth.json", ("categories", 0, "name"), name), (), EITHER
     )
 
-# --------------------------------------------------------------------------- flags of report.py
-
 for words, texts in (
     (("--num-pictures", -1), ("--num-pictures", ">= 0")),
     (("--num-pictures", 10**9), ("--num-pictures", "<= 200")),
@@ -301,8 +294,6 @@ def _no_run(folder: Path, rng: np.random.Generator, name: str = "none") -> Case:
 
 REPORTS["report: a folder that is not there"] = _no_run
 REPORTS["report: a file for a folder"] = partial(_no_run, name="file")
-
-# --------------------------------------------------------------------------- reproduce.py
 
 
 def _reproduce(
@@ -383,8 +374,6 @@ for words, texts in (
     REPORTS[f"reproduce: {' '.join(map(str, words))}"] = partial(
         _reproduce, _nothing, words, {"refused": texts}
     )
-
-# --------------------------------------------------------------------------- benchmarks
 
 
 def _benchmark(
