@@ -6,6 +6,7 @@ too deep, in another encoding - is said here, in one line that names it.
 
 from __future__ import annotations
 
+import argparse
 import errno
 import itertools
 import json
@@ -49,7 +50,13 @@ def expanded(path: str) -> str:
 
 
 def user_path(path: str) -> Path:
-    """The same as a path: the type of arguments of a command line."""
+    """The same as a path: the type of arguments of a command line.
+
+    Raises:
+        ArgumentTypeError: it is empty, which would stand for the current folder.
+    """
+    if not path:
+        raise argparse.ArgumentTypeError("must not be empty")
     return Path(expanded(path))
 
 

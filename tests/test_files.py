@@ -1,9 +1,11 @@
 """The ground floor: files that are not what they should be, and writing that is complete or not at all."""
 
+import argparse
 import errno
 import io
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,7 @@ from resnest_d2.files import (
     read_json,
     read_text,
     unused_name,
+    user_path,
     writing,
 )
 
@@ -145,6 +148,12 @@ def test_what_the_system_said_is_told_where_a_library_died_of_it(tmp_path):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError:
                 raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos")  # noqa: B904
+
+
+def test_an_argument_that_is_empty_is_not_the_current_folder():
+    with pytest.raises(argparse.ArgumentTypeError, match="must not be empty"):
+        user_path("")
+    assert user_path(".") == Path(".")
 
 
 def test_room_is_no_remedy_for_what_is_closed_or_in_the_way(tmp_path):

@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from resnest_d2 import UserError, engine
 from resnest_d2.errors import check_number
 from resnest_d2.evaluation import draw_predictions
-from resnest_d2.files import user_path
+from resnest_d2.files import check_writable, user_path
 
 
 def main(cfg, args):
@@ -22,6 +22,7 @@ def main(cfg, args):
     check_number("--num-images", args.num_images, at_least=1)
     check_number("--score-threshold", args.score_threshold, at_least=0, at_most=1)
     root = args.output or Path(cfg.OUTPUT_DIR) / "pictures"
+    check_writable(root / "1.png", "name a folder in --output")
     model = engine.load_model(cfg, **engine.model_options(args))
     for dataset in cfg.DATASETS.TEST:
         folder = root / dataset if len(cfg.DATASETS.TEST) > 1 else root
