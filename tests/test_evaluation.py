@@ -338,6 +338,14 @@ def test_numbers_of_numpy_are_numbers(backend, shapes_truth):
     assert evaluate_coco(truth, results, "bbox", backend=backend, image_ids=ids).stats[0] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("value", [3, "12", b"12"])
+def test_what_is_no_list_is_named(value, shapes_truth):
+    with pytest.raises(OptionError, match=f"^image_ids must be a list of the ids of images, got {value!r}$"):
+        evaluate_coco(shapes_truth, [], "bbox", image_ids=value)
+    with pytest.raises(OptionError, match=f"OKS_SIGMAS must be a list of numbers, got {value!r}$"):
+        evaluate_coco(shapes_truth, [], "bbox", keypoint_sigmas=value)
+
+
 @pytest.mark.parametrize(
     "ids, said", [([99], "1 images to evaluate .99. "), (["1", 7, -1], r"2 images to evaluate .-1, \.\.\.. ")]
 )

@@ -8,7 +8,7 @@ import io
 import itertools
 import logging
 import os
-from typing import Any, Container, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Container, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import pycocotools.coco
@@ -16,7 +16,7 @@ import pycocotools.cocoeval
 from detectron2 import evaluation
 from detectron2.utils.logger import create_small_table
 
-from ..data.annotations import complete, compressed, encode_mask, is_finite, is_id, mask_flaw
+from ..data.annotations import complete, compressed, encode_mask, is_finite, is_id, is_number, mask_flaw
 from ..data.check import loading
 from ..errors import OptionError, UserError
 from ..files import writing
@@ -94,6 +94,9 @@ def evaluate_coco(
         truth, results, iou_type, backend or default_backend(), keypoint_sigmas
     )
     if image_ids is not None:
+        if isinstance(image_ids, (str, bytes)) or not isinstance(image_ids, Iterable):
+            raise OptionError("image_ids", image_ids, "must be a list of the ids of images")
+        image_ids = list(image_ids)
         _check_known(image_ids, images, "images to evaluate")
         coco_eval.params.imgIds = [images[image_id] for image_id in image_ids]
     coco_eval.evaluate()
@@ -241,9 +244,10 @@ def _check_ids(results: List[Dict[str, Any]]) -> None:
 
 def _sigmas(given: Sequence[float]) -> List[float]:
     """The OKS constant of each keypoint; COCO's where none are given."""
-    sigmas = list(
-        map(float, given if len(given) else pycocotools.cocoeval.Params("keypoints").kpt_oks_sigmas)
-    )
+    if not isinstance(given, _LISTS) or not all(map(is_number, given)):
+        raise OptionError("TEST.KEYPOINT_OKS_SIGMAS", given, "must be a list of numbers")
+    coco = pycocotools.cocoeval.Params("keypoints").kpt_oks_sigmas
+    sigmas = list(map(float, given if len(given) else coco))
     if not all(0 < sigma < np.inf for sigma in sigmas):  # backends differ on others
         raise OptionError("TEST.KEYPOINT_OKS_SIGMAS", sigmas, "must be above 0 and finite")
     return sigmas
