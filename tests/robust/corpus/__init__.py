@@ -129,7 +129,9 @@ def run_corpus(
     while left or running:
         while left and len(running) < os.cpu_count():
             kind, name = left.pop(0)
-            place = folder / kind / re.sub(r"\W+", "_", name)[:80]
+            # Names of several cases may differ in punctuation alone.
+            plain = re.sub(r"\W+", "_", name)[:80]
+            place = folder / kind / f"{len(left)}_{plain}"
             running.append(_start(kind, name, place, seed))
         wait([r.process.sentinel for r in running], min(r.end for r in running) - time.monotonic())
         for case in [r for r in running if r.process.poll() is not None or time.monotonic() > r.end]:

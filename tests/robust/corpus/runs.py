@@ -198,7 +198,12 @@ for i in range(5):
     )
 _add("a folder among the checkpoints", lambda output, rng: (output / "model_0000009.pth").mkdir(), at=2)
 _add("a pipe among the checkpoints", lambda output, rng: os.mkfifo(output / "model_0000009.pth"), at=2)
-_add("a final one that is a folder", lambda output, rng: (output / "model_final.pth").mkdir(), at=2)
+_add(
+    "a final one that is a folder",
+    lambda output, rng: (output / "model_final.pth").mkdir(),
+    "cannot write",
+    "model_final.pth: it is a folder",
+)
 for title, make in _IN_THE_WAY.items():
     both = _together(_replace(_NEWEST, make), _replace(_OLDER, make))
     _add(f"every checkpoint {title}", both, "no checkpoint in", _NEWEST, _OLDER)
