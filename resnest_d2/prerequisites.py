@@ -43,5 +43,8 @@ def check() -> None:
 
 def _needs_of_detectron2() -> str:
     """What its wheel, which is installed without what it depends on, needs at run time: our extra for it."""
-    required = [line.partition(";") for line in metadata.requires(__package__) or []]
+    try:
+        required = [line.partition(";") for line in metadata.requires(__package__) or []]
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        return shlex.quote(".[detectron2]")
     return " ".join(shlex.quote(need.strip()) for need, _, extra in required if '"detectron2"' in extra)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from resnest_d2 import OptionError, UserError, model_zoo
 from resnest_d2.data import load_coco, register_pairs, register_shapes
-from resnest_d2.data.annotations import complete, encode_mask
+from resnest_d2.data.annotations import complete, compressed, encode_mask
 from resnest_d2.data.check import note_annotations
 from resnest_d2.data.loader import build_test_loader
 from resnest_d2.data.shapes import generate_shapes
@@ -543,3 +543,40 @@ def test_a_class_without_objects_keeps_its_place_among_keypoints(backend):
     found = evaluate_coco(truth, [{**box, "score": 0.9}], "keypoints", backend=backend)
     ap = average_precisions(found).mean(axis=0)
     assert np.isnan(ap[0]) and ap[1] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_polygons_that_are_none_do_not_make_boxes_of_a_mask(backend):
+    image = {"id": 1, "width": 64, "height": 64}
+    polygon = [1, 1, 50, 1, 50, 50]
+    truth = {
+        "images": [image],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 1,
+                "iscrowd": 0,
+                "bbox": [1, 1, 49, 49],
+                "area": 1200,
+                "segmentation": [[1, 1, 5, 5], polygon],
+            }
+        ],
+    }
+    mask = compressed(encode_mask([polygon], 64, 64))
+    found = [{"image_id": 1, "category_id": 1, "score": 0.9, "segmentation": mask}]
+    assert evaluate_coco(truth, found, "segm", backend=backend).stats[0] == pytest.approx(1)
+
+
+def test_constants_of_other_keypoints_suit_a_dataset_in_which_none_is_annotated():
+    truth = {
+        "images": [{"id": 1, "width": 64, "height": 64}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "bbox": [1, 1, 9, 9], "area": 81}
+        ],
+    }
+    found = [{"image_id": 1, "category_id": 1, "score": 0.9, "keypoints": [3, 3, 1] * 5}]
+    evaluated = evaluate_coco(truth, found, "keypoints", keypoint_sigmas=[0.1] * 5)
+    assert evaluated.stats[0] == -1  # nothing to find

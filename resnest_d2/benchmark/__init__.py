@@ -141,7 +141,7 @@ def comparisons(device: str) -> List[Comparison]:
         row(f"backbone forward and backward, {other_format}", "backbone training", other),
         row("mask_resnest50 training", "detector training", trained),
         row(f"{cascade} training", "detector training", trained, config=cascade, profile=True),
-        [] if cpu else in_other_format,
+        *([] if cpu else in_other_format),
         row(
             f"{cascade} training, convolutions' outputs kept",
             "detector training",

@@ -70,12 +70,7 @@ def comparison_table(rows: Sequence[Comparison], measured: Mapping[Comparison, R
     """Median times, the median of the ratios and their spread, memory; dashes where nothing is measured."""
     cells = [[c.title, _images(c), f"{c.ours} / {c.theirs}", *_figures(measured.get(c))] for c in rows]
     titles = (
-        "what",
-        "images",
-        "ours / theirs",
-        "ours (s)",
-        "theirs (s)",
-        "times as fast",
+        *("what", "images", "ours / theirs", "ours (s)", "theirs (s)", "times as fast"),
         "peak memory (MB)",
     )
     return tabulate(cells, titles, "github", disable_numparse=True) + "\n"
@@ -122,9 +117,7 @@ def _short(name: str, characters: int = 80) -> str:
 def pipeline_table(pipelines: Sequence[Pipeline]) -> str:
     """Images a second of loader and model."""
     titles = (
-        "configuration",
-        "images",
-        "batch",
+        *("configuration", "images", "batch"),
         *(f"loader, {workers} workers" for workers in WORKERS),
         "training",
     )
@@ -181,8 +174,8 @@ def part(
         [
             head,
             comparison_table(rows, measured),
-            [_PROFILE, *profiles] if profiles else [],
-            [_PIPELINE, pipeline_table(pipelines)] if pipelines else [],
+            *([_PROFILE, *profiles] if profiles else []),
+            *([_PIPELINE, pipeline_table(pipelines)] if pipelines else []),
         ]
     )
 

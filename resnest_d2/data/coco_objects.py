@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import math
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -439,17 +438,24 @@ def _flag(given: Any) -> Optional[int]:
 
 def _digest(value: Any) -> bytes:
     """What only equal values share, in 16 bytes. Python's hash takes -1 for -2, and 0 for 2**61 - 1."""
-    text = json.dumps(_plain(value), sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    digest = hashlib.blake2b(digest_size=16)
+    _feed(value, digest.update)
+    return digest.digest()
 
 
-def _plain(value: Any) -> Any:
-    """The value with 7 for 7.0."""
-    if isinstance(value, list):
-        return list(map(_plain, value))
+def _feed(value: Any, update: Callable[[bytes], None]) -> None:
+    """Lists of numbers as float64, so that 7 and 7.0 are the same, and at once, since there are many."""
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+        value = [part for key in sorted(value) for part in (key, value[key])]
+    if isinstance(value, list):
+        update(b"[%d" % len(value))
+        if value and all(map(is_finite, value)):
+            update(np.asarray(value, np.float64).tobytes())
+        else:
+            for part in value:
+                _feed(part, update)
+    else:
+        update(repr(value).encode("utf-8", "surrogatepass"))
 
 
 def _any_in_box(points: Sequence[float], box: Sequence[float]) -> bool:

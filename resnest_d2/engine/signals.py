@@ -129,7 +129,8 @@ def ended_at_once() -> Iterator[None]:
     try:
         yield
     finally:
-        _restore(previous)
+        if since == -math.inf:  # else a copy must not meet the end of the process
+            _restore(previous)
 
 
 def end_with_parent(parent: Optional[int] = None) -> None:

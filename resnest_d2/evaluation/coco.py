@@ -16,7 +16,16 @@ import pycocotools.cocoeval
 from detectron2 import evaluation
 from detectron2.utils.logger import create_small_table
 
-from ..data.annotations import complete, compressed, encode_mask, is_finite, is_id, is_number, mask_flaw
+from ..data.annotations import (
+    complete,
+    compressed,
+    encode_mask,
+    is_finite,
+    is_id,
+    is_number,
+    is_polygon,
+    mask_flaw,
+)
 from ..data.check import loading
 from ..errors import OptionError, UserError
 from ..files import writing
@@ -181,8 +190,8 @@ def _coco_eval(
     if iou_type not in _FIELDS:
         raise UserError(f"iou_type {iou_type!r} is none of {', '.join(_FIELDS)}")
     truth = complete(truth)
-    _check_annotated(truth, iou_type)
     sigmas = _sigmas(keypoint_sigmas)
+    _check_annotated(truth, iou_type, 3 * len(sigmas))
     images, categories = (
         {number: rank for rank, number in enumerate(sorted({entry["id"] for entry in truth[key]}), 1)}
         for key in ("images", "categories")
@@ -308,8 +317,12 @@ def _plain_runs(mask: Any) -> Dict[str, Any]:
     return {"size": size, "counts": counts.decode("latin-1") if isinstance(counts, bytes) else counts}
 
 
-def _check_annotated(truth: Dict[str, Any], iou_type: str) -> None:
-    """Raise UserError where an object lacks what is evaluated. What COCO ignores gets it."""
+def _check_annotated(truth: Dict[str, Any], iou_type: str, numbers: int) -> None:
+    """Raise UserError where an object lacks what is evaluated. What COCO ignores gets it.
+
+    Args:
+        numbers: of an object's keypoints, where no object has any.
+    """
     key = {"segm": "segmentation", "keypoints": "keypoints"}.get(iou_type)
     lacking = [a for a in truth["annotations"] if key and not a.get(key)]
     sizes = {image["id"]: (image.get("height"), image.get("width")) for image in truth["images"]}
@@ -327,13 +340,15 @@ def _check_annotated(truth: Dict[str, Any], iou_type: str) -> None:
                 f"annotation {annotation['id']}: its segmentation {flaw}; tools/check_dataset.py says what "
                 "is wrong, and --fix writes a mended copy"
             )
+        if isinstance(annotation.get(key), list):  # of four numbers, pycocotools would take all for boxes
+            annotation[key] = [polygon for polygon in annotation[key] if is_polygon(polygon)]
     objects = [a for a in lacking if not a["iscrowd"]]
     if objects and key == "segmentation":
         raise UserError(
             f"{len(objects)} objects, annotation {objects[0]['id']} the first, have no segmentation, which "
             "the evaluation of masks needs; MODEL.MASK_ON False evaluates boxes alone"
         )
-    count = max((len(a["keypoints"]) for a in truth["annotations"] if a.get("keypoints")), default=51)
+    count = max((len(a["keypoints"]) for a in truth["annotations"] if a.get("keypoints")), default=numbers)
     for annotation in lacking:
         x, y, w, h = annotation["bbox"]
         if key == "segmentation":
