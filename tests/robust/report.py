@@ -12,6 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -58,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
         bad += [s for s in stops if s.status != 128 + s.signal or not s.equal]
 
         _section("Signals to two processes", start)
-        groups, equal = kills.stop_processes(_new(folder, "groups"), [*kills.WAYS] * 2, args.seed)
+        groups, equal = kills.stop_processes(_new(folder, "groups"), [*kills.WAYS], args.seed)
         columns = ("way", "status", "iterations lost", "processes left", "seconds to the end")
         print(tabulate(groups, columns, "github", floatfmt=".1f"))
         print(
@@ -84,11 +85,10 @@ def main(args: argparse.Namespace) -> int:
         bad += [s for s in stopped if s.left]
 
         _section("Soak", start)
-        for name, iterations, settings in (
-            ("soak", args.iterations, ()),
-            ("sizes", args.iterations // 2, soak.SIZES),
-        ):
-            long = soak.soak(_new(folder, name), iterations, *settings)
+        runs = (("soak", args.iterations, ()), ("sizes", args.iterations // 2, soak.SIZES))
+        with ThreadPoolExecutor() as pool:  # each has a process, and so a processor
+            longs = pool.map(lambda run: soak.soak(_new(folder, run[0]), run[1], *run[2]), runs)
+        for (_, iterations, settings), long in zip(runs, longs):
             print(f"{iterations} iterations, {'images of 100 sizes' if settings else '10 evaluations'}:")
             for what, (quarter, end), unit in (
                 ("resident memory", long.memory, " MB"),
@@ -123,6 +123,6 @@ if __name__ == "__main__":
     parser.add_argument("--files", type=int, default=20_000, help="damaged files of weights")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--stops", type=int, default=4, help="of each signal")
-    parser.add_argument("--ctrl-c", type=int, default=12)
+    parser.add_argument("--ctrl-c", type=int, default=8)
     parser.add_argument("--iterations", type=int, default=2000, help="of the soak")
     sys.exit(main(parser.parse_args()))
