@@ -1,5 +1,6 @@
 """Batches that follow from the seed and their place, and images that cannot be used."""
 
+import errno
 import itertools
 import math
 import multiprocessing
@@ -157,6 +158,12 @@ def test_a_worker_that_dies_ends_the_run_in_one_line(number, cfg):
     with pytest.raises(UserError, match=r"^DataLoader worker .*DATALOADER.NUM_WORKERS"), named_failures(cfg):
         while True:
             next(batches)
+
+
+@pytest.mark.parametrize("kind", [ConnectionResetError, ConnectionRefusedError, FileNotFoundError])
+def test_a_worker_that_dies_while_it_hands_an_image_over_is_no_failure_to_write(kind, cfg):
+    with pytest.raises(UserError, match=r"^DataLoader worker .*DATALOADER.NUM_WORKERS"), named_failures(cfg):
+        raise kind(errno.ECONNRESET, "Connection reset by peer")
 
 
 def test_shared_memory_that_is_full_is_said_by_the_worker_and_nobody_waits(cfg, tmp_path):

@@ -151,6 +151,10 @@ def named_failures(cfg: CfgNode) -> Iterator[None]:
     except OSError as e:
         if e.errno is None:
             raise
+        # As a worker ends that was handing tensors over, by files that have no names.
+        handing = isinstance(e, (ConnectionResetError, ConnectionRefusedError, FileNotFoundError))
+        if handing and e.filename is None:
+            raise UserError(_worker_ended(cfg, f"DataLoader worker has ended ({e.strerror}).")) from None
         raise UserError(
             f"cannot read or write {e.filename or cfg.OUTPUT_DIR} ({e.strerror}); make room, or choose "
             "another OUTPUT_DIR"
@@ -160,10 +164,7 @@ def named_failures(cfg: CfgNode) -> Iterator[None]:
         if "DefaultCPUAllocator" in str(e):
             raise UserError(_out_of_memory(cfg)) from None
         if reason.startswith("DataLoader worker"):
-            raise UserError(
-                f"{reason} Was it short of memory? Fewer DATALOADER.NUM_WORKERS "
-                f"({cfg.DATALOADER.NUM_WORKERS}) need less; 0 loads in the training process"
-            ) from None
+            raise UserError(_worker_ended(cfg, reason)) from None
         if "ancdata" in reason or "ulimit" in reason:  # as the loader says that it has no more open files
             raise UserError(
                 f"too many open files; raise ulimit -n, or lower DATALOADER.NUM_WORKERS "
@@ -227,6 +228,13 @@ def _lost_another(error: Exception) -> bool:
     return comm.get_world_size() > 1 and (
         isinstance(error, dist.DistNetworkError)
         or any(reason in str(error) for reason in ("Connection closed by peer", "Connection reset by peer"))
+    )
+
+
+def _worker_ended(cfg: CfgNode, reason: str) -> str:
+    return (
+        f"{reason} Was it short of memory? Fewer DATALOADER.NUM_WORKERS ({cfg.DATALOADER.NUM_WORKERS}) need "
+        "less; 0 loads in the training process"
     )
 
 
