@@ -347,9 +347,14 @@ for title, change in {
     "finished": _nothing,
     "an empty command.txt": lambda row: (row / "command.txt").touch(),
     "a binary log": lambda row: (row / "stdout.txt").write_bytes(bytes(range(256))),
-    "damaged results of all rows": lambda row: (row.parent / "results.json").write_bytes(b"\xff["),
 }.items():
     REPORTS[f"reproduce: {title}"] = partial(_reproduce, change, _ROWS, WORKS)
+REPORTS["reproduce: damaged results of all rows"] = partial(
+    _reproduce,
+    lambda row: (row.parent / "results.json").write_bytes(b"\xff["),
+    _ROWS,
+    {"refused": ("results.json is no text",)},
+)
 for words, texts in (
     ((), ("--table", "--rows", "--all")),
     (("--table", "4"), ("--table 4", "5 and 6")),
