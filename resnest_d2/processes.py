@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Callable, Optional, TypeVar
 
 from detectron2.utils import comm
@@ -9,6 +10,8 @@ from detectron2.utils import comm
 from .errors import UserError
 
 T = TypeVar("T")
+#: From whoever ends processes: a scheduler, Ctrl-C, a terminal that is closed, Slurm's ``--signal``, a limit.
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 def found_by_main(find: Callable[[], T]) -> T:

@@ -24,6 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ..errors import UserError, one_line
+from ..processes import ENDING
 from .check import loading, note_annotations
 from .seeding import seeded
 
@@ -165,7 +166,7 @@ def _outlive_group_signals(_: int) -> None:
     A terminal and a scheduler signal all processes; the training process still needs images to stop well.
     """
     parent = os.getppid()
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU):
+    for number in {*ENDING} - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Dict, Iterator, List, Optional
 
+from ..processes import ENDING
+
 #: Seconds after a signal when the process ends whatever it is doing, such as waiting for one that has died.
 DEADLINE = 90
-#: From whoever ends processes: a scheduler, Ctrl-C, a terminal that is closed, Slurm's ``--signal``, a limit.
-ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 # Seconds. A terminal signals a launcher and its processes, and the launcher hands the signal on.
 _COPIES = 2
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
