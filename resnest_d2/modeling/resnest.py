@@ -120,26 +120,22 @@ class ResNeSt(ResNet):
     ) -> None:
         if out_features is None:
             out_features = ["res5" if num_classes is None else "linear"]
-        for option, value in {
-            "deep_stem": deep_stem,
-            "avd": avd,
-            "avd_dilated": avd_dilated,
-            "avd_first": avd_first,
-            "avg_down": avg_down,
-            "stride_in_1x1": stride_in_1x1,
-            "contract_dilation": contract_dilation,
-            "deform_modulated": deform_modulated,
-            "fused_kernels": fused_kernels,
-        }.items():
-            if not isinstance(value, bool):
-                raise OptionError(option, value, "must be True or False")
-        for option, value in {
-            "deform_on_per_stage": deform_on_per_stage,
-            "checkpoint_stages": checkpoint_stages,
-            "out_features": out_features,
-        }.items():
-            if not isinstance(value, Sequence) or isinstance(value, str):
-                raise OptionError(option, value, "must be a list")
+        _check_flags(
+            deep_stem=deep_stem,
+            avd=avd,
+            avd_dilated=avd_dilated,
+            avd_first=avd_first,
+            avg_down=avg_down,
+            stride_in_1x1=stride_in_1x1,
+            contract_dilation=contract_dilation,
+            deform_modulated=deform_modulated,
+            fused_kernels=fused_kernels,
+        )
+        _check_lists(
+            deform_on_per_stage=deform_on_per_stage,
+            checkpoint_stages=checkpoint_stages,
+            out_features=out_features,
+        )
         _check_at_least(0, radix=radix)
         _check_at_least(
             1,
@@ -322,6 +318,18 @@ def _width(planes: int, bottleneck_width: int, cardinality: int, radix: int, def
             "deform_num_groups", deform_groups, f"must divide {of_group * cardinality} channels"
         )
     return of_group * cardinality
+
+
+def _check_flags(**options: bool) -> None:
+    for option, value in options.items():
+        if not isinstance(value, bool):
+            raise OptionError(option, value, "must be True or False")
+
+
+def _check_lists(**options: Sequence) -> None:
+    for option, value in options.items():
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise OptionError(option, value, "must be a list")
 
 
 def _check_at_least(least: int, **options: int) -> None:
