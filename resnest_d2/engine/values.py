@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, Dict, Iterator, Tuple, Union
+from typing import Any, Dict, Iterator, Mapping, Tuple, Union
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import (
@@ -204,8 +204,9 @@ def check_values(cfg: CfgNode) -> None:
             if isinstance(number, int) and abs(number) > _LARGEST and key != "SEED":
                 raise OptionError(key, value, f"must be whole numbers of at most {_LARGEST}")
             check_number(key, number, **bounds)
-    if cfg.VERSION != get_cfg().VERSION:
-        raise OptionError("VERSION", cfg.VERSION, f"must be {get_cfg().VERSION}, that of these keys")
+    version = get_cfg().VERSION
+    if cfg.VERSION != version:
+        raise OptionError("VERSION", cfg.VERSION, f"must be {version}, that of these keys")
     detections = cfg.TEST.DETECTIONS_PER_IMAGE
     if detections < 1 and detections != -1:
         raise OptionError("TEST.DETECTIONS_PER_IMAGE", detections, "must be >= 1, or -1 for all")
@@ -230,20 +231,24 @@ def check_values(cfg: CfgNode) -> None:
     for key in ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"):
         if len(values[key]) not in (1, len(values[f"MODEL.{head}.IN_FEATURES"])):
             raise OptionError(key, values[key], f"must be one list, or as many as MODEL.{head}.IN_FEATURES")
-    _check_parts(cfg)
+    _check_parts(cfg.MODEL, values)
     for entry in cfg.TEST.EXPECTED_RESULTS:  # which are read after everything else
         kinds = [type(part) for part in entry] if isinstance(entry, (list, tuple)) else []
         if kinds[:2] != [str, str] or len(kinds) != 4 or not set(kinds[2:]) <= {int, float}:
             raise OptionError("TEST.EXPECTED_RESULTS", entry, "must be [task, metric, value, tolerance]")
 
 
-def _check_parts(cfg: CfgNode) -> None:
-    """Raise OptionError for parts that do not fit each other."""
-    model, sampler = cfg.MODEL, cfg.DATALOADER.SAMPLER_TRAIN
-    for key, value in flatten(cfg):
+def _check_parts(model: CfgNode, values: Mapping[str, Any]) -> None:
+    """Raise OptionError for parts that do not fit each other.
+
+    Args:
+        values: of all keys.
+    """
+    sampler = values["DATALOADER.SAMPLER_TRAIN"]
+    for key, value in values.items():
         if value in _ROTATED and (key in COMPONENTS or key in _CHOICES):
             raise OptionError(key, value, "must be of boxes that are not turned")
-    if _READ.get(sampler, "SEED") not in dict(flatten(cfg)):
+    if _READ.get(sampler, "SEED") not in values:
         rule = f"must be one that needs no {_READ[sampler]}, which this detectron2 lacks"
         raise OptionError("DATALOADER.SAMPLER_TRAIN", sampler, rule)
     if model.META_ARCHITECTURE not in ("GeneralizedRCNN", "PanopticFPN"):
