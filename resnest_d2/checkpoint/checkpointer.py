@@ -127,12 +127,12 @@ class Checkpointer(DetectionCheckpointer):
         return found_by_main(lambda: str(self._newest_undamaged()))
 
     def _newest_undamaged(self) -> Path:
-        damaged, excepted = [], wrong_numbers(self.model.state_dict())
+        damaged = []
         passed_over = self._noted(self._found())[1]
         for path in self._checkpoints():
             try:
                 content = read_checkpoint(path)
-                check_checkpoint(content, str(path), excepted)
+                check_checkpoint(content, str(path), self._excepted)
             except WeightsError as e:
                 logger.warning("Skipping %s: it %s", path, e.reason)
                 damaged.append(f"{path.name} {e.reason}")
@@ -162,9 +162,9 @@ class Checkpointer(DetectionCheckpointer):
         elif number and int(number[1]) != content["iteration"]:
             reason = f"it is of iteration {content['iteration']}"
         elif _run(content):
-            named = (other for other in self._checkpoints() if other != path and _run(_head(other)))
-            other = next(named, path)
-            if other != path and _run(_head(other)) != _run(content):
+            others = ((other, _run(_head(other))) for other in self._checkpoints() if other != path)
+            other, run = next(((other, run) for other, run in others if run), (path, _run(content)))
+            if run != _run(content):
                 reason = f"it is of another run than {other.name}"
         if reason:
             raise UserError(

@@ -10,13 +10,10 @@ from typing import Optional, Tuple
 _UNPACK = "unpack it, and name the file of weights in it"
 _EXPORT = "save the state_dict() of the network that it is of with torch.save"
 _DICT = "save a dict of names to arrays with torch.save or pickle"
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd", b"Rar!")
 #: Place of the bytes, the bytes, what it is, and what to do.
 _MAGIC = (
-    *(
-        (0, magic, "a compressed archive", _UNPACK)
-        for magic in (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf")
-    ),
-    *((0, magic, "a compressed archive", _UNPACK) for magic in (b"\x28\xb5\x2f\xfd", b"Rar!")),
+    *((0, magic, "a compressed archive", _UNPACK) for magic in _COMPRESSED),
     (257, b"ustar", "a tar archive", _UNPACK),
     (0, b"\x93NUMPY", "an array of numpy", _DICT),
     (0, b"\x89HDF", "a file of HDF5", _EXPORT),
