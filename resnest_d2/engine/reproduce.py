@@ -36,30 +36,19 @@ _REMEDY = "make room, or choose another --output"
 _PATIENCE = 10  # seconds for the end of a process that has the folder
 _MOST_PROCESSES = 100_000  # more are a slip
 # A run of seconds that still goes through training, evaluation and every component of the row.
-_SMOKE = (
-    "SOLVER.MAX_ITER",
-    2,
-    "SOLVER.IMS_PER_BATCH",
-    2,
-    "SOLVER.REFERENCE_WORLD_SIZE",
-    0,
-    "INPUT.MIN_SIZE_TRAIN",
-    "(96,)",
-    "INPUT.MIN_SIZE_TEST",
-    96,
-    "MODEL.WEIGHTS",
-    "",
-    "MODEL.RPN.POST_NMS_TOPK_TEST",
-    20,
-    "TEST.PRECISE_BN.ENABLED",
-    False,
-    "TEST.AUG.ENABLED",
-    False,
-    "DATALOADER.NUM_WORKERS",
-    0,
-    "TEST.DETECTIONS_PER_IMAGE",
-    20,
-)
+_SMOKE = {
+    "SOLVER.MAX_ITER": 2,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.REFERENCE_WORLD_SIZE": 0,
+    "INPUT.MIN_SIZE_TRAIN": "(96,)",
+    "INPUT.MIN_SIZE_TEST": 96,
+    "MODEL.WEIGHTS": "",
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
+    "TEST.PRECISE_BN.ENABLED": False,
+    "TEST.AUG.ENABLED": False,
+    "DATALOADER.NUM_WORKERS": 0,
+    "TEST.DETECTIONS_PER_IMAGE": 20,
+}
 
 
 def select(table: Optional[str], rows: Optional[str], every: bool) -> List[str]:
@@ -137,7 +126,8 @@ class Reproduction:
             words += ["MODEL.WEIGHTS", model_zoo.get_checkpoint_url(name)]
         elif self.processes != _REFERENCE_GPUS:
             words += ["SOLVER.REFERENCE_WORLD_SIZE", str(_REFERENCE_GPUS)]
-        return [*words, *(map(str, _SMOKE) if self.smoke else ()), *self.overrides]
+        smoke = _SMOKE.items() if self.smoke else ()
+        return [*words, *(str(word) for pair in smoke for word in pair), *self.overrides]
 
     def command(self, name: str) -> List[str]:
         """The exact command of a row on one machine."""
