@@ -459,18 +459,17 @@ def test_the_copy_replaces_no_other_file(dataset, tmp_path):
     assert json.loads((folder / "earlier.json").read_text())["images"]
 
 
+def fix_over_earlier(folder):
+    earlier = folder / "earlier.json"
+    check_coco(folder / "annotations.json", folder / "images", "none", fix=earlier, overwrite=True)
+
+
 def test_a_copy_that_has_no_room_leaves_what_was_there(dataset):
     folder, _ = dataset
     (folder / "earlier.json").write_text("{}")
     names = {path.name for path in folder.iterdir()}
     with files_of_at_most(5000), pytest.raises(UserError, match=r"cannot write .*File too large.*make room"):
-        check_coco(
-            folder / "annotations.json",
-            folder / "images",
-            "none",
-            fix=folder / "earlier.json",
-            overwrite=True,
-        )
+        fix_over_earlier(folder)
     assert {path.name for path in folder.iterdir()} == names
     assert (folder / "earlier.json").read_text() == "{}"
 
@@ -490,13 +489,7 @@ def test_a_check_that_fails_leaves_what_was_there(dataset):
     (folder / "annotations.json").write_bytes(whole[:-20])
     names = {path.name for path in folder.iterdir()}
     with pytest.raises(UserError, match="is no valid JSON"):
-        check_coco(
-            folder / "annotations.json",
-            folder / "images",
-            "none",
-            fix=folder / "earlier.json",
-            overwrite=True,
-        )
+        fix_over_earlier(folder)
     assert {path.name for path in folder.iterdir()} == names
     assert (folder / "earlier.json").read_text() == "{}"
 
