@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor
 
-from .engine.record import environment
+from .engine.results import environment
 from .modeling import ResNeSt, SplitAttentionConv2d, optimize_for_inference
 from .modeling.deform_conv import DeformConv2d
 from .ops import radix_weighted_sum, relu_pool, relu_weighted_sum, split_pool, triton_kernels

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from contextlib import contextmanager
-from typing import Iterator
+from typing import Any, Iterator, Tuple
 
 from detectron2.config import CfgNode
 
@@ -75,13 +74,10 @@ def add_resnest_config(cfg: CfgNode) -> None:
                 node[key] = default
 
 
-@contextmanager
-def unfrozen(cfg: CfgNode) -> Iterator[None]:
-    """A block that may change ``cfg``, which is frozen afterwards if it was before."""
-    frozen = cfg.is_frozen()
-    cfg.defrost()
-    try:
-        yield
-    finally:
-        if frozen:
-            cfg.freeze()
+def flatten(node: CfgNode, prefix: str = "") -> Iterator[Tuple[str, Any]]:
+    """Dotted key and value of every setting."""
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -9,7 +9,7 @@ import torch
 from support import ROOT
 
 from resnest_d2 import collect_env
-from resnest_d2.engine import record
+from resnest_d2.engine import results
 from resnest_d2.ops import triton_kernels
 
 
@@ -86,7 +86,7 @@ def test_a_broken_torchvision_is_said_in_one_line(run_python, tmp_path):
 
 def test_the_commit_is_this_checkouts_or_nobodys(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", "/nonexistent")  # no git
-    assert record.environment(torch.device("cpu"))["commit"] is None
+    assert results.environment(torch.device("cpu"))["commit"] is None
     monkeypatch.undo()
-    monkeypatch.setattr(record, "__file__", str(ROOT / "tests" / "somebodys" / "site" / "record.py"))
-    assert record.environment(torch.device("cpu"))["commit"] is None
+    monkeypatch.setattr(results, "__file__", str(ROOT / "tests" / "somebodys" / "site" / "results.py"))
+    assert results.environment(torch.device("cpu"))["commit"] is None

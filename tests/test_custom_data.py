@@ -19,8 +19,8 @@ from resnest_d2.data import (
     pairs_of,
 )
 from resnest_d2.data.custom import pair_keypoints
-from resnest_d2.engine.command import argument_parser
-from resnest_d2.engine.setup import fit_to_own_data
+from resnest_d2.engine.cli import argument_parser
+from resnest_d2.engine.preflight import fit_to_own_data
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from robust import kills
 
 from resnest_d2 import UserError, model_zoo
 from resnest_d2.checkpoint import Checkpointer
-from resnest_d2.engine import command, folder
+from resnest_d2.engine import cli, folder
 from resnest_d2.engine.folder import leave_branch, own_folder, restarted
 
 OLD = {
@@ -61,11 +61,11 @@ def status_of(function, *arguments):
 
 def test_a_new_run_keeps_an_old_one_apart_and_says_so(tmp_path):
     output = old_run(tmp_path / "out")
-    with own_folder(config(output), arguments()) as notes:
+    with own_folder(config(output), arguments()) as own:
         assert names(output) == {*("config.yaml", "seed", "log.txt", "mine.txt", ".lock", "previous_1")}
         assert names(output / "previous_1") == {*OLD, "config.yaml", "seed"}
         assert (output / "previous_1/model_final.pth").read_text() == "model_final.pth"
-        assert notes == [
+        assert own.notes == [
             f"{output} held an earlier run, now {output}/previous_1; with that as OUTPUT_DIR, --resume goes on "
             "with it"
         ]
@@ -105,15 +105,15 @@ def meet_read_only_predictions(folder):
 def test_resuming_and_evaluation_move_nothing(options, tmp_path):
     output = old_run(tmp_path / "out")
     before = names(output)
-    with own_folder(config(output), arguments(**options)) as notes:
-        assert names(output) - {".lock"} == before and notes == []
+    with own_folder(config(output), arguments(**options)) as own:
+        assert names(output) - {".lock"} == before and own.notes == []
 
 
 def test_what_a_run_leaves_that_failed_at_once_is_no_run(tmp_path):
     for name in ("metrics.json", "log.txt"):
         (tmp_path / name).write_text("")
-    with own_folder(config(tmp_path), arguments()) as notes:
-        assert names(tmp_path) == {"metrics.json", "log.txt", ".lock"} and notes == []
+    with own_folder(config(tmp_path), arguments()) as own:
+        assert names(tmp_path) == {"metrics.json", "log.txt", ".lock"} and own.notes == []
 
 
 def test_links_lead_where_they_led(tmp_path):
@@ -130,21 +130,21 @@ def test_links_lead_where_they_led(tmp_path):
 def test_weights_in_the_folder_are_followed(tmp_path):
     output = old_run(tmp_path / "out")
     cfg = config(output, output / "model_final.pth")
-    with own_folder(cfg, arguments()) as notes:
-        assert cfg.MODEL.WEIGHTS == str(output / "previous_1/model_final.pth")
-        assert notes[1] == (
+    with own_folder(cfg, arguments()) as own:
+        assert own.weights == str(output / "previous_1/model_final.pth")
+        assert own.notes[1] == (
             f"MODEL.WEIGHTS: {output}/model_final.pth is of an earlier run, now {output}/previous_1/model_final.pth"
         )
     # The same command again, as torchrun or a user gives it before there is a checkpoint.
     cfg = config(output, output / "model_final.pth")
     (output / "metrics.json").write_text("{}\n")
-    with own_folder(cfg, arguments()):
-        assert cfg.MODEL.WEIGHTS == str(output / "previous_1/model_final.pth")
+    with own_folder(cfg, arguments()) as own:
+        assert own.weights == str(output / "previous_1/model_final.pth")
     # With checkpoints of its own, the folder's names are theirs.
     (output / "model_0000001.pth").write_text("own")
     cfg = config(output, output / "model_final.pth")
-    with own_folder(cfg, arguments(resume=True)):
-        assert cfg.MODEL.WEIGHTS == str(output / "model_final.pth")
+    with own_folder(cfg, arguments(resume=True)) as own:
+        assert own.weights == str(output / "model_final.pth")
 
 
 def kill_at(output, count):
@@ -176,8 +176,8 @@ def test_killed_at_any_moment_the_next_start_finishes_the_move(resume, tmp_path)
             break
         deaths += 1
         assert (output / "previous_1.unfinished").exists()
-        with own_folder(config(output), arguments(resume=resume)) as notes:
-            assert names(output) & OLD == set() and "held an earlier run" in notes[0]
+        with own_folder(config(output), arguments(resume=resume)) as own:
+            assert names(output) & OLD == set() and "held an earlier run" in own.notes[0]
             assert names(output / "previous_1") == {*OLD, "config.yaml", "seed"}
             assert "previous_2" not in names(output)
         count += 1
@@ -200,8 +200,8 @@ def test_resuming_where_only_an_earlier_run_has_checkpoints_says_where_they_are(
     output = old_run(tmp_path / "out")
     with own_folder(config(output), arguments()):
         pass
-    with own_folder(config(output), arguments(resume=True)) as notes:
-        assert notes == [
+    with own_folder(config(output), arguments(resume=True)) as own:
+        assert own.notes == [
             f"--resume: no checkpoint in {output}, training begins anew; the run before it is in "
             f"{output}/previous_1"
         ]
@@ -213,14 +213,14 @@ def test_resuming_where_there_is_no_checkpoint_says_so_and_keeps_what_is_left_ap
     for checkpoint in output.glob("model_*.pth"):
         checkpoint.unlink()
     left = names(output) & OLD
-    with own_folder(config(output), arguments(resume=True)) as notes:
-        assert notes == [
+    with own_folder(config(output), arguments(resume=True)) as own:
+        assert own.notes == [
             f"{output} held an earlier run, now {output}/previous_1",
             f"--resume: no checkpoint in {output}, training begins anew",
         ]
         assert names(output / "previous_1") == {*left, "config.yaml", "seed"}
-    with own_folder(config(tmp_path / "slip"), arguments(resume=True)) as notes:
-        assert notes == [f"--resume: no checkpoint in {tmp_path}/slip, training begins anew"]
+    with own_folder(config(tmp_path / "slip"), arguments(resume=True)) as own:
+        assert own.notes == [f"--resume: no checkpoint in {tmp_path}/slip, training begins anew"]
 
 
 def test_a_run_that_goes_back_leaves_the_later_checkpoints_apart(tmp_path):
@@ -291,10 +291,10 @@ def test_an_evaluation_beside_a_training_writes_to_a_folder_of_its_own(resume, t
 
 def evaluate_beside(folder, resume):
     cfg, args = config(folder, folder / "a.pth"), arguments(resume=resume, eval_only=True)
-    with own_folder(cfg, args) as notes:
-        assert cfg.OUTPUT_DIR == str(folder / "evaluation") and cfg.is_frozen() and not args.resume
-        assert cfg.MODEL.WEIGHTS == str(folder / ("model_0000004.pth" if resume else "a.pth"))
-        assert notes == [
+    with own_folder(cfg, args) as own:
+        assert own.output_dir == str(folder / "evaluation") and not own.resume
+        assert own.weights == str(folder / ("model_0000004.pth" if resume else "a.pth"))
+        assert own.notes == [
             f"a training runs in {folder} (process {os.getppid()} on {socket.gethostname()} since "
             f"{json.loads((folder / '.lock').read_text())['since']}): this evaluation writes to "
             f"{folder}/evaluation"
@@ -303,8 +303,8 @@ def evaluate_beside(folder, resume):
 
 def evaluate_alone(folder):
     cfg = config(folder)
-    with own_folder(cfg, arguments(eval_only=True)) as notes:
-        assert notes == [] and cfg.OUTPUT_DIR == str(folder)
+    with own_folder(cfg, arguments(eval_only=True)) as own:
+        assert own.notes == [] and own.output_dir == str(folder)
 
 
 @pytest.fixture
@@ -351,12 +351,9 @@ def test_an_evaluation_leaves_the_seed_of_a_training_alone(tmp_path):
     cfg = config(tmp_path)
     cfg.defrost()
     cfg.SEED = -1
-    command._fix_seed(cfg, arguments(eval_only=True))
-    assert (tmp_path / "seed").read_text() == "5\n" and cfg.SEED >= 0
-    cfg.defrost()
-    cfg.SEED = -1
-    command._fix_seed(cfg, arguments(resume=True))
-    assert cfg.SEED == 5
+    assert cli._choose_seed(cfg, arguments(eval_only=True)) >= 0
+    assert (tmp_path / "seed").read_text() == "5\n"
+    assert cli._choose_seed(cfg, arguments(resume=True)) == 5
 
 
 def test_a_file_system_that_cannot_lock_is_no_obstacle(tmp_path, monkeypatch):
@@ -373,9 +370,9 @@ def meet(rank, output, files):
     torch.distributed.init_process_group("gloo", f"file://{files}/meeting", rank=rank, world_size=2)
     cfg = config(output, Path(output, "model_final.pth"))
     try:
-        with own_folder(cfg, arguments()) as notes:
+        with own_folder(cfg, arguments()) as own:
             seen = sorted(names(output))  # once the main process has moved everything
-            Path(files, f"seen{rank}").write_text(json.dumps([seen, cfg.MODEL.WEIGHTS, notes]))
+            Path(files, f"seen{rank}").write_text(json.dumps([seen, own.weights, own.notes]))
             torch.distributed.barrier()
     except UserError as e:
         Path(files, f"said{rank}").write_text(str(e))

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from resnest_d2 import UserError, model_zoo
+from resnest_d2.engine.config import read_config
 from resnest_d2.engine.fit import check_processes
 from resnest_d2.engine.launch import _free_port, _process_group, launch
 
@@ -45,28 +46,27 @@ def config(device):
 )
 def test_each_process_has_a_gpu_or_none_needs_one(gpus, processes, device, opts, refused, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    recipe = config("cuda")
     if not refused:
-        check_processes(config(device), arguments(processes, *opts))
+        check_processes(config(device), recipe, arguments(processes, *opts))
         return
     with pytest.raises(UserError, match=rf"--num-gpus {processes}: {gpus} visible .*MODEL.DEVICE cpu runs"):
-        check_processes(config(device), arguments(processes, *opts))
+        check_processes(config(device), recipe, arguments(processes, *opts))
 
 
 def test_a_configuration_file_may_ask_for_the_cpu_as_the_command_line_may(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    args = arguments(2)
     for name, text in (("base", "MODEL: {DEVICE: cpu}"), ("leaf", "_BASE_: base.yaml")):
-        args.config_file = str(tmp_path / f"{name}.yaml")
         (tmp_path / f"{name}.yaml").write_text(text)
-        check_processes(config("cpu"), args)
+        check_processes(*read_config(str(tmp_path / f"{name}.yaml")), arguments(2))
 
 
 def test_torchruns_processes_need_as_many_gpus(monkeypatch):
     as_torchrun(monkeypatch, 3)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    check_processes(config("cpu"), arguments(1))
+    check_processes(config("cpu"), config("cuda"), arguments(1))
     with pytest.raises(UserError, match="--nproc-per-node 3: 2 visible"):
-        check_processes(config("cuda"), arguments(1))
+        check_processes(config("cuda"), config("cuda"), arguments(1))
 
 
 def as_torchrun(monkeypatch, processes):
@@ -89,12 +89,12 @@ def as_torchrun(monkeypatch, processes):
 )
 def test_numbers_that_make_no_sense_are_named(args, message):
     with pytest.raises(UserError, match=message):
-        check_processes(config("cpu"), args)
+        check_processes(config("cpu"), config("cuda"), args)
 
 
 def test_several_machines_need_a_place_to_meet():
     with pytest.raises(UserError, match="--num-machines 2 needs --dist-url tcp://HOST:PORT"):
-        check_processes(config("cpu"), arguments(1, machines=2))
+        check_processes(config("cpu"), config("cuda"), arguments(1, machines=2))
 
 
 @pytest.mark.parametrize(
@@ -114,18 +114,20 @@ def test_several_machines_need_a_place_to_meet():
 def test_places_where_nobody_can_meet_are_refused_before_anybody_waits(url, message, monkeypatch):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(UserError, match=message):
-        check_processes(config("cpu"), arguments(1, machines=2, url=url))
+        check_processes(config("cpu"), config("cuda"), arguments(1, machines=2, url=url))
 
 
 @pytest.mark.parametrize("url", ["tcp://localhost:4000", "tcp://[::1]:4000", "file:///tmp/no-such-file-yet"])
 def test_places_where_they_can_are_not(url):
-    check_processes(config("cpu"), arguments(1, machines=2, url=url))
+    check_processes(config("cpu"), config("cuda"), arguments(1, machines=2, url=url))
 
 
 def test_a_file_that_is_left_from_another_run_is_no_place(tmp_path):
     (tmp_path / "store").touch()
     with pytest.raises(UserError, match="left from another run; remove it"):
-        check_processes(config("cpu"), arguments(2, "MODEL.DEVICE", "cpu", url=f"file://{tmp_path}/store"))
+        check_processes(
+            config("cpu"), config("cuda"), arguments(2, "MODEL.DEVICE", "cpu", url=f"file://{tmp_path}/store")
+        )
 
 
 def test_a_process_that_waits_says_for_whom(monkeypatch, tmp_path):
@@ -172,7 +174,7 @@ def test_a_part_of_torchruns_environment_is_named(name, value, monkeypatch):
     as_torchrun(monkeypatch, 2)
     monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=rf"^({name}|WORLD_SIZE) is .* unset TORCHELASTIC_RUN_ID"):
-        check_processes(config("cpu"), arguments(1))
+        check_processes(config("cpu"), config("cuda"), arguments(1))
 
 
 def test_a_place_where_processes_cannot_meet_is_said_in_one_line():

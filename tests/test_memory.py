@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 from resnest_d2 import UserError, model_zoo
 from resnest_d2.engine.failures import named_failures
 from resnest_d2.engine.memory import keep_freed_memory
-from resnest_d2.engine.record import RecordRun, environment
+from resnest_d2.engine.results import RecordRun, environment
 
 # Pages of 4 KB, whatever the machine is set to: huge ones have a 512th of the faults, and are freed as a whole.
 SMALL_PAGES = "import ctypes; ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE"

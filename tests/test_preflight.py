@@ -12,7 +12,7 @@ from robust.corpus.config import CONFIG
 
 from resnest_d2 import UserError, model_zoo
 from resnest_d2.engine import Trainer, load_model, trainer
-from resnest_d2.engine.preflight import try_evaluation
+from resnest_d2.engine.trial import try_evaluation
 
 EVALUATIONS = [name for name in CONFIG if name.startswith("evaluation: augmentation")]
 

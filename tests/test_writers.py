@@ -8,7 +8,7 @@ from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
 
 from resnest_d2 import UserError
-from resnest_d2.engine.command import _end_on_failure
+from resnest_d2.engine.cli import _end_on_failure
 from resnest_d2.engine.writers import build_writers
 
 

@@ -16,9 +16,9 @@ import torch
 from tqdm import tqdm
 
 from .. import model_zoo
-from ..engine.expectations import flatten
+from ..config import flatten
 from ..engine.fit import fit_to_machine
-from ..engine.record import environment
+from ..engine.results import environment
 from ..errors import UserError, nearest
 from ..evaluation.labels import label
 from ..files import writing

@@ -13,7 +13,7 @@ import torch
 from tabulate import tabulate
 
 from ..collect_env import processor
-from ..engine.record import environment
+from ..engine.results import environment
 from ..errors import UserError
 from ..files import check_writable, read_text
 from . import Comparison, Result, comparisons

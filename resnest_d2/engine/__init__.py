@@ -1,8 +1,8 @@
 """From a command line to training, evaluation and pictures."""
 
-from .command import Parser, argument_parser, model_options, run
+from .cli import Parser, argument_parser, model_options, run
+from .config import load_config
 from .failures import one_line_errors
-from .setup import load_config
 from .trainer import Trainer, evaluate, load_model, train
 
 __all__ = [

@@ -22,9 +22,9 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch.distributed.distributed_c10d import _get_default_store
 
+from ..config import flatten
 from ..errors import UserError, one_line
 from ..files import atomic_write_text
-from .expectations import flatten
 from .signals import Interrupted
 from .values import COMPONENTS
 

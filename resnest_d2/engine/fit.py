@@ -15,11 +15,9 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from torch import distributed
 
-from ..config import unfrozen
+from ..config import flatten
 from ..data.loader import PREFETCHED, SHARED_MEMORY
 from ..errors import OptionError, UserError, check_number
-from ..files import expanded
-from .expectations import flatten
 
 _SYNCHRONISED = ("SyncBN", "naiveSyncBN", "nnSyncBN")
 _OWN_BACKBONES = (
@@ -41,8 +39,11 @@ def processes_here(args: Namespace) -> int:
     return int(os.environ["LOCAL_WORLD_SIZE"]) if distributed.is_torchelastic_launched() else args.num_gpus
 
 
-def check_processes(cfg: CfgNode, args: Namespace) -> None:
+def check_processes(cfg: CfgNode, recipe: CfgNode, args: Namespace) -> None:
     """That each process of this machine has a GPU, or that none needs one, and that they can meet.
+
+    Args:
+        recipe: the configuration file alone, which may ask for the CPU as the command line may.
 
     Raises:
         UserError: there are fewer GPUs, the numbers of processes and machines make no sense, or they have
@@ -55,7 +56,7 @@ def check_processes(cfg: CfgNode, args: Namespace) -> None:
     else:
         option, count = "--num-gpus", args.num_gpus
         # Without GPUs it may be so unasked.
-        on_cpu = on_cpu and (gpus > 0 or "MODEL.DEVICE" in args.opts or _asks_for_cpu(args.config_file))
+        on_cpu = on_cpu and (gpus > 0 or "MODEL.DEVICE" in args.opts or recipe.MODEL.DEVICE == "cpu")
         check_number("--num-gpus", args.num_gpus, at_least=1)
         check_number("--num-machines", args.num_machines, at_least=1)
         if not 0 <= args.machine_rank < args.num_machines:
@@ -71,10 +72,6 @@ def check_processes(cfg: CfgNode, args: Namespace) -> None:
     check_number(option, count, at_most=max(gpus, 8 * (os.cpu_count() or 1)))
     if option == "--num-gpus" and args.num_gpus * args.num_machines > 1:
         _check_meeting_place(args.dist_url, args.num_machines)
-
-
-def _asks_for_cpu(config_file: str) -> bool:
-    return CfgNode.load_yaml_with_base(expanded(config_file)).get("MODEL", {}).get("DEVICE") == "cpu"
 
 
 def _check_torchrun() -> None:
@@ -161,8 +158,7 @@ def fit_workers(cfg: CfgNode, processes: int, on_this_machine: int, train: bool)
     workers = cfg.DATALOADER.NUM_WORKERS
     if fitting >= workers:
         return []
-    with unfrozen(cfg):
-        cfg.DATALOADER.NUM_WORKERS = fitting
+    cfg.DATALOADER.NUM_WORKERS = fitting
     needed = workers * PREFETCHED * batch * on_this_machine
     return [
         f"DATALOADER.NUM_WORKERS {fitting} instead of {workers}, which may need {needed >> 20} MB of "
@@ -219,8 +215,7 @@ def _fit_norms(cfg: CfgNode, processes: int) -> List[str]:
 
 def _replace_norms(cfg: CfgNode, norms: tuple, norm: str) -> List[str]:
     keys = [key for key, value in flatten(cfg) if key.endswith(".NORM") and value in norms]
-    with unfrozen(cfg):
-        cfg.merge_from_list([word for key in keys for word in (key, norm)])
+    cfg.merge_from_list([word for key in keys for word in (key, norm)])
     return keys
 
 

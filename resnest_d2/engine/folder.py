@@ -15,14 +15,13 @@ import time
 from argparse import Namespace
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from torch import nn
 
 from ..checkpoint import Checkpointer
-from ..config import unfrozen
 from ..errors import UserError
 from ..files import read_json, writing
 from ..processes import found_by_main
@@ -43,62 +42,68 @@ _PATIENCE = 10
 _PREVIOUS = re.compile(r"previous_(\d+)(\.unfinished)?")
 
 
+class Own(NamedTuple):
+    """What a run finds out when it takes its folder, the same in all processes.
+
+    Attributes:
+        output_dir: where it writes.
+        weights: MODEL.WEIGHTS, where that is now.
+        resume: go on from the newest checkpoint in ``output_dir``.
+        notes: what the user should know, one a line.
+    """
+
+    output_dir: str
+    weights: str
+    resume: bool
+    notes: List[str]
+
+
 @contextmanager
-def own_folder(cfg: CfgNode, args: Namespace) -> Iterator[List[str]]:
+def own_folder(cfg: CfgNode, args: Namespace) -> Iterator[Own]:
     """OUTPUT_DIR for this training alone. An evaluation shares it, but not with one that runs.
 
     A training that has nothing to go on from moves what an earlier run has left to ``previous_N`` in it, and
     MODEL.WEIGHTS follows where it named one of these files. All processes wait until that is done.
 
-    Yields:
-        What the user should know, one a line.
-
     Raises:
         UserError: another training uses the folder, or it cannot be written to.
     """
-    folder = Path(cfg.OUTPUT_DIR)
+    folder, resume = Path(cfg.OUTPUT_DIR), args.resume
     if args.eval_only:
-        yield _beside_training(cfg, args, folder)
+        yield found_by_main(lambda: _beside_training(cfg, resume, folder))
         return
     with ExitStack() as held:
 
-        def take() -> Tuple[bool, str, List[str]]:
-            lock = held.enter_context(_locked(folder, _PATIENCE if args.resume else 0))
+        def take() -> Own:
+            lock = held.enter_context(_locked(folder, _PATIENCE if resume else 0))
             with writing(folder):
-                notes = _put_aside(folder, args.resume and _has_checkpoint(folder))
-            if args.resume and not _has_checkpoint(folder):
+                notes = _put_aside(folder, resume and _has_checkpoint(folder))
+            if resume and not _has_checkpoint(folder):
                 before = [path for path in _previous(folder) if _has_checkpoint(path)]
                 where = f"; the run before it is in {before[0]}" if before else ""
                 notes += [f"--resume: no checkpoint in {folder}, training begins anew{where}"]
-            notes += follow_weights(cfg)
+            weights, moved = follow_weights(cfg)
             with writing(folder / LOCK):
                 os.ftruncate(lock, 0)
                 os.pwrite(lock, json.dumps(_holder()).encode(), 0)
-            return args.resume, cfg.MODEL.WEIGHTS, notes
+            return Own(cfg.OUTPUT_DIR, weights, resume, notes + moved)
 
-        args.resume, weights, notes = found_by_main(take)
-        _set_weights(cfg, weights)
-        yield notes
+        yield found_by_main(take)
 
 
-def _beside_training(cfg: CfgNode, args: Namespace, folder: Path) -> List[str]:
-    """Let an evaluation write to a folder of its own where a training runs, whose files it would replace.
-
-    Returns:
-        What the user should know, one a line.
-    """
-    holder = found_by_main(lambda: _who_trains(folder))
+def _beside_training(cfg: CfgNode, resume: bool, folder: Path) -> Own:
+    """Let an evaluation write to a folder of its own where a training runs, whose files it would replace."""
+    holder, weights = _who_trains(folder), cfg.MODEL.WEIGHTS
     if not holder:
-        return []
+        return Own(cfg.OUTPUT_DIR, weights, resume, [])
     checkpoints = Checkpointer(nn.Identity(), str(folder))
-    if args.resume and checkpoints.has_checkpoint():
-        _set_weights(cfg, checkpoints.get_checkpoint_file())
-        args.resume = False  # which would look for checkpoints in the other folder
-    with unfrozen(cfg):
-        cfg.OUTPUT_DIR = str(folder / BESIDE)
-    with writing(cfg.OUTPUT_DIR):
-        Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
-    return [f"a training runs in {folder} ({holder}): this evaluation writes to {cfg.OUTPUT_DIR}"]
+    if resume and checkpoints.has_checkpoint():
+        weights, resume = checkpoints.get_checkpoint_file(), False  # there is none in the other folder
+    target = folder / BESIDE
+    with writing(target):
+        target.mkdir(exist_ok=True)
+    note = f"a training runs in {folder} ({holder}): this evaluation writes to {target}"
+    return Own(str(target), weights, resume, [note])
 
 
 def _who_trains(folder: Path) -> str:
@@ -161,30 +166,26 @@ def restarted(folder: str) -> bool:
     return isinstance(holder, dict) and holder.get("torchrun") == _torchrun()
 
 
-def follow_weights(cfg: CfgNode) -> List[str]:
-    """Let MODEL.WEIGHTS name a file of OUTPUT_DIR where it was moved to; changes ``cfg`` in place.
+def follow_weights(cfg: CfgNode) -> Tuple[str, List[str]]:
+    """MODEL.WEIGHTS, or where it was moved to if it named a file of OUTPUT_DIR.
 
     Only while the folder holds no checkpoint: afterwards its names are those of the run in it.
 
     Returns:
-        What the user should know, one a line.
+        That, and what the user should know, one a line.
     """
-    folder, path = Path(cfg.OUTPUT_DIR), Path(cfg.MODEL.WEIGHTS)
-    if not cfg.MODEL.WEIGHTS or "\0" in cfg.MODEL.WEIGHTS:
-        return []
+    weights = cfg.MODEL.WEIGHTS
+    folder, path = Path(cfg.OUTPUT_DIR), Path(weights)
+    if not weights or "\0" in weights:
+        return weights, []
     inside = os.path.realpath(path.parent) == os.path.realpath(folder)
     if not inside or os.path.lexists(path) or not folder.is_dir() or _has_checkpoint(folder):
-        return []
+        return weights, []
     for previous in _previous(folder):
         if (previous / path.name).is_file():
-            _set_weights(cfg, str(previous / path.name))
-            return [f"MODEL.WEIGHTS: {path} is of an earlier run, now {cfg.MODEL.WEIGHTS}"]
-    return []
-
-
-def _set_weights(cfg: CfgNode, weights: str) -> None:
-    with unfrozen(cfg):
-        cfg.MODEL.WEIGHTS = weights
+            moved = str(previous / path.name)
+            return moved, [f"MODEL.WEIGHTS: {path} is of an earlier run, now {moved}"]
+    return weights, []
 
 
 def _has_checkpoint(folder: Path) -> bool:

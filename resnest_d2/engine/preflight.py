@@ -1,124 +1,172 @@
-"""An evaluation of one image before anything long starts: what would fail after it fails in seconds."""
+"""A run's configuration, made once: read, fitted to data and machine, checked, and frozen."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import tempfile
-import warnings
+import importlib.util
+import os
+import urllib.parse
+from argparse import Namespace
 from pathlib import Path
-from typing import Iterator, Tuple, Type
+from typing import Any, Dict, List, NamedTuple, Tuple
 
-import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer
-from detectron2.evaluation import DatasetEvaluator
-from detectron2.modeling import GeneralizedRCNNWithTTA
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from ..data.seeding import seeded
-from ..evaluation import build_instance_evaluator
-from ..files import check_writable
-from ..processes import found_by_main
-from .failures import blames_configuration
+from ..checkpoint import Checkpointer, local_weights
+from ..data import (
+    check_classes,
+    check_datasets,
+    check_pairs,
+    check_registered,
+    fit_config,
+    max_size_of,
+    pairs_of,
+)
+from ..errors import OptionError, UserError, check_number
+from ..files import check_readable
+from .config import read_config
+from .expected_results import keep_comparable
+from .fit import check_processes, count_processes, fit_to_machine, fit_workers, processes_here
+from .folder import follow_weights, restarted
+from .values import check_proposals, check_sigmas
 
-#: Attributes of detectron2's heads: detections of whatever score, but few.
-_ANY_DETECTION = {"test_score_thresh": 0.0, "test_topk_per_image": 5, "max_detections_per_image": 5}
+
+class Preflight(NamedTuple):
+    """What every process of a run is given.
+
+    Attributes:
+        cfg: frozen.
+        resume: go on from the newest checkpoint in OUTPUT_DIR.
+        metadata: of the datasets that the command line names.
+        notes: what the user should know, one a line.
+    """
+
+    cfg: CfgNode
+    resume: bool
+    metadata: Dict[str, Any]
+    notes: List[str]
 
 
-def try_evaluation(cfg: CfgNode, model: nn.Module, trainer: Type[DefaultTrainer]) -> None:
-    """Evaluate one image of each dataset of DATASETS.TEST, also with TEST.AUG where it is enabled.
-
-    All processes take part, as in any evaluation. Nothing is left of it: no file, no random number, no
-    statistics, no mode, no line in the log.
+def preflight(args: Namespace) -> Preflight:
+    """Find what would otherwise fail in the middle of a run, before its processes start.
 
     Args:
-        model: as it is, trained or not.
-        trainer: whose loaders and evaluators are used.
+        args: of :func:`argument_parser`.
 
     Raises:
-        UserError: it cannot be evaluated, and the message names the dataset and its file; or what it writes
-            could not be written to OUTPUT_DIR.
+        UserError: the run cannot work, or what would is the user's choice.
     """
-    if isinstance(model, DistributedDataParallel):
-        model = model.module
-    with _no_trace(cfg, model) as (cfg, folder):
-        for name in cfg.DATASETS.TEST:
-            file = MetadataCatalog.get(name).get("json_file", "")
-            with blames_configuration(cfg, f"evaluating DATASETS.TEST {name} {file}".strip()):
-                _evaluate_one(cfg, model, name, trainer, trainer.build_evaluator(cfg, name, folder))
-            _check_writable(folder, trainer.evaluation_folder(cfg, name))
-            if cfg.TEST.AUG.ENABLED:
-                with blames_configuration(cfg, f"evaluating {name} with TEST.AUG.ENABLED True"):
-                    augmented = GeneralizedRCNNWithTTA(cfg, model)
-                    evaluator = build_instance_evaluator(cfg, name, folder)
-                    _evaluate_one(cfg, augmented, name, trainer, evaluator)
-                _check_writable(folder, trainer.evaluation_folder(cfg, augmented=True))
+    train = not args.eval_only
+    if train and (args.optimize or args.half):
+        raise UserError("--optimize and --half are for --eval-only: a model with folded norms cannot train")
+    cfg, recipe = read_config(args.config_file, args.opts)
+    metadata, notes = fit_to_own_data(cfg, args)
+    if args.eval_only and args.epochs is not None:
+        notes.append(f"--epochs {args.epochs:g} changes nothing, as --eval-only does not train")
+    used = "DATASETS.TRAIN" if train else "DATASETS.TEST"
+    if not cfg.DATASETS[used.split(".")[1]]:
+        raise UserError(f"{used} is empty; name a dataset")
+    _check_output(cfg)
+    resume = args.resume or (train and restarted(cfg.OUTPUT_DIR))
+    if train:
+        cfg.MODEL.WEIGHTS, moved = follow_weights(cfg)
+        notes += moved
+    if "\0" not in cfg.MODEL.WEIGHTS and os.path.exists(cfg.MODEL.WEIGHTS):
+        _check_no_query("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
+    check_processes(cfg, recipe, args)
+    check_sigmas(cfg)
+    check_proposals(cfg, train)
+    processes = count_processes(args)
+    if train:
+        notes += fit_to_machine(cfg, processes)
+        _check_training(cfg)
+    notes += fit_workers(cfg, processes, processes_here(args), train)
+    notes += _check_data(cfg, args)
+    _fetch_weights(cfg, train, resume)
+    reasons = keep_comparable(cfg, recipe, args)
+    notes += [f"Not compared with the published AP: {reason}" for reason in reasons]
+    cfg.freeze()
+    return Preflight(cfg, resume, metadata, notes)
 
 
-def _check_writable(tried: str, folder: str) -> None:
-    """Raise UserError unless files as an evaluation has just written could be written to that folder."""
+def fit_to_own_data(cfg: CfgNode, args: Namespace) -> Tuple[Dict[str, Any], List[str]]:
+    """Check the datasets named on the command line, and fit ``cfg`` to them, in place.
 
-    def check() -> None:
-        for file in Path(tried).rglob("*"):
-            target = Path(folder, file.relative_to(tried))
-            if not file.is_dir():
-                check_writable(target, "move it away, or name another OUTPUT_DIR", in_place=True)
+    Returns:
+        Their metadata, and what the user should know, one a line.
+    """
+    train, val = (pairs_of(vars(args), split) for split in ("train", "val"))
+    for flag, pairs in (("--train-json", train), ("--val-json", val)):
+        for json_file, _ in pairs:
+            check_readable(json_file, flag)
+    if args.epochs is not None:
+        check_number("--epochs", args.epochs, above=0, at_most=1e6)
+    if not train and not val:
+        if args.epochs is not None and not args.eval_only:
+            raise UserError("--epochs goes with --train-json; else set SOLVER.MAX_ITER and SOLVER.STEPS")
+        return {}, []
+    if not train and not args.eval_only:
+        raise UserError(
+            "--val-json without --train-json would train on the recipe's data; give --train-json and "
+            "--train-images too, or --eval-only"
+        )
+    warnings = check_pairs(train, max_size_of(cfg, True)) + check_pairs(val, max_size_of(cfg, False))
+    notes, metadata = fit_config(cfg, train, val, args.epochs)
+    return metadata, warnings + notes
 
-    found_by_main(check)
 
-
-def _evaluate_one(
-    cfg: CfgNode, model: nn.Module, name: str, trainer: Type[DefaultTrainer], evaluator: DatasetEvaluator
-) -> None:
-    evaluator.reset()
-    inputs = next(iter(trainer.build_test_loader(cfg, name)), None)
-    if inputs is not None:  # else other processes have all images there are
-        evaluator.process(inputs, model(inputs))
-    evaluator.evaluate()
-
-
-@contextlib.contextmanager
-def _no_trace(cfg: CfgNode, model: nn.Module) -> Iterator[Tuple[CfgNode, str]]:
-    """Yields a configuration without loader workers, and a folder that will not stay."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.DATALOADER.NUM_WORKERS = 0
-    training = {module: module.training for module in model.modules()}
-    changed = [
-        (module, attribute, getattr(module, attribute))
-        for module in training
-        for attribute in _ANY_DETECTION
-        if hasattr(module, attribute)
-    ]
-    converted = [MetadataCatalog.get(n) for n in cfg.DATASETS.TEST if not _has_json(n)]
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+def _check_output(cfg: CfgNode) -> None:
+    if not cfg.OUTPUT_DIR or "://" in cfg.OUTPUT_DIR:
+        raise OptionError("OUTPUT_DIR", cfg.OUTPUT_DIR, "must be a folder of this machine")
+    _check_no_query("OUTPUT_DIR", cfg.OUTPUT_DIR)
     try:
-        with (
-            tempfile.TemporaryDirectory(prefix="resnest_d2-") as folder,
-            contextlib.redirect_stdout(io.StringIO()),
-            warnings.catch_warnings(),
-            seeded(0),
-            torch.no_grad(),
-        ):
-            warnings.simplefilter("ignore")  # of metrics that one image does not define
-            model.eval()
-            for module, attribute, _ in changed:
-                setattr(module, attribute, _ANY_DETECTION[attribute])
-            yield cfg, folder
-    finally:
-        logging.disable(disabled)
-        for module, attribute, value in changed:
-            setattr(module, attribute, value)
-        for module, mode in training.items():
-            module.training = mode
-        for metadata in converted:  # the evaluator has made a file in COCO's format, which is gone
-            vars(metadata).pop("json_file", None)
+        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as e:  # ValueError: a null byte
+        reason = e.strerror if isinstance(e, OSError) else e
+        raise UserError(f"OUTPUT_DIR: cannot make {cfg.OUTPUT_DIR!r} ({reason})") from None
 
 
-def _has_json(name: str) -> bool:
-    return MetadataCatalog.get(name).get("json_file") is not None
+def _check_no_query(key: str, path: str) -> None:
+    """Raise UserError for a name that detectron2's checkpointer would change, as it takes it for a URL."""
+    try:
+        read = urllib.parse.urlparse(path)._replace(query="").geturl()
+    except ValueError:  # of an address that is none
+        read = ""
+    if os.path.abspath(read) != os.path.abspath(path):
+        raise UserError(
+            f"{key} {path!r}: detectron2 reads weights by URLs, and would take this for {read!r}; rename it, "
+            "above all without ? or :"
+        )
+
+
+def _check_training(cfg: CfgNode) -> None:
+    if cfg.SOLVER.MAX_ITER in cfg.SOLVER.STEPS:  # detectron2 drops later steps, and stops at this
+        raise UserError(
+            f"SOLVER.STEPS {cfg.SOLVER.STEPS} must not hold SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}"
+        )
+    crops_polygons = cfg.INPUT.CROP.ENABLED and cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon"
+    if crops_polygons and importlib.util.find_spec("shapely") is None:
+        raise UserError(
+            "INPUT.CROP.ENABLED True: detectron2 crops polygon masks with shapely, which is not "
+            "installed; pip install shapely, or set INPUT.MASK_FORMAT to bitmask"
+        )
+
+
+def _check_data(cfg: CfgNode, args: Namespace) -> List[str]:
+    train = () if args.eval_only else cfg.DATASETS.TRAIN
+    check_datasets(train, "DATASETS.TRAIN")
+    check_datasets(cfg.DATASETS.TEST, "DATASETS.TEST")
+    check_classes(cfg, [*train, *cfg.DATASETS.TEST])
+    if args.train_json or args.val_json:  # which have been checked
+        return []
+    return check_registered(cfg, train, cfg.DATASETS.TEST)
+
+
+def _fetch_weights(cfg: CfgNode, train: bool, resume: bool) -> None:
+    """Fetch and cache MODEL.WEIGHTS here, once, rather than in every process."""
+    if resume and Checkpointer(nn.Identity(), cfg.OUTPUT_DIR).has_checkpoint():
+        return
+    if cfg.MODEL.WEIGHTS:
+        local_weights(cfg.MODEL.WEIGHTS)
+    elif not train:
+        raise UserError('MODEL.WEIGHTS is "", and --eval-only would evaluate random weights; name a file')

@@ -25,8 +25,8 @@ from ..evaluation.labels import label
 from ..evaluation.results import read_results
 from ..files import atomic_write_text, check_writable, read_json, read_text, writing
 from ..model_zoo.records import DETECTORS
-from .record import FILE as RESULTS
-from .setup import load_config
+from .config import load_config
+from .results import FILE as RESULTS
 from .signals import Interrupted, end_with_parent, noted_signals
 
 #: The paper's recipes are for this many processes, with 2 images each.

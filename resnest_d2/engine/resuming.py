@@ -9,8 +9,8 @@ import yaml
 from detectron2.config import CfgNode
 
 from ..checkpoint import Checkpointer
+from ..config import flatten
 from ..errors import UserError
-from .expectations import flatten
 
 
 def check_same(

@@ -34,11 +34,11 @@ from ..processes import found_by_main
 from .failures import blames_configuration
 from .folder import leave_branch
 from .hooks import GiveBackMemory, InterruptibleEval, PeriodicCheckpointer, PreciseBN, StopOnSignal
-from .preflight import try_evaluation
-from .record import RecordRun, write_results
+from .results import RecordRun, write_results
 from .resuming import check_same
 from .signals import Interrupted, Signals
 from .step import TrainStep
+from .trial import try_evaluation
 from .writers import build_writers
 
 logger = logging.getLogger(__name__)

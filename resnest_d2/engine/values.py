@@ -20,10 +20,9 @@ from detectron2.modeling import (
 )
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
 
-from ..config import add_resnest_config
+from ..config import add_resnest_config, flatten
 from ..errors import OptionError, UserError, check_number, nearest
 from ..modeling.norms import NORMS
-from .expectations import flatten
 
 #: Keys that name a part of the model, and the registries of what they may name.
 COMPONENTS = {
@@ -204,6 +203,10 @@ def check_values(cfg: CfgNode) -> None:
             if isinstance(number, int) and abs(number) > _LARGEST and key != "SEED":
                 raise OptionError(key, value, f"must be whole numbers of at most {_LARGEST}")
             check_number(key, number, **bounds)
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) > 2:
+        rule = "must be two sizes, from and to, unless INPUT.MIN_SIZE_TRAIN_SAMPLING is choice"
+        raise OptionError("INPUT.MIN_SIZE_TRAIN", sizes, rule)
     version = get_cfg().VERSION
     if cfg.VERSION != version:
         raise OptionError("VERSION", cfg.VERSION, f"must be {version}, that of these keys")

@@ -9,8 +9,9 @@ from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.evaluation import verify_results
 
-from resnest_d2 import engine, model_zoo
-from resnest_d2.engine.expectations import keep_comparable
+from resnest_d2 import model_zoo
+from resnest_d2.engine.config import read_config
+from resnest_d2.engine.expected_results import keep_comparable
 
 TRAIN, EVALUATE = Namespace(eval_only=False), Namespace(eval_only=True)
 
@@ -36,9 +37,8 @@ def full_val2017():
 
 
 def comparison(args, *overrides, name="mask_resnest50"):
-    file = model_zoo.get_config_file(name)
-    cfg = engine.load_config(file, [*map(str, overrides)])
-    return keep_comparable(cfg, engine.load_config(file), args), cfg
+    cfg, recipe = read_config(model_zoo.get_config_file(name), [*map(str, overrides)])
+    return keep_comparable(cfg, recipe, args), cfg
 
 
 def test_the_recipe_on_the_full_val2017_is_compared(full_val2017):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from ..config import unfrozen
+from ..config import flatten
 
 #: Datasets that the published figures are of, with their number of images.
 _FULL = {"coco_2017_val": 5000, "coco_2017_val_panoptic_separated": 5000}
@@ -27,15 +27,6 @@ _TRAINING = ("MODEL.", "SOLVER.", "INPUT.", "DATASETS.", "DATALOADER.SAMPLER", "
 _EVALUATION = ("MODEL.", "INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "TEST.")
 
 
-def flatten(node: CfgNode, prefix: str = "") -> Iterator[Tuple[str, Any]]:
-    """Dotted key and value of every setting."""
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
 def keep_comparable(cfg: CfgNode, recipe: CfgNode, args: Namespace) -> List[str]:
     """Empty TEST.EXPECTED_RESULTS of what this run cannot be compared with.
 
@@ -47,15 +38,14 @@ def keep_comparable(cfg: CfgNode, recipe: CfgNode, args: Namespace) -> List[str]
         args: of :func:`argument_parser`.
 
     Returns:
-        The reasons, one a line; none where all can be compared or there was nothing to compare with.
+        The reason in a line; none where all can be compared or there was nothing to compare with.
     """
     if not cfg.TEST.EXPECTED_RESULTS:
         return []
     reason = _obstacle(cfg, dict(flatten(recipe)), _EVALUATION if args.eval_only else _TRAINING)
     if not reason:
         return []
-    with unfrozen(cfg):
-        cfg.TEST.EXPECTED_RESULTS = []
+    cfg.TEST.EXPECTED_RESULTS = []
     return [reason]
 
 

@@ -1,7 +1,6 @@
 """What a command line and a configuration file name, and what they are held to."""
 
 import re
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ from support import ROOT, assert_one_line_error
 
 from resnest_d2 import UserError, model_zoo
 from resnest_d2.engine import argument_parser, load_config
-from resnest_d2.engine.setup import check_run
+from resnest_d2.engine.preflight import preflight
 from resnest_d2.engine.values import check_proposals
 from resnest_d2.files import expanded
 
@@ -87,10 +86,9 @@ def test_weights_whose_name_detectron2_would_change_are_refused_by_it(name, monk
     monkeypatch.chdir(tmp_path)
     Path(name).parent.mkdir(exist_ok=True)
     Path(name).touch()
-    args = Namespace(optimize=False, half=False, eval_only=True)
-    cfg = load_config(model_zoo.get_config_file("quickstart"), ["MODEL.WEIGHTS", name, "OUTPUT_DIR", "out"])
+    words = ["--config-file", model_zoo.get_config_file("quickstart"), "--eval-only", "MODEL.WEIGHTS", name]
     with pytest.raises(UserError, match=r"^MODEL.WEIGHTS .*; rename it"):
-        check_run(cfg, args)
+        preflight(argument_parser("").parse_args([*words, "OUTPUT_DIR", "out"]))
 
 
 @pytest.mark.parametrize("tool", sorted((ROOT / "tools").glob("*.py")), ids=lambda tool: tool.name)

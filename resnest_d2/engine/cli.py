@@ -11,7 +11,7 @@ from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormat
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, NoReturn, Optional
+from typing import Any, Callable, Dict, Iterable, NoReturn, Optional
 
 import torch
 import torch.distributed as dist
@@ -20,17 +20,16 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..config import unfrozen
+from ..data import pairs_of, register_pairs
 from ..errors import UserError, check_number
 from ..files import atomic_write_text, check_writable, expanded, read_text, writing
 from ..processes import found_by_main
-from .expectations import keep_comparable
 from .failures import named_failures, one_line_errors, prepare_process
-from .folder import check_appendable, follow_weights, own_folder, restarted
+from .folder import check_appendable, own_folder
 from .launch import launch
 from .memory import keep_freed_memory
-from .record import FILE as RESULTS
-from .setup import check_run, fit_to_own_data, load_config, register_own_data
+from .preflight import Preflight, preflight
+from .results import FILE as RESULTS
 from .signals import ended_at_once
 
 logger = logging.getLogger(__name__)
@@ -128,37 +127,32 @@ def run(main: Callable[[CfgNode, Namespace], object], args: Namespace) -> None:
         for word in sys.argv:
             if re.search(r"[\ud800-\udfff]", word):
                 raise UserError(f"{word!r} is no text in this locale (set PYTHONUTF8=1)")
-        cfg = load_config(args.config_file, args.opts)
-        notes = fit_to_own_data(cfg, args)
-        if args.eval_only and args.epochs is not None:
-            notes.append(f"--epochs {args.epochs:g} changes nothing, as --eval-only does not train")
-        if not args.eval_only:
-            args.resume = args.resume or restarted(cfg.OUTPUT_DIR)
-            notes += follow_weights(cfg)
-        notes += check_run(cfg, args)
-        reasons = keep_comparable(cfg, load_config(args.config_file), args)
-        notes += [f"Not compared with the published AP: {reason}" for reason in reasons]
-        launch(_main, (main, cfg, args, notes), args, cfg.MODEL.DEVICE)
+        plan = preflight(args)
+        args.resume = plan.resume
+        launch(_main, (main, args, plan), args, plan.cfg.MODEL.DEVICE)
 
 
-def _main(
-    main: Callable[[CfgNode, Namespace], object], cfg: CfgNode, args: Namespace, notes: List[str]
-) -> None:
-    with one_line_errors(), named_failures(cfg), own_folder(cfg, args) as found:
-        _fix_seed(cfg, args)
+def _main(main: Callable[[CfgNode, Namespace], object], args: Namespace, plan: Preflight) -> None:
+    with one_line_errors(), named_failures(plan.cfg), own_folder(plan.cfg, args) as own:
+        cfg = plan.cfg.clone()
+        cfg.defrost()
+        cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS, args.resume = own.output_dir, own.weights, own.resume
+        cfg.SEED = _choose_seed(cfg, args)
+        cfg.freeze()
         _set_up(cfg, args)
         if cfg.MODEL.DEVICE == "cpu":
             keep_freed_memory()
             if not torch.cuda.is_available():
                 logger.warning("No CUDA device is visible: running on the CPU")
-        for note in [*notes, *found]:
+        for note in [*plan.notes, *own.notes]:
             logger.warning(note)
-        register_own_data(args)
+        for split in ("train", "val"):  # a spawned process knows the package's own datasets only
+            register_pairs(split, pairs_of(vars(args), split), plan.metadata)
         main(cfg, args)
 
 
-def _fix_seed(cfg: CfgNode, args: Namespace) -> None:
-    """Draw a SEED where none is set, the same in all processes, and again on ``--resume``."""
+def _choose_seed(cfg: CfgNode, args: Namespace) -> int:
+    """SEED, drawn where none is set, the same in all processes, and again on ``--resume``."""
     file = Path(cfg.OUTPUT_DIR) / "seed"
 
     def seed() -> int:
@@ -171,9 +165,7 @@ def _fix_seed(cfg: CfgNode, args: Namespace) -> None:
             atomic_write_text(file, f"{number}\n")
         return number
 
-    number = found_by_main(seed)
-    with unfrozen(cfg):
-        cfg.SEED = number
+    return found_by_main(seed)
 
 
 def _read_seed(file: Path) -> int:
