@@ -71,12 +71,13 @@ def clean_python(wheel, tmp_path_factory) -> Path:
     return python
 
 
-def test_wheel_carries_every_configuration_and_nothing_from_outside_the_package(wheel):
+def test_wheel_carries_all_configurations_and_modules_but_benchmarks_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     configs = {str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*.yaml")}
     assert {n[len("resnest_d2/configs/") :] for n in names if n.endswith(".yaml")} == configs
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "resnest_d2").rglob("*.py")}
-    assert {n for n in names if n.endswith(".py")} == modules
+    benchmarks = {name for name in modules if name.startswith("resnest_d2/benchmark/")}
+    assert benchmarks and {n for n in names if n.endswith(".py")} == modules - benchmarks
     assert len(configs) > 20 and len(modules) > 20
     assert {n.split("/")[0].split("-")[0] for n in names} == {"resnest_d2"}
 

@@ -73,13 +73,14 @@ def preflight(args: Namespace) -> Preflight:
         notes += moved
     if "\0" not in cfg.MODEL.WEIGHTS and os.path.exists(cfg.MODEL.WEIGHTS):
         _check_no_query("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
-    check_processes(cfg, recipe, args)
     check_sigmas(cfg)
     check_proposals(cfg, train)
+    if train:
+        _check_training(cfg)
+    check_processes(cfg, recipe, args)
     processes = count_processes(args)
     if train:
         notes += fit_to_machine(cfg, processes)
-        _check_training(cfg)
     notes += fit_workers(cfg, processes, processes_here(args), train)
     notes += _check_data(cfg, args)
     _fetch_weights(cfg, train, resume)
