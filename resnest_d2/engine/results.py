@@ -139,8 +139,6 @@ class RecordRun(HookBase):
             self.trainer.storage.put_scalar("max_mem_mb", self._peak_mb(), smoothing_hint=False)
 
     def after_train(self) -> None:
-        if self.trainer.iter < self.trainer.max_iter:  # called after an exception too
-            return
         # Of the process that needed most: images of all sizes went to all of them.
         peak = max(comm.all_gather(self._peak_mb())) if self._gpus else None
         self._record(peak_gpu_memory_mb=peak)
