@@ -1,4 +1,4 @@
-"""What the processes of a run decide together."""
+"""How processes are asked to end, and what those of a run decide together."""
 
 from __future__ import annotations
 
@@ -12,6 +12,28 @@ from .errors import UserError
 T = TypeVar("T")
 #: From whoever ends processes: a scheduler, Ctrl-C, a terminal that is closed, Slurm's ``--signal``, a limit.
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+
+
+class Interrupted(BaseException):
+    """A signal asks the process to end. Not an Exception, so that nobody takes it for a failure.
+
+    Args:
+        number: of the signal.
+        remedy: how to go on.
+
+    Attributes:
+        signal: its number.
+        remedy: how to go on.
+    """
+
+    def __init__(self, number: int, remedy: str = "--resume goes on from the newest checkpoint") -> None:
+        super().__init__(signal.Signals(number).name)
+        self.signal, self.remedy = number, remedy
+
+    @property
+    def status(self) -> int:
+        """Exit status of the process, as a shell would report it: 143 for SIGTERM, 130 for SIGINT."""
+        return 128 + self.signal
 
 
 def found_by_main(find: Callable[[], T]) -> T:

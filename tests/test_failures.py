@@ -16,9 +16,10 @@ from support import ROOT
 from torch.utils.data import DataLoader, Dataset
 
 from resnest_d2 import UserError, model_zoo
+from resnest_d2.command_line import one_line_errors, prepare_process
 from resnest_d2.data import check_datasets
-from resnest_d2.engine import one_line_errors, run
-from resnest_d2.engine.failures import blames_configuration, named_failures, prepare_process
+from resnest_d2.engine import run
+from resnest_d2.engine.failures import blames_configuration, named_failures
 
 
 def said(error, capsys):

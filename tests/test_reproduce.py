@@ -337,7 +337,7 @@ time.sleep(60)
 """
 REPRODUCE = """
 import sys
-from resnest_d2.engine import one_line_errors
+from resnest_d2.command_line import one_line_errors
 from resnest_d2.engine.reproduce import Reproduction
 rows = Reproduction(sys.argv[1], sys.argv[2], 1)
 with one_line_errors(), rows.locked():

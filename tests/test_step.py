@@ -15,7 +15,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from resnest_d2 import UserError, model_zoo
-from resnest_d2.engine.cli import one_line_errors
+from resnest_d2.command_line import one_line_errors
 from resnest_d2.engine.failures import named_failures
 from resnest_d2.engine.step import TrainStep
 

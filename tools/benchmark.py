@@ -29,7 +29,7 @@ from resnest_d2.benchmark.page import (
 )
 from resnest_d2.benchmark.pipeline import PIPELINES, measure_pipeline
 from resnest_d2.benchmark.store import Store
-from resnest_d2.engine import Parser, one_line_errors
+from resnest_d2.command_line import Parser, one_line_errors
 from resnest_d2.errors import check_number, nearest
 from resnest_d2.files import atomic_write_text, user_path
 

@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 
-from resnest_d2.engine import Parser, one_line_errors
+from resnest_d2.command_line import Parser, one_line_errors
 from resnest_d2.errors import check_number, needs
 from resnest_d2.evaluation.coco import BACKENDS, evaluate_coco
 

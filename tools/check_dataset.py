@@ -9,8 +9,8 @@ Exit status: 0 where nothing was found, 1 where something was, 2 where the file 
 
 import sys
 
+from resnest_d2.command_line import Parser, one_line_errors
 from resnest_d2.data import check_coco
-from resnest_d2.engine import Parser, one_line_errors
 from resnest_d2.files import user_path
 
 

@@ -10,7 +10,7 @@ the backbone is completely covered.
 """
 
 from resnest_d2.checkpoint import check_target, convert, read_weights, write_weights
-from resnest_d2.engine import Parser, one_line_errors
+from resnest_d2.command_line import Parser, one_line_errors
 from resnest_d2.evaluation.labels import label
 from resnest_d2.files import expanded
 

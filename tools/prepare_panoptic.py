@@ -6,8 +6,8 @@ cd $DETECTRON2_DATASETS/coco
 %(prog)s annotations/panoptic_val2017.json panoptic_val2017 panoptic_stuff_val2017
 """
 
+from resnest_d2.command_line import Parser, one_line_errors
 from resnest_d2.data.panoptic import write_semantic_maps
-from resnest_d2.engine import Parser, one_line_errors
 from resnest_d2.files import user_path
 
 

@@ -5,7 +5,7 @@
 %(prog)s folder --annotations val.json --images val/ --output page.html
 """
 
-from resnest_d2.engine import Parser, one_line_errors
+from resnest_d2.command_line import Parser, one_line_errors
 from resnest_d2.evaluation.report import load_evaluation, write_report
 from resnest_d2.files import user_path
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from resnest_d2 import UserError
-from resnest_d2.engine import Parser, one_line_errors
+from resnest_d2.command_line import Parser, one_line_errors
 from resnest_d2.engine.reproduce import Reproduction, select
 from resnest_d2.engine.signals import ended_at_once
 from resnest_d2.files import user_path

@@ -7,11 +7,11 @@ import os
 import re
 import secrets
 import sys
-from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentParser, Namespace
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, NoReturn, Optional
+from typing import Callable, Dict, Iterable
 
 import torch
 import torch.distributed as dist
@@ -20,11 +20,12 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from ..command_line import Parser, one_line_errors, prepare_process
 from ..data import pairs_of, register_pairs
 from ..errors import UserError, check_number
 from ..files import atomic_write_text, check_writable, expanded, read_text, writing
 from ..processes import found_by_main
-from .failures import named_failures, one_line_errors, prepare_process
+from .failures import named_failures
 from .folder import check_appendable, own_folder
 from .launch import launch
 from .memory import keep_freed_memory
@@ -38,22 +39,6 @@ _EPILOG = """
 Datasets are looked for under $DETECTRON2_DATASETS, by default ./datasets. Without a GPU it runs on the
 CPU. A mistake in the arguments or the configuration ends in one line and exit status 2.
 """
-
-
-class Parser(ArgumentParser):
-    """argparse's, for all tools: it says what is wrong in one line, without the usage.
-
-    Args:
-        description: what the tool does, with examples; ``%(prog)s`` stands for its name.
-        options: of argparse's.
-    """
-
-    def __init__(self, description: Optional[str], **options: Any) -> None:
-        super().__init__(description=description, formatter_class=RawDescriptionHelpFormatter, **options)
-
-    def error(self, message: str) -> NoReturn:
-        with one_line_errors():
-            raise UserError(f"{message}; --help lists the arguments")
 
 
 def argument_parser(description: str) -> ArgumentParser:

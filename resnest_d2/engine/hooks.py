@@ -10,8 +10,9 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
 from ..data.seeding import seed_all
+from ..processes import Interrupted
 from .memory import give_back_free_memory
-from .signals import Interrupted, Signals
+from .signals import Signals
 
 
 class StopOnSignal(HookBase):

@@ -20,8 +20,8 @@ import torch.distributed as dist
 from detectron2.engine import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
+from ..command_line import one_line_errors
 from ..errors import UserError, one_line
-from .failures import one_line_errors
 from .signals import DEADLINE, end_with_parent, noted_signals
 
 #: Seconds that a process waits for the others before it says so.

@@ -25,9 +25,10 @@ from ..evaluation.labels import label
 from ..evaluation.results import read_results
 from ..files import atomic_write_text, check_writable, read_json, read_text, writing
 from ..model_zoo.records import DETECTORS
+from ..processes import Interrupted
 from .config import load_config
 from .results import FILE as RESULTS
-from .signals import Interrupted, end_with_parent, noted_signals
+from .signals import end_with_parent, noted_signals
 
 #: The paper's recipes are for this many processes, with 2 images each.
 _REFERENCE_GPUS = 8

@@ -13,35 +13,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Dict, Iterator, List, Optional
 
-from ..processes import ENDING
+from ..processes import ENDING, Interrupted
 
 #: Seconds after a signal when the process ends whatever it is doing, such as waiting for one that has died.
 DEADLINE = 90
 # Seconds. A terminal signals a launcher and its processes, and the launcher hands the signal on.
 _COPIES = 2
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-
-
-class Interrupted(BaseException):
-    """A signal asks the process to end. Not an Exception, so that nobody takes it for a failure.
-
-    Args:
-        number: of the signal.
-        remedy: how to go on.
-
-    Attributes:
-        signal: its number.
-        remedy: how to go on.
-    """
-
-    def __init__(self, number: int, remedy: str = "--resume goes on from the newest checkpoint") -> None:
-        super().__init__(signal.Signals(number).name)
-        self.signal, self.remedy = number, remedy
-
-    @property
-    def status(self) -> int:
-        """Exit status of the process, as a shell would report it: 143 for SIGTERM, 130 for SIGINT."""
-        return 128 + self.signal
 
 
 class Signals:

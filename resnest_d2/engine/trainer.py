@@ -30,13 +30,13 @@ from ..data.loader import build_test_loader, build_train_loader
 from ..errors import OptionError, UserError
 from ..evaluation import build_evaluator, build_instance_evaluator
 from ..modeling import optimize_for_inference, to_channels_last
-from ..processes import found_by_main
+from ..processes import Interrupted, found_by_main
 from .failures import blames_configuration
 from .folder import leave_branch
 from .hooks import GiveBackMemory, InterruptibleEval, PeriodicCheckpointer, PreciseBN, StopOnSignal
 from .results import RecordRun, write_results
 from .resuming import check_same
-from .signals import Interrupted, Signals
+from .signals import Signals
 from .step import TrainStep
 from .trial import try_evaluation
 from .writers import build_writers

@@ -9,7 +9,7 @@ from typing import Optional
 from tabulate import tabulate
 
 from ..checkpoint import ResNeStHandler
-from ..engine import Parser, one_line_errors
+from ..command_line import Parser, one_line_errors
 from ..files import atomic_write_text, user_path
 from . import available, get_config
 from .page import markdown

@@ -124,7 +124,7 @@ if __name__ == "__main__":
     arguments = parser().parse_args()
     if arguments.cpu:
         os.environ["TRITON_INTERPRET"] = "1"
-    from resnest_d2.engine import one_line_errors
+    from resnest_d2.command_line import one_line_errors
 
     with one_line_errors():
         sys.exit(main(arguments))
