@@ -125,7 +125,7 @@ def test_a_place_that_cannot_be_written_is_named_before_anything_is_measured(tmp
             Store(path, FACTS)
         with pytest.raises(UserError, match=reason):
             page_before(path)
-    with pytest.raises(UserError, match=r"notes\.md is no page of benchmarks, and would be lost"):
+    with pytest.raises(UserError, match=r"notes\.md is not a benchmarks page and would be lost"):
         page_before(tmp_path / "notes.md")
     assert page_before(tmp_path / "none.md") == ""
 
