@@ -153,7 +153,7 @@ def test_a_side_that_ends_at_once_is_named_with_its_last_words(tmp_path, monkeyp
     monkeypatch.setattr(benchmark, "_WORKER", worker)
     for code, said in (
         ("raise SystemExit('no\\x07 room')", "ours: no room"),
-        ("", "ours: it ended without a word"),
+        ("", "ours: it ended without a message"),
     ):
         worker.write_text(code)
         side = benchmark._Side("ours")
