@@ -217,7 +217,7 @@ def test_single_rows_are_measured_anew_when_asked_and_the_page_has_all(tool, tmp
         (("--minutes", "inf"), "--minutes must be >= 0, got inf"),
         (
             ("--only", "backbone inferenze"),
-            "--only: no row holds 'backbone inferenze'; did you mean backbone inference",
+            "--only: no title contains 'backbone inferenze'; did you mean backbone inference",
         ),
     ],
 )

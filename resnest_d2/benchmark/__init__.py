@@ -189,7 +189,7 @@ def comparisons(device: str) -> List[Comparison]:
 
 
 def _of_split_attention(image: Tuple[int, int], precision: str) -> Iterator[Comparison]:
-    """Rows with two images: training on each stage's maps in both memory formats, inference on the largest."""
+    """Two images per row: training on all stages in both memory formats, inference on the largest."""
     modes = {"training": "forward and backward", "inference": "forward"}
     for (mode, what), memory_format, stage, theirs in product(
         modes.items(), _FORMATS, STAGES, ("released", "copy")

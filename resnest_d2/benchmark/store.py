@@ -38,7 +38,7 @@ class Store:
             if before.get(fact) != facts[fact]:
                 raise UserError(
                     f"--json {file} was measured with {fact} {label(before.get(fact))}, and this is "
-                    f"{facts[fact]}; choose another file"
+                    f"{facts[fact]}; name another file"
                 )
         self._file, self.facts = file, facts
         self.results: Dict[Comparison, Result] = {r.comparison: r for r in known.get("results", [])}
@@ -74,7 +74,7 @@ def _read(file: Path) -> Dict[str, Any]:
         }
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         reason = label(f"{type(e).__name__}: {e}", 200)
-        raise UserError(f"--json {file} holds no measurements ({reason}); choose another file") from None
+        raise UserError(f"--json {file} holds no measurements ({reason}); name another file") from None
 
 
 def _result(entry: Dict[str, Any]) -> Result:
