@@ -1,4 +1,4 @@
-"""What the processes of a run decide together."""
+"""Decisions that the processes of a run share."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from detectron2.utils import comm
 from .errors import UserError
 
 T = TypeVar("T")
-#: From whoever ends processes: a scheduler, Ctrl-C, a terminal that is closed, Slurm's ``--signal``, a limit.
+#: Signals that end a process: from a scheduler, Ctrl-C, a closed terminal, Slurm's ``--signal``, a time limit.
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 def found_by_main(find: Callable[[], T]) -> T:
-    """What the main process finds, in all processes. The others wait for it.
+    """Call ``find`` in the main process and return its result in all processes.
 
     Raises:
-        UserError: the main process raised it.
-        SystemExit: the same in the others, which end with its status and leave the line to it.
+        UserError: in the main process, if ``find`` raised it.
+        SystemExit: in the other processes in that case; the main process prints the message.
     """
     found: Optional[T] = None
     message: Optional[str] = None
