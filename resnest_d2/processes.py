@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from .errors import UserError
 
 T = TypeVar("T")
-#: Signals that end a process: from a scheduler, Ctrl-C, a closed terminal, Slurm's ``--signal``, a time limit.
+#: Signals that end a process: a scheduler's, Ctrl-C, a closed terminal, Slurm's ``--signal``, a time limit.
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
