@@ -1,4 +1,4 @@
-"""Failures that have a cause outside the program, said in one line."""
+"""Report failures with a cause outside the program in one line."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from ..files import atomic_write_text
 from .signals import Interrupted
 from .values import COMPONENTS
 
-#: Characters of a line that says what is wrong. Of a longer one, both ends are printed.
+#: Longest error message, in characters. Of a longer one, both ends are printed.
 _LONGEST = 2000
 
 
 class _Stream(io.FileIO):
-    """Standard output or error that outlives its reader and a full disk: what it cannot take is dropped.
+    """Standard output or error that survives a closed pipe and a full disk: it drops what cannot be written.
 
     Attributes:
-        lost: why that was, or None.
-        replaced: the stream that it stands for.
+        lost: the error by which something was dropped, or None.
+        replaced: the stream that this one replaces.
     """
 
     lost: Optional[OSError] = None
@@ -53,24 +53,24 @@ class _Stream(io.FileIO):
 
 def prepare_process() -> None:
     """Let a command line work however it was started: with closed or full standard streams, in a locale
-    without Unicode, with warnings as errors, which those of other packages are not meant to be.
+    without Unicode, or with warnings as errors, which would stop at other packages' warnings.
     """
     if codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8":
-        with suppress(locale.Error):  # text files are opened by it
+        with suppress(locale.Error):  # text files are opened with its encoding
             locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
     if any(action == "error" and kind is Warning for action, _, kind, _, _ in warnings.filters):
         warnings.simplefilter("default")
-    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no failure
+    logging.raiseExceptions = False  # a log that cannot be written, as on a full disk, is not a failure
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
-        if stream is None:  # closed; the next file that is opened would take its place
+        if stream is None:  # closed; the next opened file would take its descriptor
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         elif type(_raw(stream)) is io.FileIO:
-            if stream.fileno() == number:  # not what a test runner or a notebook put there
+            if stream.fileno() == number:  # not replaced by a test runner or a notebook
                 with suppress(OSError):
                     stream.flush()
                 raw = _Stream(number, "w", closefd=False)
-                raw.replaced = stream  # may close the file when it goes
+                raw.replaced = stream  # keeps it alive, since deleting it may close the file
                 kept = io.TextIOWrapper(
                     raw if stream.buffer is _raw(stream) else io.BufferedWriter(raw),
                     stream.encoding,
@@ -83,7 +83,7 @@ def prepare_process() -> None:
 
 
 def _raw(stream: Any) -> Any:
-    """The file of a standard stream; python -u has no buffer before it."""
+    """The raw file of a standard stream; with python -u there is no buffer."""
     buffer = getattr(stream, "buffer", None)
     return getattr(buffer, "raw", buffer)
 
@@ -92,7 +92,7 @@ def _say_what_was_lost() -> None:
     raw = _raw(sys.stdout)
     if isinstance(raw, _Stream):
         sys.stdout.flush()
-        if raw.lost and raw.lost.errno != errno.EPIPE:  # its reader wanted no more
+        if raw.lost and raw.lost.errno != errno.EPIPE:  # EPIPE: the reader has closed the pipe
             print(f"stdout: not all could be written ({raw.lost.strerror})", file=sys.stderr)
         raw.lost = None
 
@@ -101,7 +101,7 @@ def _say_what_was_lost() -> None:
 def one_line_errors() -> Iterator[None]:
     """Print a :class:`UserError` as one line and end the process with status 2.
 
-    Stopped by a signal, the process ends with 128 and the signal's number.
+    If a signal stops the process, its status is 128 plus the signal's number.
     """
     prepare_process()
     try:
@@ -122,8 +122,8 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _speaks() -> bool:
-    """Whether this process says what is wrong. Of several, which mostly meet the same, the first does."""
-    if not dist.is_initialized():  # they all check the same before they meet
+    """Whether this process prints its error. Several usually fail alike, and only the first one prints."""
+    if not dist.is_initialized():  # before the processes meet, they all make the same checks
         rank, world = os.getenv("RANK", "0"), os.getenv("WORLD_SIZE", "1")
         others = rank.isdecimal() and world.isdecimal() and 0 < int(rank) < int(world)
         return not dist.is_torchelastic_launched() or not others
@@ -134,7 +134,7 @@ def _speaks() -> bool:
 
 
 def _one_line(message: str) -> str:
-    """All of a message; of one that comes with the traceback of a loader's worker, what stands behind it."""
+    """The message in one line; if it contains the traceback of a loader worker, only what follows that."""
     if message.startswith("Caught "):
         message = re.split(r"^[\w.]*UserError: ", message, maxsplit=1, flags=re.M)[-1]
     line = one_line(message)
@@ -143,7 +143,7 @@ def _one_line(message: str) -> str:
 
 @contextmanager
 def named_failures(cfg: CfgNode) -> Iterator[None]:
-    """Turns failures of the machine into a UserError that says what would help."""
+    """Turn failures of the machine into a UserError that says what would help."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -151,7 +151,7 @@ def named_failures(cfg: CfgNode) -> Iterator[None]:
     except OSError as e:
         if e.errno is None:
             raise
-        # As a worker ends that was handing tensors over, by files that have no names.
+        # A loader worker that ends while it hands over tensors raises these, without a file name.
         handing = isinstance(e, (ConnectionResetError, ConnectionRefusedError, FileNotFoundError))
         if handing and e.filename is None:
             raise UserError(_worker_ended(cfg, f"DataLoader worker has ended ({e.strerror}).")) from None
@@ -165,7 +165,7 @@ def named_failures(cfg: CfgNode) -> Iterator[None]:
             raise UserError(_out_of_memory(cfg)) from None
         if reason.startswith("DataLoader worker"):
             raise UserError(_worker_ended(cfg, reason)) from None
-        if "ancdata" in reason or "ulimit" in reason:  # as the loader says that it has no more open files
+        if "ancdata" in reason or "ulimit" in reason:  # how the loader reports too many open files
             raise UserError(
                 f"too many open files; raise ulimit -n, or lower DATALOADER.NUM_WORKERS "
                 f"({cfg.DATALOADER.NUM_WORKERS})"
@@ -173,17 +173,17 @@ def named_failures(cfg: CfgNode) -> Iterator[None]:
         if _lost_another(e):
             raise UserError(
                 f"another process of this run has ended ({reason}); its own message "
-                "says why; --resume goes on from the newest checkpoint"
+                "says why; --resume continues from the newest checkpoint"
             ) from None
         raise
 
 
 @contextmanager
 def blames_configuration(cfg: CfgNode, doing: str) -> Iterator[None]:
-    """Turns whatever a block raises into a UserError; the traceback goes to a file.
+    """Turn whatever a block raises into a UserError, and write the traceback to a file.
 
-    For what depends on nothing but the configuration and the data: detectron2 raises anything for a value
-    that cannot work.
+    For blocks that depend only on the configuration and the data: detectron2 raises all kinds of exceptions
+    for a value that cannot work.
 
     Args:
         doing: what the block does, for the message.
@@ -198,7 +198,7 @@ def blames_configuration(cfg: CfgNode, doing: str) -> Iterator[None]:
         reason = one_line(e, 300)
         if isinstance(e, AssertionError) and not reason:
             reason = traceback.extract_tb(e.__traceback__)[-1].line or ""
-        if isinstance(e, KeyError):  # of a feature map, mostly, that a key names
+        if isinstance(e, KeyError):  # usually the name of a feature map, from a key
             lists = ((key, value) for key, value in flatten(cfg) if isinstance(value, (list, tuple)))
             holding = [key for key, value in lists if e.args[0] in value]
             reason += "".join(f", in {key}" for key in holding)
@@ -212,8 +212,8 @@ def blames_configuration(cfg: CfgNode, doing: str) -> Iterator[None]:
 
 
 def _component(cfg: CfgNode, error: Exception) -> str:
-    """The key and the name of the innermost part of the model that an error came from."""
-    inner = set(COMPONENTS) - {"MODEL.META_ARCHITECTURE"}  # which is around all of them
+    """The key and the name of the innermost part of the model that raised an error."""
+    inner = set(COMPONENTS) - {"MODEL.META_ARCHITECTURE"}  # it contains all the others
     keys = {value: key for key, value in flatten(cfg) if key in inner}
     for frame, _ in reversed([*traceback.walk_tb(error.__traceback__)]):
         owner = frame.f_locals.get("self", frame.f_locals.get("cls"))
@@ -224,7 +224,7 @@ def _component(cfg: CfgNode, error: Exception) -> str:
 
 
 def _lost_another(error: Exception) -> bool:
-    """Whether a process that this one communicated with has gone; gloo has no type of its own for it."""
+    """Whether a process that this one communicates with has ended; gloo has no exception type for that."""
     return comm.get_world_size() > 1 and (
         isinstance(error, dist.DistNetworkError)
         or any(reason in str(error) for reason in ("Connection closed by peer", "Connection reset by peer"))
@@ -233,7 +233,7 @@ def _lost_another(error: Exception) -> bool:
 
 def _worker_ended(cfg: CfgNode, reason: str) -> str:
     return (
-        f"{reason} Was it short of memory? Fewer DATALOADER.NUM_WORKERS ({cfg.DATALOADER.NUM_WORKERS}) need "
+        f"{reason} Was memory short? Fewer DATALOADER.NUM_WORKERS ({cfg.DATALOADER.NUM_WORKERS}) need "
         "less; 0 loads in the training process"
     )
 
@@ -241,7 +241,7 @@ def _worker_ended(cfg: CfgNode, reason: str) -> str:
 def _out_of_memory(cfg: CfgNode) -> str:
     amp = "" if cfg.SOLVER.AMP.ENABLED or cfg.MODEL.DEVICE == "cpu" else " SOLVER.AMP.ENABLED True,"
     return (
-        f"memory does not suffice; a smaller SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}),{amp} "
+        f"not enough memory; a smaller SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}),{amp} "
         f"INPUT.MIN_SIZE_TRAIN ({cfg.INPUT.MIN_SIZE_TRAIN}) or INPUT.MAX_SIZE_TRAIN "
         f"({cfg.INPUT.MAX_SIZE_TRAIN}) needs less"
     )
