@@ -148,9 +148,7 @@ def test_another_command_does_not_take_over_a_folder(tmp_path):
     ):
         (row / "command.txt").write_text(shlex.join(words) + "\n")
         for refusing in (rows.run, lambda name: rows.check([name])):
-            with pytest.raises(
-                UserError, match=re.escape(f"is of another command: {said}; choose another")
-            ):
+            with pytest.raises(UserError, match=re.escape(f"is of another command: {said}; choose another")):
                 refusing("mask_resnest50")
     assert [p.name for p in row.iterdir()] == ["command.txt"]
 

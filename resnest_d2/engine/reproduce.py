@@ -172,8 +172,6 @@ class Reproduction:
         pairs = zip(self.overrides[::2], self.overrides[1::2])
         elsewhere = [word for pair in pairs if pair[0] != "MODEL.DEVICE" for word in pair]
         rest = self.overrides[len(self.overrides) // 2 * 2 :]  # a key without a value, to be refused
-            len(self.overrides) // 2 * 2 :
-        ]  # a key without a value, which load_config refuses
         for name in names:
             load_config(model_zoo.get_config_file(name), [*elsewhere, *rest])
 
