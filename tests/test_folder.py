@@ -66,8 +66,8 @@ def test_a_new_run_keeps_an_old_one_apart_and_says_so(tmp_path):
         assert names(output / "previous_1") == {*OLD, "config.yaml", "seed"}
         assert (output / "previous_1/model_final.pth").read_text() == "model_final.pth"
         assert own.notes == [
-            f"{output} held an earlier run, now {output}/previous_1; with that as OUTPUT_DIR, --resume goes on "
-            "with it"
+            f"{output} held an earlier run, now {output}/previous_1; with that as OUTPUT_DIR, --resume "
+            "continues it"
         ]
     (output / "model_0000000.pth").write_text("")
     assert (output / "model_0000000.pth").write_text("second")
