@@ -1,4 +1,4 @@
-# `make quickstart` and `make test` need Python >= 3.10 and nothing else; see `make help`.
+# `make quickstart` and `make test` only need Python >= 3.10; see `make help`.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -12,7 +12,7 @@ help: ## list the targets
 
 env: $(INSTALLED) ## create or refresh .venv from the locked requirements
 
-# Rebuilt when a requirement changes; otherwise nothing is installed again.
+# Installs again only when a requirement changes.
 $(INSTALLED): requirements/env.txt requirements/detectron2.txt requirements/peers.txt setup.py
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --requirement requirements/env.txt
@@ -21,7 +21,7 @@ $(INSTALLED): requirements/env.txt requirements/detectron2.txt requirements/peer
 	$(PY) -m pip install --no-deps --no-build-isolation --editable .
 	touch $@
 
-# The wheel brings a stray top-level package called `tools`, which would shadow everybody's own.
+# The wheel contains a stray top-level package called `tools`, which would shadow everybody's own.
 .PHONY: detectron2
 detectron2:
 	site=$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
@@ -34,31 +34,31 @@ quickstart: env ## train, evaluate and draw a small Mask R-CNN on generated shap
 	$(PY) tools/draw_predictions.py --config-file configs/quickstart.yaml \
 		MODEL.WEIGHTS output/quickstart/model_final.pth
 
-# Tests run in as many processes as there are processors, with one thread each. One that has nothing left takes
-# tests from another's end, so that most files, and what their tests share, stay in one process.
+# One test process per processor, with one thread each. An idle process takes tests from the end of another's
+# queue, so that most files, and the fixtures their tests share, stay in one process.
 PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-test: env ## the tests, but those marked slow
+test: env ## run the tests not marked slow
 	$(PYTEST) -m "not slow"
 
-test-slow: env ## the tests marked slow: training to an AP, the deepest networks
+test-slow: env ## run the tests marked slow: training to an AP, the deepest networks
 	OMP_NUM_THREADS=$$(nproc) $(PY) -m pytest -m slow
 
-robust: env ## kill, interrupt, starve and feed rubbish to training, and print what came of it (20 minutes)
+robust: env ## kill, interrupt and starve training, feed it bad input, and print the results (20 minutes)
 	cd tests && ../$(PY) -W ignore -m robust.report
 
-gpu: env ## check and time everything on this machine's GPUs (10 minutes): output/gpu, docs/BENCHMARKS.md
+gpu: env ## test and time everything on this machine's GPUs (10 minutes): output/gpu, docs/BENCHMARKS.md
 	mkdir -p output/gpu
 	cd tests && ../$(PY) -W ignore -m gpu --json ../output/gpu/checks.json --page ../docs/BENCHMARKS.md
 
-parity: env ## measure the errors against the released code and timm anew: docs/PARITY.md
+parity: env ## measure the errors against the released code and timm: docs/PARITY.md
 	cd tests && ../$(PY) -W ignore -m parity.report ../docs/PARITY.md
 
-docs: env ## build the documentation's pages (Python 3.11 or later): output/site/index.html
+docs: env ## build the documentation site (Python 3.11 or later): output/site/index.html
 	$(PY) -m pip install --no-deps --requirement requirements/docs.txt
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
-zoo: env ## write docs/MODEL_ZOO.md from the records
+zoo: env ## generate docs/MODEL_ZOO.md from the records
 	$(PY) -m resnest_d2.model_zoo --page docs/MODEL_ZOO.md
 
 lint: env ## check style and formatting
@@ -72,5 +72,5 @@ lock: ## resolve requirements/env.in and docs.in into env.txt and docs.txt (need
 	$(LOCK) --python-version 3.11 --constraint requirements/env.txt requirements/docs.in \
 		--output-file requirements/docs.txt
 
-clean: ## remove what the targets above have made
+clean: ## remove everything the targets above create
 	rm -rf $(VENV) output build dist *.egg-info

@@ -1,4 +1,4 @@
-"""What all command lines share: arguments and failures in one line, streams that may be closed or full."""
+"""Shared by all command lines: errors in one line, standard streams that may be closed or full."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from torch.distributed.distributed_c10d import _get_default_store
 from .errors import UserError, one_line
 from .processes import Interrupted
 
-#: Characters of a line that says what is wrong. Of a longer one, both ends are printed.
+#: Longest error message, in characters. Of a longer one, both ends are printed.
 _LONGEST = 2000
 
 
 class Parser(ArgumentParser):
-    """argparse's, for all tools: it says what is wrong in one line, without the usage.
+    """ArgumentParser for all tools, which reports errors in one line, without the usage.
 
     Args:
         description: what the tool does, with examples; ``%(prog)s`` stands for its name.
-        options: of argparse's.
+        options: further arguments of ArgumentParser.
     """
 
     def __init__(self, description: Optional[str], **options: Any) -> None:
@@ -43,11 +43,11 @@ class Parser(ArgumentParser):
 
 
 class _Stream(io.FileIO):
-    """Standard output or error that outlives its reader and a full disk: what it cannot take is dropped.
+    """Standard output or error that survives a closed pipe and a full disk: it drops what cannot be written.
 
     Attributes:
-        lost: why that was, or None.
-        replaced: the stream that it stands for.
+        lost: the error by which something was dropped, or None.
+        replaced: the stream that this one replaces.
     """
 
     lost: Optional[OSError] = None
@@ -63,24 +63,24 @@ class _Stream(io.FileIO):
 
 def prepare_process() -> None:
     """Let a command line work however it was started: with closed or full standard streams, in a locale
-    without Unicode, with warnings as errors, which those of other packages are not meant to be.
+    without Unicode, or with warnings as errors, which would stop at other packages' warnings.
     """
     if codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8":
-        with suppress(locale.Error):  # text files are opened by it
+        with suppress(locale.Error):  # text files are opened with its encoding
             locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
     if any(action == "error" and kind is Warning for action, _, kind, _, _ in warnings.filters):
         warnings.simplefilter("default")
-    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no failure
+    logging.raiseExceptions = False  # a log that cannot be written, as on a full disk, is not a failure
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
-        if stream is None:  # closed; the next file that is opened would take its place
+        if stream is None:  # closed; the next opened file would take its descriptor
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         elif type(_raw(stream)) is io.FileIO:
-            if stream.fileno() == number:  # not what a test runner or a notebook put there
+            if stream.fileno() == number:  # not replaced by a test runner or a notebook
                 with suppress(OSError):
                     stream.flush()
                 raw = _Stream(number, "w", closefd=False)
-                raw.replaced = stream  # may close the file when it goes
+                raw.replaced = stream  # keeps it alive, since deleting it may close the file
                 kept = io.TextIOWrapper(
                     raw if stream.buffer is _raw(stream) else io.BufferedWriter(raw),
                     stream.encoding,
@@ -93,7 +93,7 @@ def prepare_process() -> None:
 
 
 def _raw(stream: Any) -> Any:
-    """The file of a standard stream; python -u has no buffer before it."""
+    """The raw file of a standard stream; with python -u there is no buffer."""
     buffer = getattr(stream, "buffer", None)
     return getattr(buffer, "raw", buffer)
 
@@ -102,7 +102,7 @@ def _say_what_was_lost() -> None:
     raw = _raw(sys.stdout)
     if isinstance(raw, _Stream):
         sys.stdout.flush()
-        if raw.lost and raw.lost.errno != errno.EPIPE:  # its reader wanted no more
+        if raw.lost and raw.lost.errno != errno.EPIPE:  # EPIPE: the reader has closed the pipe
             print(f"stdout: not all could be written ({raw.lost.strerror})", file=sys.stderr)
         raw.lost = None
 
@@ -111,7 +111,7 @@ def _say_what_was_lost() -> None:
 def one_line_errors() -> Iterator[None]:
     """Print a :class:`UserError` as one line and end the process with status 2.
 
-    Stopped by a signal, the process ends with 128 and the signal's number.
+    If a signal stops the process, its status is 128 plus the signal's number.
     """
     prepare_process()
     try:
@@ -132,8 +132,8 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _speaks() -> bool:
-    """Whether this process says what is wrong. Of several, which mostly meet the same, the first does."""
-    if not dist.is_initialized():  # they all check the same before they meet
+    """Whether this process prints its error. Several usually fail alike, and only the first one prints."""
+    if not dist.is_initialized():  # before the processes meet, they all make the same checks
         rank, world = os.getenv("RANK", "0"), os.getenv("WORLD_SIZE", "1")
         others = rank.isdecimal() and world.isdecimal() and 0 < int(rank) < int(world)
         return not dist.is_torchelastic_launched() or not others
@@ -144,7 +144,7 @@ def _speaks() -> bool:
 
 
 def _one_line(message: str) -> str:
-    """All of a message; of one that comes with the traceback of a loader's worker, what stands behind it."""
+    """The message in one line; if it contains the traceback of a loader worker, only what follows that."""
     if message.startswith("Caught "):
         message = re.split(r"^[\w.]*UserError: ", message, maxsplit=1, flags=re.M)[-1]
     line = one_line(message)

@@ -1,4 +1,4 @@
-"""Configuration keys that ResNeSt adds to detectron2's."""
+"""Configuration keys that this package adds to detectron2's."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from detectron2.config import CfgNode
 _RESNETS = {
     # Three 3x3 convolutions instead of one 7x7 in the stem (ResNet-D).
     "DEEP_STEM": True,
-    # Downsample by a 3x3 average pool beside the block's 3x3 convolution instead of a strided one.
-    # The stride then lives in the pool, and STRIDE_IN_1X1 is not consulted.
+    # Downsample with a 3x3 average pool next to the block's 3x3 convolution instead of a strided convolution.
+    # The pool then carries the stride, and STRIDE_IN_1X1 is ignored.
     "AVD": True,
-    # Put that pool before the 3x3 convolution: the "fast" variants.
+    # Put that pool before the 3x3 convolution, as in the "fast" variants.
     "AVD_FIRST": False,
-    # Dilated stages keep that pool, at stride 1. mmsegmentation's have none.
+    # Keep that pool in dilated stages, at stride 1. mmsegmentation drops it.
     "AVD_DILATED": True,
-    # Downsample the shortcut by a 2x2 average pool and an unstrided 1x1 convolution (ResNet-D).
+    # Downsample the shortcut with a 2x2 average pool and an unstrided 1x1 convolution (ResNet-D).
     "AVG_DOWN": True,
     # Splits per cardinal group. 0: plain convolution, 1: squeeze-and-attend, >= 2: Split-Attention.
     # The cardinality is detectron2's NUM_GROUPS.
     "RADIX": 2,
-    # Width of one cardinal group where the stage's planes are 64.
+    # Width of one cardinal group in a stage with 64 planes.
     "BOTTLENECK_WIDTH": 64,
-    # Dilation of res4; 2 goes with RES5_DILATION 4 and keeps the output stride at 8.
+    # Dilation of res4; 2 requires RES5_DILATION 4 and keeps the output stride at 8.
     "RES4_DILATION": 1,
-    # The first block of a dilated stage has half its dilation (mmsegmentation's contract_dilation).
+    # Halve the dilation in the first block of a dilated stage (mmsegmentation's contract_dilation).
     "CONTRACT_DILATION": False,
-    # Split-Attention by Triton kernels where they are supported (CUDA); else by plain PyTorch.
+    # Use Triton kernels for Split-Attention where they are supported (CUDA); otherwise plain PyTorch.
     "FUSED_KERNELS": True,
-    # Stages (res2 to res5) that keep little in training and compute the rest again: less memory, more time.
+    # Stages (res2 to res5) that use activation checkpointing in training: less memory, more time.
     "CHECKPOINT_STAGES": [],
-    # What these keep: the "inputs" of their blocks, or also the outputs of "convolutions".
+    # What these stages keep: the "inputs" of their blocks, or also the outputs of "convolutions".
     "CHECKPOINT_KEEPS": "inputs",
 }
 
@@ -44,28 +44,28 @@ _MODEL = {
 }
 
 _SOLVER = {
-    # SGD, as in all recipes, or AdamW, which trains from scratch in far fewer iterations.
+    # SGD, as in all recipes, or AdamW, which needs far fewer iterations to train from scratch.
     "OPTIMIZER": "SGD",
-    # How many iterations whose loss or gradient is not finite may be skipped; at the next, training stops.
+    # How many iterations with a NaN or infinite loss or gradient may be skipped; the next one stops training.
     "SKIP_NOT_FINITE": 0,
-    # How many numbered checkpoints stay; 0: all. The final one always does.
+    # How many numbered checkpoints to keep; 0: all. The final one is always kept.
     "CHECKPOINTS_TO_KEEP": 0,
 }
 
 _TEST = {
-    # Report AR beside AP, over all and per category.
+    # Report AR beside AP, overall and per category.
     "AVERAGE_RECALL": False,
 }
 
-#: What is added where.
+#: The added keys and their defaults, by section.
 ADDED = {"MODEL.RESNETS": _RESNETS, "MODEL": _MODEL, "SOLVER": _SOLVER, "TEST": _TEST}
 
 
 def add_resnest_config(cfg: CfgNode) -> None:
-    """Add the keys of :data:`ADDED`: ResNeSt's to ``cfg.MODEL.RESNETS``, and the package's own.
+    """Add the keys of :data:`ADDED` to ``cfg``: ResNeSt's options in ``cfg.MODEL.RESNETS``, and a few others.
 
-    A key that is there already keeps its value, so the call may be repeated, and may come before or
-    after other projects' (detectron2's ``add_deeplab_config`` also defines ``RES4_DILATION``).
+    An existing key keeps its value, so the call may be repeated, and may come before or after those of
+    other projects (detectron2's ``add_deeplab_config`` also defines ``RES4_DILATION``).
     """
     for section, keys in ADDED.items():
         node = functools.reduce(getattr, section.split("."), cfg)
@@ -75,7 +75,7 @@ def add_resnest_config(cfg: CfgNode) -> None:
 
 
 def flatten(node: CfgNode, prefix: str = "") -> Iterator[Tuple[str, Any]]:
-    """Dotted key and value of every setting."""
+    """Yield the dotted key and the value of every setting."""
     for key, value in node.items():
         if isinstance(value, CfgNode):
             yield from flatten(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""How processes are asked to end, and what those of a run decide together."""
+"""Signals that end processes, and decisions that the processes of a run share."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from detectron2.utils import comm
 from .errors import UserError
 
 T = TypeVar("T")
-#: From whoever ends processes: a scheduler, Ctrl-C, a terminal that is closed, Slurm's ``--signal``, a limit.
+#: Signals that end a process: a scheduler's, Ctrl-C, a closed terminal, Slurm's ``--signal``, a time limit.
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 class Interrupted(BaseException):
-    """A signal asks the process to end. Not an Exception, so that nobody takes it for a failure.
+    """A signal asks the process to end. Not an Exception, so that it is not handled as a failure.
 
     Args:
-        number: of the signal.
-        remedy: how to go on.
+        number: number of the signal.
+        remedy: how to continue.
 
     Attributes:
-        signal: its number.
-        remedy: how to go on.
+        signal: number of the signal.
+        remedy: how to continue.
     """
 
-    def __init__(self, number: int, remedy: str = "--resume goes on from the newest checkpoint") -> None:
+    def __init__(self, number: int, remedy: str = "--resume continues from the newest checkpoint") -> None:
         super().__init__(signal.Signals(number).name)
         self.signal, self.remedy = number, remedy
 
@@ -37,11 +37,11 @@ class Interrupted(BaseException):
 
 
 def found_by_main(find: Callable[[], T]) -> T:
-    """What the main process finds, in all processes. The others wait for it.
+    """Call ``find`` in the main process and return its result in all processes.
 
     Raises:
-        UserError: the main process raised it.
-        SystemExit: the same in the others, which end with its status and leave the line to it.
+        UserError: in the main process, if ``find`` raised it.
+        SystemExit: in the other processes in that case; the main process prints the message.
     """
     found: Optional[T] = None
     message: Optional[str] = None

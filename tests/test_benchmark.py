@@ -125,7 +125,7 @@ def test_a_place_that_cannot_be_written_is_named_before_anything_is_measured(tmp
             Store(path, FACTS)
         with pytest.raises(UserError, match=reason):
             page_before(path)
-    with pytest.raises(UserError, match=r"notes\.md is no page of benchmarks, and would be lost"):
+    with pytest.raises(UserError, match=r"notes\.md is not a benchmarks page and would be lost"):
         page_before(tmp_path / "notes.md")
     assert page_before(tmp_path / "none.md") == ""
 
@@ -153,7 +153,7 @@ def test_a_side_that_ends_at_once_is_named_with_its_last_words(tmp_path, monkeyp
     monkeypatch.setattr(benchmark, "_WORKER", worker)
     for code, said in (
         ("raise SystemExit('no\\x07 room')", "ours: no room"),
-        ("", "ours: it ended without a word"),
+        ("", "ours: it ended without a message"),
     ):
         worker.write_text(code)
         side = benchmark._Side("ours")
@@ -217,7 +217,7 @@ def test_single_rows_are_measured_anew_when_asked_and_the_page_has_all(tool, tmp
         (("--minutes", "inf"), "--minutes must be >= 0, got inf"),
         (
             ("--only", "backbone inferenze"),
-            "--only: no row holds 'backbone inferenze'; did you mean backbone inference",
+            "--only: no title contains 'backbone inferenze'; did you mean backbone inference",
         ),
     ],
 )

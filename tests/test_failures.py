@@ -219,4 +219,4 @@ def test_names_that_the_locale_cannot_read_are_refused_where_they_would_be_logge
     with pytest.raises(SystemExit) as ended:
         run(print, Namespace())
     assert ended.value.code == 2
-    assert "is no text in this locale (set PYTHONUTF8=1)" in capsys.readouterr().err
+    assert "is not valid text in this locale; set PYTHONUTF8=1" in capsys.readouterr().err

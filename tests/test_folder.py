@@ -66,8 +66,8 @@ def test_a_new_run_keeps_an_old_one_apart_and_says_so(tmp_path):
         assert names(output / "previous_1") == {*OLD, "config.yaml", "seed"}
         assert (output / "previous_1/model_final.pth").read_text() == "model_final.pth"
         assert own.notes == [
-            f"{output} held an earlier run, now {output}/previous_1; with that as OUTPUT_DIR, --resume goes on "
-            "with it"
+            f"{output} held an earlier run, now {output}/previous_1; with that as OUTPUT_DIR, --resume "
+            "continues it"
         ]
     (output / "model_0000000.pth").write_text("")
     assert (output / "model_0000000.pth").write_text("second")
@@ -202,7 +202,7 @@ def test_resuming_where_only_an_earlier_run_has_checkpoints_says_where_they_are(
         pass
     with own_folder(config(output), arguments(resume=True)) as own:
         assert own.notes == [
-            f"--resume: no checkpoint in {output}, training begins anew; the run before it is in "
+            f"--resume: no checkpoint in {output}, training starts from scratch; the previous run is in "
             f"{output}/previous_1"
         ]
 
@@ -216,11 +216,11 @@ def test_resuming_where_there_is_no_checkpoint_says_so_and_keeps_what_is_left_ap
     with own_folder(config(output), arguments(resume=True)) as own:
         assert own.notes == [
             f"{output} held an earlier run, now {output}/previous_1",
-            f"--resume: no checkpoint in {output}, training begins anew",
+            f"--resume: no checkpoint in {output}, training starts from scratch",
         ]
         assert names(output / "previous_1") == {*left, "config.yaml", "seed"}
     with own_folder(config(tmp_path / "slip"), arguments(resume=True)) as own:
-        assert own.notes == [f"--resume: no checkpoint in {tmp_path}/slip, training begins anew"]
+        assert own.notes == [f"--resume: no checkpoint in {tmp_path}/slip, training starts from scratch"]
 
 
 def test_a_run_that_goes_back_leaves_the_later_checkpoints_apart(tmp_path):
@@ -230,7 +230,7 @@ def test_a_run_that_goes_back_leaves_the_later_checkpoints_apart(tmp_path):
     checkpointer = Checkpointer(torch.nn.Linear(1, 1), str(tmp_path))
     assert leave_branch(checkpointer, 11) == []
     assert leave_branch(checkpointer, 7) == [
-        f"{tmp_path}: the run goes on before model_final.pth, model_0000011.pth, now in {tmp_path}/previous_1"
+        f"{tmp_path}: the run resumes before model_final.pth, model_0000011.pth, now in {tmp_path}/previous_1"
     ]
     assert names(tmp_path) == {"model_0000003.pth", "model_0000007.pth", "last_checkpoint", "previous_1"}
     assert names(tmp_path / "previous_1") == {"model_0000011.pth", "model_final.pth"}

@@ -36,12 +36,12 @@ def test_rows_are_chosen_by_table_by_name_or_all():
 @pytest.mark.parametrize(
     "choice, said",
     [
-        (("4", None, False), "--table 4: there are 5 and 6"),
+        (("4", None, False), "--table 4: there are only tables 5 and 6"),
         ((None, "mask_resnest51", False), "no row 'mask_resnest51'; did you mean mask_resnest50"),
         ((None, " , ", False), "--rows: no row ' , '; there are faster_resnet50"),
-        ((None, None, False), "name rows with one of --table, --rows and --all"),
-        (("5", "mask_resnest50", False), "name rows with one of"),
-        (("5", None, True), "name rows with one of"),
+        ((None, None, False), "select rows with one of --table, --rows and --all"),
+        (("5", "mask_resnest50", False), "select rows with one of"),
+        (("5", None, True), "select rows with one of"),
     ],
 )
 def test_rows_that_are_not_there_are_named(choice, said):
@@ -141,21 +141,19 @@ def test_another_command_does_not_take_over_a_folder(tmp_path):
     row.mkdir()
     there = rows.command("mask_resnest50")
     for words, said in (
-        (["python", "other.py"], f"there is 'python' where this has {sys.executable!r}"),
-        ([*there[:3], "4", *there[4:]], "there is '4' where this has '8'"),
-        ([*there, "SEED", "7"], "there is 'SEED' where this has nothing more"),
-        (there[:-1], f"there is nothing more where this has '{there[-1]}'"),
+        (["python", "other.py"], f"it has 'python' where this one has {sys.executable!r}"),
+        ([*there[:3], "4", *there[4:]], "it has '4' where this one has '8'"),
+        ([*there, "SEED", "7"], "it has 'SEED' where this one has nothing more"),
+        (there[:-1], f"it has nothing more where this one has '{there[-1]}'"),
     ):
         (row / "command.txt").write_text(shlex.join(words) + "\n")
         for refusing in (rows.run, lambda name: rows.check([name])):
-            with pytest.raises(
-                UserError, match=re.escape(f"is of another command than this: {said}; choose another")
-            ):
+            with pytest.raises(UserError, match=re.escape(f"is of another command: {said}; choose another")):
                 refusing("mask_resnest50")
     assert [p.name for p in row.iterdir()] == ["command.txt"]
 
 
-@pytest.mark.parametrize("content, said", [(b"\xff\xfe", "UTF-8"), (b'python "', "is no command")])
+@pytest.mark.parametrize("content, said", [(b"\xff\xfe", "UTF-8"), (b'python "', "holds no command")])
 def test_a_damaged_command_is_refused(tmp_path, content, said):
     (tmp_path / "mask_resnest50").mkdir()
     (tmp_path / "mask_resnest50/command.txt").write_bytes(content)
@@ -204,7 +202,7 @@ def test_damaged_results_of_a_row_are_refused_by_name_and_left_alone(tmp_path, c
     file.write_bytes(content)
     for refusing in (rows.run, lambda name: rows.check([name])):
         with pytest.raises(
-            UserError, match=r"results\.json.*; remove it to go on with the row from its last check"
+            UserError, match=r"results\.json.*; remove it to resume the row from its last check"
         ):
             refusing("mask_resnest50")
     assert file.read_bytes() == content
@@ -215,7 +213,7 @@ def test_damaged_results_of_a_row_are_refused_by_name_and_left_alone(tmp_path, c
     [
         ("print('one'); sys.exit('the last\\tword')", "the last word"),
         ("sys.stdout.buffer.write(bytes(range(128, 256)) * 9999)", "\ufffd"),
-        ("pass", "it said nothing"),
+        ("pass", "it wrote no message"),
     ],
 )
 def test_a_row_that_fails_is_told_with_its_last_words(tmp_path, says, error):
@@ -373,7 +371,7 @@ def test_training_is_let_finish_its_checkpoint_when_reproduction_is_stopped(
         time.sleep(0.05)
     assert process.returncode == status and not kills.alive(training)
     assert (folder / "checkpoint").read_text() == str(int(signal.SIGTERM if status < 0 else number))
-    assert status < 0 or said.count("; the same command goes on where it was") == 1
+    assert status < 0 or said.count("; the same command continues where it left off") == 1
 
 
 @pytest.mark.slow

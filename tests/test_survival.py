@@ -247,6 +247,6 @@ def test_the_corpus_has_200_cases_of_all_kinds():
 
 def test_memory_that_does_not_suffice_is_said_with_the_keys_that_help():
     cfg = config()
-    with pytest.raises(UserError, match=r"memory does not suffice; a smaller SOLVER.IMS_PER_BATCH \(16\)"):
+    with pytest.raises(UserError, match=r"not enough memory; a smaller SOLVER.IMS_PER_BATCH \(16\)"):
         with blames_configuration(cfg, "the first iteration"), named_failures(cfg):
             torch.empty(10**13)

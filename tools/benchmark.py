@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""Measure speed and memory beside the released implementation, timm and ResNet-50, in turn and in one run.
+"""Compare speed and memory with the released implementation, timm and ResNet-50, measured in turn.
 
 %(prog)s                          everything, 5 rounds each: an hour on two cores
-%(prog)s --only backbone          what holds the word
+%(prog)s --only backbone          rows whose title contains the word
 %(prog)s --json cpu.json --page docs/BENCHMARKS.md
-                                  write this machine's part of the page; interrupted, go on from the file
+                                  write this machine's part of the page; continue from the file if interrupted
 %(prog)s --json cpu.json --page docs/BENCHMARKS.md --only "backbone inference" --again
-                                  measure that row anew, and write the page with all that is in the file
+                                  measure that row again, and write the page from everything in the file
 
-The others are what requirements/peers.txt and timm install; a row whose peer is missing ends it.
+The other packages come from requirements/peers.txt and timm; a row that needs a missing one stops the run.
 """
 
 import sys
@@ -40,7 +40,7 @@ def main(args):
         check_number("--minutes", args.minutes, at_least=0)
     check_device(args.device)
     if args.page:
-        page_before(args.page)  # before an hour of measurements, too
+        page_before(args.page)  # fail before an hour of measurements, not after it
     end = time.monotonic() + 60 * (float("inf") if args.minutes is None else args.minutes)
     store = Store(args.json, facts_of(args.device))
     all_rows = comparisons(args.device)
@@ -48,7 +48,7 @@ def main(args):
     loaders = [name for name in PIPELINES if args.only in f"loader of {name}"]
     if not rows and not loaders:
         hint = nearest(args.only, [row.title for row in all_rows], limit=3)
-        raise UserError(f"--only: no row holds {args.only!r}; {hint} docs/BENCHMARKS.md lists them")
+        raise UserError(f"--only: no title contains {args.only!r}; {hint} docs/BENCHMARKS.md lists them")
     failed = []
     for row in rows:
         if (args.again or row not in store.results) and time.monotonic() < end:
@@ -74,18 +74,16 @@ def main(args):
 
 def parser():
     parser = Parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="repetitions a side (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions per side (default: %(default)s)")
     parser.add_argument(
-        "--only", default="", help="row of this title, or rows whose title holds it; 'loader' for loaders"
+        "--only", default="", help="row with this title, or rows containing it; 'loader' for loaders"
     )
-    parser.add_argument("--again", action="store_true", help="measure anew what --json already has")
-    parser.add_argument("--minutes", type=float, help="begin no row after so many")
-    parser.add_argument("--keep-going", action="store_true", help="leave out rows that fail; then end with 1")
+    parser.add_argument("--again", action="store_true", help="measure rows again that --json already has")
+    parser.add_argument("--minutes", type=float, help="start no row after this many minutes")
+    parser.add_argument("--keep-going", action="store_true", help="skip rows that fail, and exit with 1")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=user_path, help="write every measurement; go on from it")
-    parser.add_argument(
-        "--page", type=user_path, help="write the part of this device into the page, Markdown"
-    )
+    parser.add_argument("--json", type=user_path, help="file to save measurements in and continue from")
+    parser.add_argument("--page", type=user_path, help="Markdown page to write this device's part into")
     return parser
 
 

@@ -4,7 +4,7 @@
 %(prog)s
 %(prog)s --images 500 --repeats 3
 
-The backends alternate; printed are the seconds of each and the median of their ratios.
+The backends alternate. Prints the seconds of each and the median of their ratios.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from resnest_d2.evaluation.coco import BACKENDS, evaluate_coco
 
 
 def synthetic(images, detections, rng):
-    """Ground truth with COCO's mean of 7.3 objects per image, and detections of which a third overlap it."""
+    """Ground truth with COCO's mean of 7.3 objects per image, and detections, a third of which overlap it."""
     size, truth, found = 640, [], []
     for image in range(1, images + 1):
         boxes = []
@@ -63,14 +63,14 @@ def main(args):
         assert np.abs(np.subtract(*stats)).max() < 1e-12, "the backends disagree"
     for backend, times in seconds.items():
         version = importlib.metadata.version(backend)
-        print(f"{backend} {version}: median {statistics.median(times):.1f} s of {args.repeats}")
+        print(f"{backend} {version}: median of {args.repeats}: {statistics.median(times):.1f} s")
     ratios = [slow / fast for fast, slow in zip(*seconds.values())]
     print(f"{BACKENDS[0]} takes 1/{statistics.median(ratios):.1f} of the time of {BACKENDS[1]}")
 
 
 if __name__ == "__main__":
     parser = Parser(__doc__)
-    parser.add_argument("--images", type=int, default=5000, help="default: %(default)s, as val2017")
+    parser.add_argument("--images", type=int, default=5000, help="default: %(default)s, as in val2017")
     parser.add_argument("--detections", type=int, default=100, help="per image (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=1, help="default: %(default)s")
     with one_line_errors():

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 """Convert ResNeSt weights of any known format into a file that detectron2 loads.
 
-%(prog)s resnest50-528c19ca.pth                      says what it is
-%(prog)s resnest50-528c19ca.pth resnest50_d2.pth     and writes it
+%(prog)s resnest50-528c19ca.pth                      print what the file is
+%(prog)s resnest50-528c19ca.pth resnest50_d2.pth     also convert it
 
-Known are, by content: the authors' classification files, timm's, MMDetection's conversions, backbones
-keyed as detectron2 keys them, whole detectors and checkpoints of this package. Nothing is written unless
-the backbone is completely covered.
+Recognised by content: the authors' classification files, timm's, MMDetection's conversions, backbones with
+detectron2's parameter names, whole detectors, and this package's checkpoints. Nothing is written unless the
+backbone is completely covered.
 """
 
 from resnest_d2.checkpoint import check_target, convert, read_weights, write_weights
@@ -33,7 +33,7 @@ def main(args):
 if __name__ == "__main__":
     parser = Parser(__doc__)
     parser.add_argument(
-        "source", type=expanded, metavar="SRC", help="file of weights: .pth, .pkl or .safetensors"
+        "source", type=expanded, metavar="SRC", help="weight file: .pth, .pkl or .safetensors"
     )
     parser.add_argument(
         "target", type=expanded, metavar="DST", nargs="?", help="file to write: .pth or .safetensors"

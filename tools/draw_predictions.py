@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw what a detector predicts on its test images beside their ground truth, one PNG per image.
+"""Draw a detector's predictions on its test images beside the ground truth, one PNG per image.
 
 %(prog)s --config-file configs/quickstart.yaml MODEL.WEIGHTS output/quickstart/model_final.pth
 """
@@ -15,7 +15,7 @@ from resnest_d2.files import check_writable, user_path
 
 
 def main(cfg, args):
-    if comm.get_world_size() > 1:  # each would draw all
+    if comm.get_world_size() > 1:  # each process would draw all pictures
         raise UserError(
             f"--num-gpus: pictures are drawn in 1 process, got {comm.get_world_size()}; leave it out"
         )
@@ -32,8 +32,8 @@ def main(cfg, args):
 
 if __name__ == "__main__":
     parser = engine.argument_parser(__doc__)
-    parser.add_argument("--output", type=user_path, help="folder; by default pictures/ under OUTPUT_DIR")
-    parser.add_argument("--num-images", type=int, default=12, help="how many (default: %(default)s)")
+    parser.add_argument("--output", type=user_path, help="folder (default: pictures/ in OUTPUT_DIR)")
+    parser.add_argument("--num-images", type=int, default=12, help="how many to draw (default: %(default)s)")
     parser.add_argument(
         "--score-threshold", type=float, default=0.5, help="lowest score drawn (default: %(default)s)"
     )

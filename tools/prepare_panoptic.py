@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write the semantic maps that detectron2 trains panoptic recipes on, from COCO's panoptic annotations.
+"""Write the semantic maps that panoptic recipes train on, from COCO's panoptic annotations.
 
 cd $DETECTRON2_DATASETS/coco
 %(prog)s annotations/panoptic_train2017.json panoptic_train2017 panoptic_stuff_train2017

@@ -20,14 +20,14 @@ def main(args):
 if __name__ == "__main__":
     parser = Parser(__doc__)
     parser.add_argument("folder", type=user_path, help="OUTPUT_DIR of a run, or a folder of detections")
-    parser.add_argument("--output", type=user_path, help="by default report.html in the folder")
+    parser.add_argument("--output", type=user_path, help="HTML file (default: report.html in the folder)")
     parser.add_argument(
-        "--annotations", type=user_path, help="ground truth; by default what the run has noted"
+        "--annotations", type=user_path, help="ground truth (default: the file that the run recorded)"
     )
-    parser.add_argument("--images", type=user_path, help="its folder of images")
-    parser.add_argument("--row", help="published row to compare with; by default the run's configuration")
+    parser.add_argument("--images", type=user_path, help="folder of its images")
+    parser.add_argument("--row", help="published row to compare with (default: the run's configuration)")
     parser.add_argument(
-        "--num-pictures", type=int, default=6, help="of the best, and of the worst (default: %(default)s)"
+        "--num-pictures", type=int, default=6, help="of the best and of the worst (default: %(default)s)"
     )
     with one_line_errors():
         main(parser.parse_args())

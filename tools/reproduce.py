@@ -1,17 +1,16 @@
 #!/usr/bin/env python
-"""Reproduce rows of the paper's COCO tables: train and evaluate, or only evaluate, one after the other.
+"""Reproduce rows of the paper's COCO tables, one after the other: train and evaluate, or only evaluate.
 
 %(prog)s --table 5                             all rows of table 5
-%(prog)s --rows mask_resnest50,mask_resnet50   these
-%(prog)s --all --eval-only                     the authors' trained detectors, where you hold them
+%(prog)s --rows mask_resnest50,mask_resnet50   these rows
+%(prog)s --all --eval-only                     the authors' trained detectors, if you have the files
 %(prog)s --all --dry-run                       print the commands
 %(prog)s --table 6 --slurm                     print an sbatch script
 
-After a stop it continues: a finished row is not run again, another continues from its last
+If stopped, the same command continues: finished rows are not run again, the others resume from their last
 checkpoint. Results are in OUTPUT/results.json and OUTPUT/table.md, beside the published figures.
 
-Exit status: 0 where all rows finished, 1 where one did not, 2 where nothing could be run, also where all
-rows were refused.
+Exit status: 0 if all rows finished, 1 if one did not, 2 if nothing could be run or every row was refused.
 """
 
 import argparse
@@ -38,7 +37,7 @@ def main(args):
         print(rows.slurm(names))
         return
     if args.num_machines > 1:
-        raise UserError(f"--num-machines {args.num_machines} goes with --slurm")
+        raise UserError(f"--num-machines {args.num_machines} requires --slurm")
     if args.dry_run:
         for name in names:
             print(shlex.join(rows.command(name)))
@@ -48,7 +47,7 @@ def main(args):
 
 
 def run(rows, names):
-    """Run the rows, and write what is known of them after each. Returns the exit status."""
+    """Run the rows, and write the results so far after each. Returns the exit status."""
     rows.check(names)
     print(rows.scaling())
     results = {name: rows.finished(name) for name in names}
@@ -65,20 +64,20 @@ def run(rows, names):
 
 if __name__ == "__main__":
     parser = Parser(__doc__)
-    parser.add_argument("--table", metavar="N", help="rows of that table of the paper: 5 or 6")
+    parser.add_argument("--table", metavar="N", help="rows of this table of the paper: 5 or 6")
     parser.add_argument("--rows", metavar="A,B", help="rows by name")
     parser.add_argument("--all", action="store_true", help="every published row")
     parser.add_argument("--eval-only", action="store_true", help="evaluate trained detectors")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     parser.add_argument("--slurm", action="store_true", help="print an sbatch array script, run nothing")
-    parser.add_argument("--smoke", action="store_true", help="2 iterations and an evaluation, small images")
+    parser.add_argument("--smoke", action="store_true", help="2 iterations and an evaluation on small images")
     parser.add_argument(
         "--output", type=user_path, default=Path("output/reproduce"), help="default: %(default)s"
     )
     parser.add_argument(
         "--num-gpus", type=int, default=max(1, torch.cuda.device_count()), help="default: all visible"
     )
-    parser.add_argument("--num-machines", type=int, default=1, help="for --slurm (default: %(default)s)")
+    parser.add_argument("--num-machines", type=int, default=1, help="with --slurm (default: %(default)s)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every row")
     with one_line_errors():
         main(parser.parse_args())

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Train a detector and evaluate it, or with --eval-only evaluate one.
+"""Train and evaluate a detector, or with --eval-only only evaluate it.
 
 8 GPUs            %(prog)s --num-gpus 8 --config-file configs/cascade_resnest101.yaml
 one GPU           %(prog)s --config-file configs/cascade_resnest101.yaml \\
                       SOLVER.IMS_PER_BATCH 2 SOLVER.BASE_LR 0.0025
-go on             %(prog)s --config-file configs/cascade_resnest101.yaml --resume
+resume            %(prog)s --config-file configs/cascade_resnest101.yaml --resume
 evaluate          %(prog)s --config-file configs/cascade_resnest101.yaml --eval-only \\
                       MODEL.WEIGHTS output/model_final.pth
 two machines      %(prog)s --num-machines 2 --machine-rank 0 --dist-url tcp://HOST:PORT \\

@@ -1,4 +1,4 @@
-"""Ours and others side by side: the same inputs and weights, one after the other in the same run."""
+"""Compare this package with others: the same inputs and weights, measured in turn in the same run."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Comparison(NamedTuple):
     Attributes:
         title: what is measured.
         task: ``Split-Attention``, ``backbone`` or ``detector``, and ``inference`` or ``training``.
-        config: configuration that both sides build.
-        size, batch: height and width of the images, or of the maps, in pixels, and their number.
+        config: the configuration that both sides build.
+        size, batch: height and width in pixels of the images or feature maps, and their number.
         ours, theirs: implementations, with options after plus signs.
         precision: ``fp32``, ``fp16`` or ``bf16``.
-        profile: measure each operator, too.
-        channels: of a split, where Split-Attention is measured alone.
-        memory_format: of the maps that it gets then, ``contiguous`` or ``channels_last``.
+        profile: also measure each operator.
+        channels: channels of a split, where Split-Attention is measured alone.
+        memory_format: of its feature maps in that case, ``contiguous`` or ``channels_last``.
     """
 
     title: str
@@ -55,7 +55,7 @@ class Comparison(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Seconds and MB of both sides, of each round, and seconds of each operator in one; the code's commit."""
+    """Seconds per round and MB of both sides, seconds per operator in one round, and the code's commit."""
 
     comparison: Comparison
     ours: List[float]
@@ -68,7 +68,7 @@ class Result(NamedTuple):
 
     @classmethod
     def of(cls, values: Dict[str, Any]) -> Result:
-        """From what :meth:`_asdict` gave, through JSON."""
+        """Inverse of :meth:`_asdict`, after a round trip through JSON."""
         comparison = Comparison(*values["comparison"])
         return cls(**{**values, "comparison": comparison._replace(size=tuple(comparison.size))})
 
@@ -78,27 +78,27 @@ class Result(NamedTuple):
         return [theirs / ours for ours, theirs in zip(self.ours, self.theirs)]
 
 
-#: Stages to the channels of their splits, and to the stride of their maps in pixels.
+#: For each stage, the channels of its splits and the stride of its maps in pixels.
 STAGES = {"res2": (64, 4), "res3": (128, 8), "res4": (256, 16), "res5": (512, 32)}
 _FORMATS = {"contiguous": "NCHW", "channels_last": "channels-last"}
 
 
 def check_device(device: str) -> None:
-    """Raise UserError unless that is ``cpu``, or ``cuda`` where there is a GPU."""
+    """Raise UserError unless the device is ``cpu``, or ``cuda`` on a machine with a GPU."""
     if device not in ("cpu", "cuda"):
         hint = nearest(device, ("cpu", "cuda"))
         raise UserError(f"--device {device}: {hint} CUDA_VISIBLE_DEVICES picks one of several GPUs")
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device is visible; cpu is measured without")
+        raise UserError("--device cuda: no CUDA device is visible; use cpu, which needs none")
 
 
 def comparisons(device: str) -> List[Comparison]:
-    """What the benchmarks page shows; of a GPU the rows that take longest come last."""
+    """The rows of the benchmarks page; on a GPU, those that take longest come last."""
     cpu = device == "cpu"
     image = (800, 1088) if cpu else (800, 1216)
     sizes = {"backbone": image, "detector": (320, 480) if cpu else image}
     precision = "fp32" if cpu else "fp16"
-    # As MODEL.MEMORY_FORMAT auto has them.
+    # As MODEL.MEMORY_FORMAT auto chooses.
     trained, other = ("ours+channels_last", "ours") if cpu else ("ours", "ours+channels_last")
     other_format = _FORMATS["contiguous" if cpu else "channels_last"]
     folded = "ours+fold"
@@ -189,7 +189,7 @@ def comparisons(device: str) -> List[Comparison]:
 
 
 def _of_split_attention(image: Tuple[int, int], precision: str) -> Iterator[Comparison]:
-    """Two images: training on each stage's maps in both memory formats, inference on the largest."""
+    """Two images per row: training on all stages in both memory formats, inference on the largest."""
     modes = {"training": "forward and backward", "inference": "forward"}
     for (mode, what), memory_format, stage, theirs in product(
         modes.items(), _FORMATS, STAGES, ("released", "copy")
@@ -213,7 +213,7 @@ def _of_split_attention(image: Tuple[int, int], precision: str) -> Iterator[Comp
 
 
 def settings_of(comparison: Comparison) -> Dict[str, Any]:
-    """The configuration by key: norms for one process, nothing frozen in a backbone alone."""
+    """The configuration by key: norms for one process, and nothing frozen if only the backbone runs."""
     cfg = model_zoo.get_config(comparison.config)
     cfg.MODEL.WEIGHTS = ""
     fit_to_machine(cfg, processes=1)
@@ -229,7 +229,7 @@ def compare(comparison: Comparison, device: str, rounds: int) -> Result:
     """Run both sides in turn.
 
     Raises:
-        UserError: one of them failed; it is not installed, say.
+        UserError: one of them failed, for example because it is not installed.
     """
     with temporary_folder() as folder:
         shared = "timm" not in (comparison.theirs, comparison.ours)
@@ -263,7 +263,7 @@ def compare(comparison: Comparison, device: str, rounds: int) -> Result:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder for files of a measurement. What the system refuses there is a UserError."""
+    """A folder for the files of a measurement. Errors of the system become a UserError."""
     with (
         writing("temporary files", "make room, or name another folder with TMPDIR"),
         tempfile.TemporaryDirectory() as folder,
@@ -272,7 +272,7 @@ def temporary_folder() -> Iterator[Path]:
 
 
 class _Side:
-    """One implementation in its process."""
+    """One implementation in its own process."""
 
     def __init__(self, implementation: str) -> None:
         self._name, self._log = implementation, tempfile.TemporaryFile()
@@ -293,7 +293,7 @@ class _Side:
         if not answer:
             self._log.seek(0)
             lines = self._log.read().decode(errors="replace").strip().splitlines()
-            said = label(lines[-1], 300) if lines else "it ended without a word"
+            said = label(lines[-1], 300) if lines else "it ended without a message"
             raise UserError(f"{self._name}: {said}")
         return json.loads(answer)
 

@@ -1,4 +1,4 @@
-"""Tables of the measurements, and ``docs/BENCHMARKS.md``, which has a part for each kind of machine."""
+"""Tables of the measurements, and ``docs/BENCHMARKS.md``, with a part for each kind of machine."""
 
 from __future__ import annotations
 
@@ -21,53 +21,53 @@ from .pipeline import WORKERS, Pipeline
 
 _HEAD = """# Benchmarks
 
-Each part was written by `python tools/benchmark.py --page docs/BENCHMARKS.md` on a machine of its kind, the
-GPU's also by `make gpu`.
+Each part was written by `python tools/benchmark.py --page docs/BENCHMARKS.md` on that kind of machine;
+`make gpu` also writes the GPU part.
 
-"ours" is this package, "released" the plugin of `resnest`, "timm" its `features_only` network, "resnet"
-detectron2's ResNet-50. Each side has a process; they run in turn with the same random images, ours and the
-released one with the same weights. Times are medians of repetitions, ratios those of neighbouring
-repetitions: their time by ours. Memory is the process's peak (resident, or CUDA's allocator), libraries
-included. What was not measured has a dash. After the plus signs:
+"ours" is this package, "released" the plugin in `resnest`, "timm" its `features_only` network, and "resnet"
+detectron2's ResNet-50. Each side has its own process; they run in turn on the same random images, ours and
+the released one with the same weights. Times are medians over repetitions; ratios compare neighbouring
+repetitions, their time divided by ours. Memory is the process's peak (resident, or CUDA's allocator),
+including libraries. A dash means not measured. Options follow the plus signs:
 
 - `fold`: `resnest_d2.optimize_for_inference`, norms folded, maps channels-last; `half` and `compile` are its
-  options, elsewhere `compile` is `torch.compile(dynamic=True)` of the plain PyTorch reference
-- `channels_last`: `MODEL.MEMORY_FORMAT`, by default so on the CPU
-- `keep_memory`: memory that tensors free stays with the process, as `tools/train_net.py` has it on the CPU
-  (the rows "as run"); malloc otherwise gives each large tensor back to the kernel
-- `checkpoint`, `recompute`: `MODEL.RESNETS.CHECKPOINT_STAGES` with all stages, where `CHECKPOINT_KEEPS` is
+  options; without `fold`, `compile` is `torch.compile(dynamic=True)` of the plain PyTorch reference
+- `channels_last`: `MODEL.MEMORY_FORMAT`, the default on the CPU
+- `keep_memory`: the process keeps the memory that tensors free, as `tools/train_net.py` does on the CPU (the
+  rows "as run"); otherwise malloc returns each large tensor to the kernel
+- `checkpoint`, `recompute`: `MODEL.RESNETS.CHECKPOINT_STAGES` with all stages and `CHECKPOINT_KEEPS` set to
   `inputs` or `convolutions`
 
-Split-Attention of a stage is all between the norm and the sum, alone, on maps as ResNeSt-50 has them there,
-of two splits with so many channels each. Beside it, `copy` copies as many bytes as it must move at least, so
-that this ratio is the share of the copy bandwidth. Likewise `matmul` multiplies large matrices with as many
-operations as the network has.
+Split-Attention of a stage is everything between the norm and the sum, run alone on maps of the size that
+ResNeSt-50 has there, with two splits of the given number of channels. `copy` copies the fewest bytes that
+Split-Attention must move, so that the ratio is its share of the copy bandwidth. Likewise, `matmul` multiplies
+large matrices with as many operations as the network has.
 """
-#: Devices to the headings of their parts.
+#: Heading of each device's part.
 PARTS = {"cpu": "## On a CPU", "cuda": "## On a GPU"}
 _PART = """{heading}
 
 Measured on {date}, commit {commits}, on {machine}: torch {torch}, torchvision {torchvision}, Python {python},
-`resnest` {released}, timm {timm}; {rounds} repetitions a side.
+`resnest` {released}, timm {timm}; {rounds} repetitions per side.
 
 """
 _PROFILE = """
 ### Where the time goes
 
-Operators of one repetition without those that they call, on a GPU kernels, slower for being profiled: the ten
-that take most, and their share of all.
+Operators (on a GPU, kernels) of one repetition, excluding the operators they call; profiling slows them down.
+The ten that take longest, and their share of the total.
 """
 _PIPELINE = """
 ### Loader and model
 
-Images a second that the training loader gives, by number of worker processes, and that training takes, each
-alone on this machine. The images are generated.
+Images per second delivered by the training loader, by number of worker processes, and used by training, each
+measured alone. The images are generated.
 
 """
 
 
 def comparison_table(rows: Sequence[Comparison], measured: Mapping[Comparison, Result]) -> str:
-    """Median times, the median of the ratios and their spread, memory; dashes where nothing is measured."""
+    """Median times, the median of the ratios and their range, memory; dashes where nothing was measured."""
     cells = [[c.title, _images(c), f"{c.ours} / {c.theirs}", *_figures(measured.get(c))] for c in rows]
     titles = (
         *("what", "images", "ours / theirs", "ours (s)", "theirs (s)", "times as fast"),
@@ -93,7 +93,7 @@ def _figures(result: Optional[Result]) -> List[str]:
 
 
 def profile_table(result: Result, operators: int = 10) -> str:
-    """Seconds and shares of the operators that take most, of both sides."""
+    """Seconds and shares of the operators that take longest, on both sides."""
     profiles = result.our_profile, result.their_profile
     totals = [sum(profile.values()) for profile in profiles]
     most = sorted(set().union(*profiles), key=lambda name: -max(p.get(name, 0) for p in profiles))
@@ -109,13 +109,13 @@ def profile_table(result: Result, operators: int = 10) -> str:
 
 
 def _short(name: str, characters: int = 80) -> str:
-    """Kernels have names of hundreds of characters."""
+    """Shorten the names of kernels, which have hundreds of characters."""
     name = name.replace("|", "/").removeprefix("void ")
     return name if len(name) <= characters else name[: characters - 1] + "…"
 
 
 def pipeline_table(pipelines: Sequence[Pipeline]) -> str:
-    """Images a second of loader and model."""
+    """Images per second of the loader and the model."""
     titles = (
         *("configuration", "images", "batch"),
         *(f"loader, {workers} workers" for workers in WORKERS),
@@ -130,7 +130,7 @@ def pipeline_table(pipelines: Sequence[Pipeline]) -> str:
 
 
 def facts_of(device: str) -> Dict[str, Any]:
-    """The date, the machine and the versions that a measurement here depends on."""
+    """Return the date, the machine and the versions that a measurement here depends on."""
     here = environment(torch.device(device))
     return {
         "date": here["date"][:10],
@@ -160,7 +160,7 @@ def part(
     """What was measured on one machine.
 
     Args:
-        facts: of :func:`facts_of`, on the machine that measured.
+        facts: from :func:`facts_of`, on the machine that measured.
     """
     results = [measured[row] for row in rows if row in measured]
     profiles = [profile_table(result) for result in results if result.our_profile]
@@ -181,23 +181,23 @@ def part(
 
 
 def page_before(file: Path) -> str:
-    """What is in the file of the page, nothing where there is none.
+    """The current text of the page's file; empty if there is none.
 
     Raises:
-        UserError: it cannot be read or written, or holds something else, which would be lost.
+        UserError: the file cannot be read or written, or holds something else, which would be lost.
     """
     text = read_text(file, "--page") if check_writable(file).exists() else ""
     if text.strip() and not text.startswith(_HEAD.splitlines()[0]):
-        raise UserError(f"--page {file} is no page of benchmarks, and would be lost; name another file")
+        raise UserError(f"--page {file} is not a benchmarks page and would be lost; name another file")
     return text
 
 
 def page(text: str, device: str, new: str) -> str:
-    """The page with one part replaced, that of the other kind of machine as it was.
+    """The page with one part replaced; the other kind of machine's part stays as it was.
 
     Args:
-        text: the page that there is, or nothing.
-        new: of :func:`part`.
+        text: the current page, or empty.
+        new: from :func:`part`.
     """
     parts = {**{d: part(comparisons(d), {}, [], d, {}) for d in PARTS}, **_parts_of(text), device: new}
     return "\n".join([_HEAD, *(parts[d].rstrip() + "\n" for d in PARTS)])

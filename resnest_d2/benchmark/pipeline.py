@@ -1,4 +1,4 @@
-"""Whether training waits for images: those that the loader gives, and those that the model takes."""
+"""Whether training waits for images: how many the loader delivers, and how many the model uses."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from ..data.loader import build_train_loader
 from ..engine.fit import fit_to_machine
 from ..engine.trainer import Trainer
 
-#: Numbers of worker processes; with 0 the training process loads.
+#: Numbers of worker processes; with 0 the training process loads the images itself.
 WORKERS = (0, 1, 2)
-#: Configuration to the (width, height) in pixels of the images that it is measured on, and their number.
+#: For each configuration, the (width, height) in pixels of its images, and their number.
 PIPELINES = {"quickstart": (((192, 128), (128, 192)), 64), "mask_resnest50": (((640, 480), (480, 640)), 32)}
 
 
 class Pipeline(NamedTuple):
-    """Images a second, of one configuration.
+    """Images per second of one configuration.
 
     Attributes:
         config: its name.
-        images: their sizes in files.
-        batch: images of an iteration.
-        loaded: of the training loader alone, by number of workers.
-        trained: of training alone, on one batch.
+        images: the sizes of the image files.
+        batch: images per iteration.
+        loaded: images per second of the training loader alone, by number of workers.
+        trained: images per second of training alone, on one batch.
     """
 
     config: str
@@ -42,10 +42,10 @@ class Pipeline(NamedTuple):
 
 
 def measure_pipeline(name: str, folder: Path, device: str, seconds: float = 10) -> Pipeline:
-    """Load for ``seconds`` with each number of workers, then train two iterations.
+    """Load for ``seconds`` with each number of workers, then train for two iterations.
 
     Args:
-        folder: generated images are written there.
+        folder: where the generated images are written.
     """
     sizes, count = PIPELINES[name]
     generate_shapes(folder, num_images={"train": count}, sizes=sizes)

@@ -1,4 +1,4 @@
-"""The file of measurements, which grows row by row so that an interrupted run goes on."""
+"""The file of measurements, which grows row by row so that an interrupted run can continue."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..files import atomic_write_text, check_writable, read_json
 from . import Comparison, Result
 from .pipeline import Pipeline
 
-#: Facts that must be the same for all rows of a file, or they could not stand side by side.
+#: Facts that must be the same for all rows of a file, or the rows could not be compared.
 _FIXED = ("machine", "torch")
 
 
@@ -22,11 +22,11 @@ class Store:
     """What has been measured on one machine.
 
     Args:
-        file: JSON, read if there is one and written after each measurement; None keeps nothing.
-        facts: of :func:`.page.facts_of`.
+        file: JSON, read if it exists and written after each measurement; None keeps nothing.
+        facts: from :func:`.page.facts_of`.
 
     Raises:
-        UserError: the file is of another machine or version of PyTorch, holds something else than
+        UserError: the file is from another machine or version of PyTorch, holds something other than
             measurements, or cannot be written.
     """
 
@@ -45,7 +45,7 @@ class Store:
         self.pipelines: Dict[str, Pipeline] = {p.config: p for p in known.get("pipelines", [])}
 
     def add(self, measured: Result | Pipeline) -> None:
-        """Keep a row, in place of the same one of before."""
+        """Keep a row, replacing its earlier measurement."""
         if isinstance(measured, Result):
             self.results[measured.comparison] = measured
         else:
@@ -60,10 +60,10 @@ class Store:
 
 
 def _read(file: Path) -> Dict[str, Any]:
-    """Facts, results and pipelines in a file.
+    """Read facts, results and pipelines from a file.
 
     Raises:
-        UserError: it holds something else.
+        UserError: the file holds something else.
     """
     content = read_json(file, "--json")
     try:

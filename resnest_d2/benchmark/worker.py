@@ -1,12 +1,12 @@
-"""Runs one implementation in a process of its own: ours and the released one register the same names.
+"""Run one implementation in its own process, since ours and the released one register the same names.
 
     python worker.py IMPLEMENTATION
 
-A run by path, so that the released one never meets ours. Each line on stdin is a JSON object: ``task``,
+Run by path, so that the released one never imports ours. Each line on stdin is a JSON object: ``task``,
 ``size``, ``batch``, ``device``, ``precision``, and for the first run of a task ``config`` (settings by key)
-and ``weights`` (a file, or null). Each is answered by a line with the seconds of one repetition and the
-peak of memory in MB; with ``profile`` also by the seconds of each operator, on a GPU of each kernel.
-Split-Attention alone also takes ``channels`` of a split, and the ``memory_format`` of its maps.
+and ``weights`` (a file, or null). The answer to each is a line with the seconds of one repetition and the
+peak memory in MB; with ``profile``, also the seconds of each operator, or on a GPU of each kernel.
+Split-Attention alone also takes the ``channels`` of a split and the ``memory_format`` of its maps.
 """
 
 import json
@@ -21,12 +21,12 @@ from torch.autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 
 OPTIONS = ("channels_last", "fold", "half", "compile", "checkpoint", "recompute", "keep_memory")
-#: Channels of a split, as in res2, and splits of the Split-Attention that is measured alone.
+#: Channels of a split, as in res2, and number of splits where Split-Attention is measured alone.
 CHANNELS, RADIX = 64, 2
 
 
 def configured(package, settings):
-    """detectron2's defaults, the implementation's keys, and those settings that it knows."""
+    """detectron2's defaults, the implementation's keys, and the settings whose keys exist."""
     from detectron2.config import get_cfg
 
     cfg = get_cfg()
@@ -50,7 +50,7 @@ def import_package(name):
 
 
 def build_network(name, options, request):
-    """A backbone or a detector, with the weights that all implementations share where names allow it."""
+    """Build a backbone or a detector, with the weights that implementations with the same names share."""
     settings, task = dict(request["config"]), request["task"]
     if name == "timm":
         import timm
@@ -77,7 +77,7 @@ def build_network(name, options, request):
 
 
 class Yardstick(nn.Module):
-    """What an implementation is compared with: something simple, so many times."""
+    """A simple operation, repeated ``times`` times, to compare an implementation with."""
 
     def __init__(self, times):
         super().__init__()
@@ -85,7 +85,7 @@ class Yardstick(nn.Module):
 
 
 class Copy(Yardstick):
-    """Copies its input: for what only moves bytes."""
+    """Copies its input: the yardstick for memory traffic."""
 
     def forward(self, x):
         if not hasattr(self, "target"):
@@ -94,7 +94,7 @@ class Copy(Yardstick):
 
 
 class Matmul(Yardstick):
-    """Multiplies two matrices: for what only multiplies and adds."""
+    """Multiplies two matrices: the yardstick for arithmetic."""
 
     SIZE = 2048
 
@@ -107,17 +107,17 @@ class Matmul(Yardstick):
 
 
 def count_operations(model, data, request):
-    """Multiplications and additions of convolutions and products in one repetition."""
+    """Count the multiplications and additions of convolutions and matrix products in one repetition."""
     with FlopCounterMode(display=False) as counter:
         repeat(model, data, request)
     return counter.get_total_flops()
 
 
 def minimal_traffic(task):
-    """What Split-Attention must move between norm and sum, in copies of its map.
+    """The traffic that Split-Attention needs between norm and sum, in copies of its map.
 
-    Inference reads the map twice, for the pooling and for the sum, and writes the sum. Training reads the
-    map and the sum's gradient twice more, for the gradients of the attention and of the map, and writes
+    Inference reads the map twice, for the pooling and for the sum, and writes the sum. Training also reads
+    the map and the sum's gradient twice, for the gradients of the attention and of the map, and writes
     the latter. A copy reads and writes the map.
     """
     splits = 2 * RADIX + 1
@@ -127,7 +127,7 @@ def minimal_traffic(task):
 
 
 def build_split_attention(name, request):
-    """All of the layer between the norm and the sum."""
+    """Build the part of the layer between the norm and the sum."""
     if name == "copy":
         return Copy(minimal_traffic(request["task"]))
     if name == "released":
@@ -171,7 +171,7 @@ def build(implementation, request):
 
 
 def inputs(request):
-    """Random images, and for detectors boxes and masks of 20 objects."""
+    """Random images; for detectors also the boxes and masks of 20 objects."""
     generator = torch.Generator().manual_seed(0)
     height, width = request["size"]
     if request["task"].startswith("Split-Attention"):
@@ -202,7 +202,7 @@ def inputs(request):
 
 
 class Clock:
-    """Seconds between its making and :meth:`stop`, on a GPU by its own clock; asked for at the end."""
+    """Seconds from construction to :meth:`stop`, on a GPU by the GPU's clock; read them at the end."""
 
     def __init__(self, device):
         self._cuda = device == "cuda"
@@ -227,15 +227,15 @@ class Clock:
 
 
 def repeat(model, data, request):
-    """One repetition. Returns the clock that measured it."""
+    """Run one repetition. Returns the clock that measured it."""
     from detectron2.utils.events import EventStorage
 
     device, task = request["device"], request["task"]
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(request["precision"])
     torch.manual_seed(1)
     if task.startswith("Split-Attention"):
-        data.grad = None  # or this repetition's would be added to it, in three more passes over the map
-        data = data.clone()  # which both activate in place
+        data.grad = None  # otherwise gradients accumulate, in three more passes over the map
+        data = data.clone()  # both implementations activate it in place
     clock = Clock(device)
     with torch.autocast(device, dtype, enabled=dtype is not None), EventStorage():
         if "inference" in task or isinstance(model, Yardstick):
@@ -255,7 +255,7 @@ def repeat(model, data, request):
 
 
 def mean_seconds(model, data, request):
-    """Of many repetitions where one is short, and of as many as keep a GPU busy."""
+    """Mean over several repetitions: many where one is short, and enough to keep a GPU busy."""
     repetitions = 5 if request["device"] == "cuda" else 1
     if request["task"].startswith("Split-Attention"):
         repetitions = 20
@@ -265,18 +265,18 @@ def mean_seconds(model, data, request):
 
 
 def profiled(model, data, request):
-    """Seconds of each operator in one repetition, on a GPU of each kernel."""
+    """Seconds of each operator in one repetition, or on a GPU of each kernel."""
     with torch.profiler.profile() as profile:
         repeat(model, data, request)
     return seconds_by_name(profile.key_averages(), request["device"])
 
 
 def seconds_by_name(events, device):
-    """Where the device's time went, each moment once.
+    """Where the device's time went, without counting any of it twice.
 
-    On the CPU that is the time of operators without those that they call. On a GPU it is that of kernels
-    and copies: the profiler gives operators the time of their kernels as well, but not of all kernels, as
-    Triton's are started outside of operators.
+    On the CPU this is the time of operators, excluding the operators they call. On a GPU it is that of
+    kernels and copies: the profiler also attributes kernels to operators, but not all of them, since
+    Triton's are launched outside of operators.
     """
     if device == "cuda":
         own = [(e.key, e.self_device_time_total) for e in events if _is_on_gpu(e)]
@@ -286,13 +286,13 @@ def seconds_by_name(events, device):
 
 
 def _is_on_gpu(event):
-    # Annotations span the kernels that they are about.
+    # Annotations span the kernels that they describe.
     return event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
 
 
 def main(implementation):
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes to stderr
+    os.dup2(2, 1)  # output of libraries goes to stderr
     model = data = None
     for line in sys.stdin:
         request = json.loads(line)

@@ -1,4 +1,4 @@
-"""What every command line shares: detectron2's arguments, checks before anything starts, a seed."""
+"""The part that all command lines share: detectron2's arguments, checks before anything starts, a seed."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from .signals import ended_at_once
 logger = logging.getLogger(__name__)
 
 _EPILOG = """
-Datasets are looked for under $DETECTRON2_DATASETS, by default ./datasets. Without a GPU it runs on the
-CPU. A mistake in the arguments or the configuration ends in one line and exit status 2.
+Datasets are expected in $DETECTRON2_DATASETS, by default ./datasets. Without a GPU, everything runs on the
+CPU. A mistake in the arguments or the configuration is reported in one line, with exit status 2.
 """
 
 
 def argument_parser(description: str) -> ArgumentParser:
-    """detectron2's argument parser.
+    """detectron2's argument parser with this package's options.
 
     Args:
         description: what the command does, with examples; ``%(prog)s`` stands for its name.
@@ -52,32 +52,32 @@ def argument_parser(description: str) -> ArgumentParser:
     )
     prepare_process()  # --help is printed before :func:`run`
     parser.add_argument("--config-file", default="", metavar="FILE", action=_Once, help="path to config file")
-    parser.set_defaults(dist_url="auto")  # detectron2's is one port for all runs of a user
+    parser.set_defaults(dist_url="auto")  # detectron2's default is the same port for all runs of a user
     parser.add_argument(
         "--allow-random-weights",
         action="store_true",
-        help="evaluate or draw although parts of the model have no weights in MODEL.WEIGHTS, or train "
-        "although these are another backbone's",
+        help="evaluate or draw even if MODEL.WEIGHTS lacks parts of the model, or train even if they are "
+        "another backbone's",
     )
     parser.add_argument(
         "--optimize",
         action="store_true",
-        help="evaluate or draw with norms folded into convolutions: faster, the same but for rounding",
+        help="evaluate or draw with norms folded into convolutions: faster, same results up to rounding",
     )
     parser.add_argument(
-        "--half", action="store_true", help="the same, with the backbone in float16, on a CPU bfloat16"
+        "--half", action="store_true", help="--optimize, with the backbone in float16 (bfloat16 on a CPU)"
     )
-    own = parser.add_argument_group("your own data, in COCO's format (each may be given several times)")
+    own = parser.add_argument_group("your own data, in COCO format (each may be given several times)")
     for split in ("train", "val"):
         path = {"action": "append", "type": expanded}
         own.add_argument(f"--{split}-json", **path, metavar="FILE", help="annotation file")
         own.add_argument(f"--{split}-images", **path, metavar="DIR", help="its folder of images")
-    own.add_argument("--epochs", type=float, help="fit the schedule to so many epochs of the training data")
+    own.add_argument("--epochs", type=float, help="fit the schedule to this many epochs of the training data")
     return parser
 
 
 class _Once(Action):
-    """Of two files argparse would drop the first without a word."""
+    """Refuse a second file, since argparse would silently drop the first."""
 
     def __call__(self, parser: ArgumentParser, namespace: Namespace, value: str, option: str) -> None:
         before = getattr(namespace, self.dest)
@@ -87,7 +87,7 @@ class _Once(Action):
 
 
 def model_options(args: Namespace) -> Dict[str, bool]:
-    """Arguments of :func:`load_model` and :func:`evaluate` from the command line."""
+    """Return the arguments of :func:`load_model` and :func:`evaluate` from the command line."""
     names = {
         "resume": "resume",
         "allow_random": "allow_random_weights",
@@ -100,18 +100,18 @@ def model_options(args: Namespace) -> Dict[str, bool]:
 def run(main: Callable[[CfgNode, Namespace], object], args: Namespace) -> None:
     """Check the configuration, then call ``main(cfg, args)`` in every process.
 
-    The processes are those that torchrun started, or else ``--num-gpus`` that are started here. Where
-    torchrun starts them again after a failure, they resume what they had begun.
+    torchrun has started the processes, or else ``--num-gpus`` processes are started here. When torchrun
+    restarts them after a failure, they resume their run.
 
-    A :class:`UserError` is printed as one line, and the process ends with status 2; stopped by one of
-    :data:`ENDING`, it ends with 128 and the signal's number.
+    A :class:`UserError` is printed as one line, and the process ends with status 2. If one of :data:`ENDING`
+    stops it, the status is 128 plus the signal's number.
     """
-    # Of several processes, one that waits for others inside PyTorch could not look after a signal.
+    # A process that waits for others inside PyTorch could not handle a signal.
     at_once = nullcontext() if dist.is_torchelastic_launched() else ended_at_once()
     with one_line_errors(), at_once:
         for word in sys.argv:
             if re.search(r"[\ud800-\udfff]", word):
-                raise UserError(f"{word!r} is no text in this locale (set PYTHONUTF8=1)")
+                raise UserError(f"{word!r} is not valid text in this locale; set PYTHONUTF8=1")
         plan = preflight(args)
         args.resume = plan.resume
         launch(_main, (main, args, plan), args, plan.cfg.MODEL.DEVICE)
@@ -131,13 +131,13 @@ def _main(main: Callable[[CfgNode, Namespace], object], args: Namespace, plan: P
                 logger.warning("No CUDA device is visible: running on the CPU")
         for note in [*plan.notes, *own.notes]:
             logger.warning(note)
-        for split in ("train", "val"):  # a spawned process knows the package's own datasets only
+        for split in ("train", "val"):  # a spawned process only knows the package's own datasets
             register_pairs(split, pairs_of(vars(args), split), plan.metadata)
         main(cfg, args)
 
 
 def _choose_seed(cfg: CfgNode, args: Namespace) -> int:
-    """SEED, drawn where none is set, the same in all processes, and again on ``--resume``."""
+    """Return SEED, or draw one that is the same in all processes and after ``--resume``."""
     file = Path(cfg.OUTPUT_DIR) / "seed"
 
     def seed() -> int:
@@ -146,7 +146,7 @@ def _choose_seed(cfg: CfgNode, args: Namespace) -> int:
             number = _read_seed(file)
         elif number < 0:
             number = secrets.randbelow(2**31)
-        if not args.eval_only:  # which leaves a training's own alone
+        if not args.eval_only:  # an evaluation must not replace a training's seed
             atomic_write_text(file, f"{number}\n")
         return number
 
@@ -157,15 +157,15 @@ def _read_seed(file: Path) -> int:
     text = read_text(file).strip()
     try:
         number = int(text)
-        check_number(str(file), number, at_least=0, at_most=2**32 - 1)  # as numpy's and detectron2's
+        check_number(str(file), number, at_least=0, at_most=2**32 - 1)  # numpy's and detectron2's limits
     except ValueError as e:
-        reason = e if isinstance(e, UserError) else f"{file} holds no number, but {text[:40]!r}"
-        raise UserError(f"{reason}; set SEED to that of the run, or start anew without --resume") from None
+        reason = e if isinstance(e, UserError) else f"{file} holds {text[:40]!r}, not a number"
+        raise UserError(f"{reason}; set SEED to the run's seed, or start again without --resume") from None
     return number
 
 
 def _set_up(cfg: CfgNode, args: Namespace) -> None:
-    """detectron2's default_setup, which says in one line what it cannot write."""
+    """Call detectron2's default_setup, reporting in one line what cannot be written."""
     folder, rank = Path(cfg.OUTPUT_DIR), comm.get_rank()
     log = folder / (f"log.txt.rank{rank}" if rank else "log.txt")
     opened = [log]
@@ -173,10 +173,10 @@ def _set_up(cfg: CfgNode, args: Namespace) -> None:
         opened += [folder / "config.yaml", *([] if args.eval_only else [folder / "metrics.json"])]
     for file in opened:
         check_appendable(file)
-    if comm.is_main_process():  # and what is written at the end
+    if comm.is_main_process():  # also what is written at the end
         for name in (RESULTS, *([] if args.eval_only else ["last_checkpoint", "model_final.pth"])):
             check_writable(folder / name, "move it away, or name another OUTPUT_DIR")
-    # As default_setup makes them, once for all.
+    # As default_setup makes them; later calls return the same loggers.
     loggers = [
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore"),
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank),
@@ -188,19 +188,19 @@ def _set_up(cfg: CfgNode, args: Namespace) -> None:
 
 
 def _end_on_failure(loggers: Iterable[logging.Logger], log: Path) -> None:
-    """Let a line that cannot be written to the file end the run."""
+    """End the run if a line cannot be written to the log file."""
     for handler in [handler for logger in loggers for handler in logger.handlers]:
         if Path(str(getattr(getattr(handler, "stream", None), "name", ""))) == log:
             handler.handleError = partial(_end_without_log, handler, log)
 
 
 def _end_without_log(handler: logging.StreamHandler, log: Path, record: logging.LogRecord) -> None:
-    """Called by logging where a line could not be written, which would print a traceback and go on."""
+    """Called by logging if a line could not be written; by default it prints a traceback and goes on."""
     error = sys.exc_info()[1]
     if not isinstance(error, OSError):
         logging.Handler.handleError(handler, record)
         return
-    with open(os.devnull, "w") as nowhere:  # what is left in the stream's buffer must not fail once more
+    with open(os.devnull, "w") as nowhere:  # flushing the rest of the buffer must not fail again
         os.dup2(nowhere.fileno(), handler.stream.fileno())
     with writing(log):
         raise error

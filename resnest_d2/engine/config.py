@@ -1,4 +1,4 @@
-"""A configuration from a file and a command line, with what is wrong named by file, key and value."""
+"""Read a configuration from a file and a command line; errors name the file, key and value."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ..errors import OptionError, UserError, nearest
 from ..files import check_depth, check_link, check_readable, expanded, read_text
 from .values import check_values
 
-#: Bounds of a configuration: bytes of a file, files, and values in one.
+#: Limits of a configuration: bytes per file, number of files, and values per file.
 _MAX_TEXT, _MAX_FILES, _MAX_VALUES = 1 << 20, 100, 100_000
 #: Keys that name files or folders.
 _PATHS = ("OUTPUT_DIR", "MODEL.WEIGHTS", "DATASETS.PROPOSAL_FILES_TRAIN", "DATASETS.PROPOSAL_FILES_TEST")
-#: Tags of YAML keys: text, and ``<<``.
+#: Permitted tags of YAML keys: text, and ``<<``.
 _TEXT_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
 
 def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
-    """detectron2's defaults, ResNeSt's keys, a YAML file and KEY VALUE pairs, merged in that order.
+    """Merge detectron2's defaults, ResNeSt's keys, a YAML file and KEY VALUE pairs, in that order.
 
-    Without a CUDA device MODEL.DEVICE becomes ``cpu``, unless the overrides ask for one. ``~`` is expanded
-    in names of files.
+    Without a CUDA device, MODEL.DEVICE becomes ``cpu``, unless the overrides ask for a device. ``~`` is
+    expanded in file names.
 
     Returns:
         A frozen configuration.
@@ -46,7 +46,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
 
 
 def read_config(config_file: str, overrides: Sequence[str] = ()) -> Tuple[CfgNode, CfgNode]:
-    """The same, not frozen, and the recipe: what it would be without the overrides, with any device."""
+    """Like :func:`load_config`, but not frozen, and with the recipe: the configuration without overrides."""
     cfg = get_cfg()
     add_resnest_config(cfg)
     if not config_file:
@@ -65,7 +65,7 @@ def read_config(config_file: str, overrides: Sequence[str] = ()) -> Tuple[CfgNod
     for node in (cfg, recipe):
         sizes = node.INPUT.MIN_SIZE_TRAIN
         if node.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) == 1:
-            node.INPUT.MIN_SIZE_TRAIN = sizes * 2  # detectron2 takes no range of one size
+            node.INPUT.MIN_SIZE_TRAIN = sizes * 2  # detectron2 does not accept a range of one size
     return cfg, recipe
 
 
@@ -75,12 +75,12 @@ def _expand_paths(cfg: CfgNode) -> None:
         node = functools.reduce(getattr, sections, cfg)
         value = node[name]
         for file in (value,) if isinstance(value, str) else value:
-            check_link(key, str(file))  # it may be a stranger's configuration
+            check_link(key, str(file))  # the configuration may be a stranger's
         node[name] = expanded(value) if isinstance(value, str) else tuple(map(expanded, value))
 
 
 def _find_device(cfg: CfgNode, asked: bool) -> None:
-    """Raise UserError unless MODEL.DEVICE is there. Where nobody asked for it, the CPU takes its place."""
+    """Raise UserError unless MODEL.DEVICE exists. If it was not asked for, the CPU replaces it."""
     name, visible = cfg.MODEL.DEVICE, torch.cuda.device_count()
     device = re.fullmatch(r"cpu|cuda(?::(\d{1,4}))?", name)
     if not device:
@@ -95,11 +95,11 @@ def _find_device(cfg: CfgNode, asked: bool) -> None:
 
 
 def _check_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
-    """Raise UserError for KEY VALUE pairs that are none, or whose key is not known."""
+    """Raise UserError for incomplete KEY VALUE pairs and unknown keys."""
     keys = [key for key, _ in flatten(cfg)]
     for key, value in zip_longest(overrides[::2], overrides[1::2]):
         if key.startswith("--"):
-            raise UserError(f"{key} stands behind the KEY VALUE pairs; flags come before them")
+            raise UserError(f"{key} comes after the KEY VALUE pairs; flags come before them")
         if key not in keys:
             raise _unknown(key, keys)
         if value is None:
@@ -108,25 +108,25 @@ def _check_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
 
 
 def _unknown(key: str, keys: Sequence[str]) -> UserError:
-    """What is said of a key that there is not. Where it has no dot, a section may be meant."""
+    """The error for an unknown key. Without a dot, it may be meant as a section."""
     sections = [] if "." in key else dict.fromkeys(known.split(".")[0] for known in keys)
     return UserError(f"unknown key {key}; {nearest(key, [*sections, *keys])}")
 
 
 def _check_file(path: str, name: str, within: Tuple[str, ...], read: List[str]) -> None:
-    """Raise UserError for a configuration file that detectron2 would read without an end, or wrongly.
+    """Raise UserError for a configuration file that detectron2 would read endlessly or wrongly.
 
     Args:
-        name: what names it, for the message.
+        name: the flag or key that names the file, for the message.
         within: files whose ``_BASE_`` led here.
-        read: all that have been read, to which this is added.
+        read: all files read so far; this one is added.
     """
     if "://" in path:
-        raise UserError(f"{name} {path} is a URL; only files of this machine are read")
+        raise UserError(f"{name} {path} is a URL; only files on this machine are read")
     if not os.path.exists(path):
         hint = nearest(Path(path).stem, model_zoo.available(), limit=50)
         raise UserError(
-            f"{name}: there is no file {Path(path).absolute()}; {hint} The package's are in "
+            f"{name}: there is no file {Path(path).absolute()}; {hint} The package's own are in "
             f"{model_zoo.config_dir()}"
         )
     if os.path.realpath(path) in within:
@@ -140,7 +140,7 @@ def _check_file(path: str, name: str, within: Tuple[str, ...], read: List[str]) 
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"{path} holds no KEY: VALUE pairs")
     if _count_values(root, path, {}) > _MAX_VALUES:
-        raise UserError(f"{path} holds more than {_MAX_VALUES} values, its aliases followed")
+        raise UserError(f"{path} holds more than {_MAX_VALUES} values, counting those of aliases")
     bases = yaml.safe_load(text).get("_BASE_", [])
     for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str) or not base:
@@ -150,13 +150,13 @@ def _check_file(path: str, name: str, within: Tuple[str, ...], read: List[str]) 
 
 
 def _count_values(node: yaml.Node, path: str, known: Dict[int, int]) -> int:
-    """How many values a node of YAML stands for, its aliases followed.
+    """Return the number of values in a YAML node, counting those of aliases.
 
     Args:
-        known: of nodes by their ids; 0 while one is being counted.
+        known: counts of nodes, by their ids; 0 while a node is being counted.
 
     Raises:
-        UserError: an alias leads back to where it stands, or a key is no text, or there twice.
+        UserError: an alias is part of its own value, or a key is not text or appears twice.
     """
     if id(node) in known:
         if not known[id(node)]:
@@ -180,13 +180,13 @@ def _count_values(node: yaml.Node, path: str, known: Dict[int, int]) -> int:
 
 @contextmanager
 def _as_user_error(cfg: CfgNode, source: str) -> Iterator[None]:
-    """Turns what yacs and yaml raise for a bad configuration into one line that names the source."""
+    """Turn what yacs and yaml raise for a bad configuration into a UserError that names the source."""
     try:
         yield
     except yaml.constructor.ConstructorError as e:
-        raise UserError(f"{source}: {e.problem}; a configuration holds no Python objects") from None
+        raise UserError(f"{source}: {e.problem}; a configuration cannot hold Python objects") from None
     except (RecursionError, MemoryError):
-        raise UserError(f"{source}: nested too deep") from None
+        raise UserError(f"{source}: nested too deeply") from None
     except UserError as e:
         raise UserError(f"{source}: {e}" if source == "command line" else str(e)) from None
     except (KeyError, AssertionError, ValueError, TypeError, AttributeError, yaml.YAMLError, OSError) as e:

@@ -10,9 +10,9 @@ from detectron2.data import DatasetCatalog
 
 from ..config import flatten
 
-#: Datasets that the published figures are of, with their number of images.
+#: Datasets of the published figures, with their numbers of images.
 _FULL = {"coco_2017_val": 5000, "coco_2017_val_panoptic_separated": 5000}
-# What may differ from the recipe: it changes where and how fast a model is computed, not which.
+# Keys that may differ from the recipe: they change where and how fast a model is computed, but not the model.
 _FREE = {
     "MODEL.WEIGHTS",
     "MODEL.DEVICE",
@@ -28,17 +28,17 @@ _EVALUATION = ("MODEL.", "INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_
 
 
 def keep_comparable(cfg: CfgNode, recipe: CfgNode, args: Namespace) -> List[str]:
-    """Empty TEST.EXPECTED_RESULTS of what this run cannot be compared with.
+    """Clear TEST.EXPECTED_RESULTS if this run cannot be compared with the published figures.
 
-    Published figures are those of the full val2017 and of the recipe as it is written.
+    Published figures are for the full val2017 and for the unchanged recipe.
 
     Args:
-        cfg: of the run; changed in place.
+        cfg: the run's configuration, changed in place.
         recipe: the configuration file without the command line's changes.
-        args: of :func:`argument_parser`.
+        args: from :func:`argument_parser`.
 
     Returns:
-        The reason in a line; none where all can be compared or there was nothing to compare with.
+        The reason, in one line; empty if the run can be compared or there was nothing to compare with.
     """
     if not cfg.TEST.EXPECTED_RESULTS:
         return []

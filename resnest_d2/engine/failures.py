@@ -1,4 +1,4 @@
-"""Failures that have a cause outside the program, said in one line."""
+"""Report failures with a cause outside the program in one line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .values import COMPONENTS
 
 @contextmanager
 def named_failures(cfg: CfgNode) -> Iterator[None]:
-    """Turns failures of the machine into a UserError that says what would help."""
+    """Turn failures of the machine into a UserError that says what would help."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -28,7 +28,7 @@ def named_failures(cfg: CfgNode) -> Iterator[None]:
     except OSError as e:
         if e.errno is None:
             raise
-        # As a worker ends that was handing tensors over, by files that have no names.
+        # A loader worker that ends while it hands over tensors raises these, without a file name.
         handing = isinstance(e, (ConnectionResetError, ConnectionRefusedError, FileNotFoundError))
         if handing and e.filename is None:
             raise UserError(_worker_ended(cfg, f"DataLoader worker has ended ({e.strerror}).")) from None
@@ -42,7 +42,7 @@ def named_failures(cfg: CfgNode) -> Iterator[None]:
             raise UserError(_out_of_memory(cfg)) from None
         if reason.startswith("DataLoader worker"):
             raise UserError(_worker_ended(cfg, reason)) from None
-        if "ancdata" in reason or "ulimit" in reason:  # as the loader says that it has no more open files
+        if "ancdata" in reason or "ulimit" in reason:  # how the loader reports too many open files
             raise UserError(
                 f"too many open files; raise ulimit -n, or lower DATALOADER.NUM_WORKERS "
                 f"({cfg.DATALOADER.NUM_WORKERS})"
@@ -50,17 +50,17 @@ def named_failures(cfg: CfgNode) -> Iterator[None]:
         if _lost_another(e):
             raise UserError(
                 f"another process of this run has ended ({reason}); its own message "
-                "says why; --resume goes on from the newest checkpoint"
+                "says why; --resume continues from the newest checkpoint"
             ) from None
         raise
 
 
 @contextmanager
 def blames_configuration(cfg: CfgNode, doing: str) -> Iterator[None]:
-    """Turns whatever a block raises into a UserError; the traceback goes to a file.
+    """Turn whatever a block raises into a UserError, and write the traceback to a file.
 
-    For what depends on nothing but the configuration and the data: detectron2 raises anything for a value
-    that cannot work.
+    For blocks that depend only on the configuration and the data: detectron2 raises all kinds of exceptions
+    for a value that cannot work.
 
     Args:
         doing: what the block does, for the message.
@@ -75,7 +75,7 @@ def blames_configuration(cfg: CfgNode, doing: str) -> Iterator[None]:
         reason = one_line(e, 300)
         if isinstance(e, AssertionError) and not reason:
             reason = traceback.extract_tb(e.__traceback__)[-1].line or ""
-        if isinstance(e, KeyError):  # of a feature map, mostly, that a key names
+        if isinstance(e, KeyError):  # usually the name of a feature map, from a key
             lists = ((key, value) for key, value in flatten(cfg) if isinstance(value, (list, tuple)))
             holding = [key for key, value in lists if e.args[0] in value]
             reason += "".join(f", in {key}" for key in holding)
@@ -89,8 +89,8 @@ def blames_configuration(cfg: CfgNode, doing: str) -> Iterator[None]:
 
 
 def _component(cfg: CfgNode, error: Exception) -> str:
-    """The key and the name of the innermost part of the model that an error came from."""
-    inner = set(COMPONENTS) - {"MODEL.META_ARCHITECTURE"}  # which is around all of them
+    """The key and the name of the innermost part of the model that raised an error."""
+    inner = set(COMPONENTS) - {"MODEL.META_ARCHITECTURE"}  # it contains all the others
     keys = {value: key for key, value in flatten(cfg) if key in inner}
     for frame, _ in reversed([*traceback.walk_tb(error.__traceback__)]):
         owner = frame.f_locals.get("self", frame.f_locals.get("cls"))
@@ -101,7 +101,7 @@ def _component(cfg: CfgNode, error: Exception) -> str:
 
 
 def _lost_another(error: Exception) -> bool:
-    """Whether a process that this one communicated with has gone; gloo has no type of its own for it."""
+    """Whether a process that this one communicates with has ended; gloo has no exception type for that."""
     return comm.get_world_size() > 1 and (
         isinstance(error, dist.DistNetworkError)
         or any(reason in str(error) for reason in ("Connection closed by peer", "Connection reset by peer"))
@@ -110,7 +110,7 @@ def _lost_another(error: Exception) -> bool:
 
 def _worker_ended(cfg: CfgNode, reason: str) -> str:
     return (
-        f"{reason} Was it short of memory? Fewer DATALOADER.NUM_WORKERS ({cfg.DATALOADER.NUM_WORKERS}) need "
+        f"{reason} Was memory short? Fewer DATALOADER.NUM_WORKERS ({cfg.DATALOADER.NUM_WORKERS}) need "
         "less; 0 loads in the training process"
     )
 
@@ -118,7 +118,7 @@ def _worker_ended(cfg: CfgNode, reason: str) -> str:
 def _out_of_memory(cfg: CfgNode) -> str:
     amp = "" if cfg.SOLVER.AMP.ENABLED or cfg.MODEL.DEVICE == "cpu" else " SOLVER.AMP.ENABLED True,"
     return (
-        f"memory does not suffice; a smaller SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}),{amp} "
+        f"not enough memory; a smaller SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}),{amp} "
         f"INPUT.MIN_SIZE_TRAIN ({cfg.INPUT.MIN_SIZE_TRAIN}) or INPUT.MAX_SIZE_TRAIN "
         f"({cfg.INPUT.MAX_SIZE_TRAIN}) needs less"
     )

@@ -1,4 +1,4 @@
-"""Whether a configuration fits the machine: processes, images per process, norms, device."""
+"""Check and fit a configuration to the machine: processes, images per process, norms, device."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ _OWN_BACKBONES = (
 
 
 def count_processes(args: Namespace) -> int:
-    """How many processes train: torchrun's, else ``--num-gpus`` on ``--num-machines``."""
+    """Number of processes in the run: torchrun's, or else ``--num-gpus`` on each of ``--num-machines``."""
     if distributed.is_torchelastic_launched():
         return int(os.environ["WORLD_SIZE"])
     return args.num_gpus * args.num_machines
 
 
 def processes_here(args: Namespace) -> int:
-    """How many of them this machine runs."""
+    """Number of the run's processes on this machine."""
     return int(os.environ["LOCAL_WORLD_SIZE"]) if distributed.is_torchelastic_launched() else args.num_gpus
 
 
 def check_processes(cfg: CfgNode, recipe: CfgNode, args: Namespace) -> None:
-    """That each process of this machine has a GPU, or that none needs one, and that they can meet.
+    """Check that each process on this machine has a GPU or needs none, and that the processes can meet.
 
     Args:
-        recipe: the configuration file alone, which may ask for the CPU as the command line may.
+        recipe: the configuration file alone, which may also ask for the CPU.
 
     Raises:
-        UserError: there are fewer GPUs, the numbers of processes and machines make no sense, or they have
-            no place to meet.
+        UserError: there are too few GPUs, the numbers of processes and machines make no sense, or the
+            processes have no place to meet.
     """
     gpus, on_cpu = torch.cuda.device_count(), cfg.MODEL.DEVICE == "cpu"
     if distributed.is_torchelastic_launched():
@@ -55,7 +55,7 @@ def check_processes(cfg: CfgNode, recipe: CfgNode, args: Namespace) -> None:
         option, count = "--nproc-per-node", int(os.environ["LOCAL_WORLD_SIZE"])
     else:
         option, count = "--num-gpus", args.num_gpus
-        # Without GPUs it may be so unasked.
+        # Without a GPU, MODEL.DEVICE may have become cpu without being asked for.
         on_cpu = on_cpu and (gpus > 0 or "MODEL.DEVICE" in args.opts or recipe.MODEL.DEVICE == "cpu")
         check_number("--num-gpus", args.num_gpus, at_least=1)
         check_number("--num-machines", args.num_machines, at_least=1)
@@ -75,7 +75,7 @@ def check_processes(cfg: CfgNode, recipe: CfgNode, args: Namespace) -> None:
 
 
 def _check_torchrun() -> None:
-    """Raise UserError where torchrun's environment is not whole, as after one left by hand."""
+    """Raise UserError if torchrun's environment is incomplete, for example left over in a shell."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")
     values = {name: os.getenv(name) for name in names}
     numbers = {name: int(v) for name, v in values.items() if v and v.isascii() and v.isdigit() and len(v) < 9}
@@ -91,13 +91,13 @@ def _check_torchrun() -> None:
     if wrong:
         others = ", ".join(f"{name} {numbers[name]}" for name in names[:4] if name in numbers)
         raise UserError(
-            f"{wrong[0]} is {values[wrong[0]]!r} in the environment, in which TORCHELASTIC_RUN_ID says that "
-            f"torchrun started this process ({others}); start it by torchrun, or unset TORCHELASTIC_RUN_ID"
+            f"{wrong[0]} is {values[wrong[0]]!r} in the environment, although TORCHELASTIC_RUN_ID says that "
+            f"torchrun started this process ({others}); start it with torchrun, or unset TORCHELASTIC_RUN_ID"
         )
 
 
 def _check_meeting_place(url: str, machines: int) -> None:
-    """Raise UserError for a ``--dist-url`` at which processes would wait for each other in vain."""
+    """Raise UserError for a ``--dist-url`` at which processes would wait for each other forever."""
     if url == "auto" and machines == 1:
         return
     try:
@@ -118,39 +118,39 @@ def _check_meeting_place(url: str, machines: int) -> None:
         except OSError as e:
             reason = e.strerror
         else:
-            reason = "" if path.is_file() or not exists else "it is no file"
-        if reason:  # PyTorch would try again for half an hour
+            reason = "" if path.is_file() or not exists else "it is not a file"
+        if reason:  # PyTorch would retry for half an hour
             raise UserError(f"--dist-url {url}: no file can be made there ({reason}); name one in a folder")
         if machines == 1 and exists:
             raise UserError(f"--dist-url {url}: the file is left from another run; remove it")
     elif not (parts.scheme == "env" and os.getenv("MASTER_ADDR") and os.getenv("MASTER_PORT")):
         where = "" if url == "auto" else f", got {url!r}"
         raise UserError(
-            f"--num-machines {machines} needs --dist-url tcp://HOST:PORT, a free port of the machine of "
+            f"--num-machines {machines} needs --dist-url tcp://HOST:PORT, a free port on the machine with "
             f"--machine-rank 0{where}"
         )
 
 
 def fit_workers(cfg: CfgNode, processes: int, on_this_machine: int, train: bool) -> List[str]:
-    """Fewer loader workers where shared memory cannot hold what they load ahead, in place.
+    """Reduce the number of loader workers, in place, if shared memory cannot hold what they prefetch.
 
-    A worker that finds it full ends the run, in the middle of it. docker gives a container 64 MB.
+    A worker that runs out of it ends the run halfway through. Docker gives a container 64 MB.
 
     Args:
-        processes: of the run.
-        on_this_machine: how many of them there are here.
-        train: or only evaluate.
+        processes: number of processes in the run.
+        on_this_machine: how many of them run here.
+        train: whether the run trains, or only evaluates.
 
     Returns:
-        What was changed, one a line.
+        The changes, one per line.
     """
     if not cfg.DATALOADER.NUM_WORKERS or not os.path.isdir(SHARED_MEMORY):
         return []
-    # A pixel has 3 bytes, and where it has a semantic class 8 more.
+    # A pixel takes 3 bytes, and 8 more if it has a semantic class.
     pixel = 3 + 8 * (cfg.MODEL.META_ARCHITECTURE in ("PanopticFPN", "SemanticSegmentor"))
     sizes, images = cfg.INPUT, cfg.SOLVER.IMS_PER_BATCH // (cfg.SOLVER.REFERENCE_WORLD_SIZE or processes)
     batch = pixel * images * _pixels(max(sizes.MIN_SIZE_TRAIN), sizes.MAX_SIZE_TRAIN) if train else 0
-    if cfg.DATASETS.TEST:  # in training, what is loaded ahead stays meanwhile
+    if cfg.DATASETS.TEST:  # prefetched training images stay in memory during evaluation
         batch += 3 * _pixels(sizes.MIN_SIZE_TEST, sizes.MAX_SIZE_TEST)
     status = os.statvfs(SHARED_MEMORY)
     free = status.f_bavail * status.f_frsize
@@ -162,23 +162,23 @@ def fit_workers(cfg: CfgNode, processes: int, on_this_machine: int, train: bool)
     needed = workers * PREFETCHED * batch * on_this_machine
     return [
         f"DATALOADER.NUM_WORKERS {fitting} instead of {workers}, which may need {needed >> 20} MB of "
-        f"{SHARED_MEMORY}, where {free >> 20} are free; docker run --shm-size 8g gives more"
+        f"{SHARED_MEMORY}, where {free >> 20} MB are free; docker run --shm-size 8g gives more"
     ]
 
 
 def _pixels(shorter: int, longer: int) -> int:
-    """Of an image that is scaled until a side has that length: the most that there may be."""
+    """The most pixels that an image can have after it is scaled to these side lengths."""
     return min(shorter or longer, longer) * longer
 
 
 def fit_to_machine(cfg: CfgNode, processes: int) -> List[str]:
-    """Change what cannot be trained here as it is written, in place.
+    """Change settings, in place, that cannot be trained on this machine.
 
     Returns:
-        What was changed, one a line.
+        The changes, one per line.
 
     Raises:
-        UserError: it cannot work, and what would is the user's choice.
+        UserError: the configuration cannot work here, and only the user can choose one that does.
     """
     notes = _fit_norms(cfg, processes)
     scaled = cfg.clone()
@@ -197,7 +197,7 @@ def fit_to_machine(cfg: CfgNode, processes: int) -> List[str]:
         )
     _check_pooled_norms(cfg, images, processes)
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
-        notes.append("SOLVER.AMP.ENABLED on the CPU: bfloat16, which not every processor is fast in")
+        notes.append("SOLVER.AMP.ENABLED on the CPU: bfloat16, which is slow on some processors")
     return notes
 
 
@@ -207,7 +207,7 @@ def _fit_norms(cfg: CfgNode, processes: int) -> List[str]:
         why = "there is one process"
     elif cfg.MODEL.DEVICE == "cpu":
         changed, norm = _replace_norms(cfg, ("SyncBN", "nnSyncBN"), "naiveSyncBN"), "naiveSyncBN"
-        why = "PyTorch's synchronises on GPUs only"
+        why = "PyTorch's SyncBN needs GPUs"
     else:
         return []
     return [f"{', '.join(changed)}: {norm} instead of a synchronised norm, as {why}"] if changed else []
@@ -220,7 +220,7 @@ def _replace_norms(cfg: CfgNode, norms: tuple, norm: str) -> List[str]:
 
 
 def _check_pooled_norms(cfg: CfgNode, images: int, processes: int) -> None:
-    """Batch statistics of Split-Attention are over its pooled vectors: one value a channel and image."""
+    """Check that batch statistics inside Split-Attention, over one pooled vector per image, are possible."""
     resnets = cfg.MODEL.RESNETS
     together = images if resnets.NORM in _SYNCHRONISED else images // processes
     batch_statistics = resnets.NORM in ("BN", *_SYNCHRONISED) and resnets.RADIX > 0

@@ -1,4 +1,4 @@
-"""The folder of a run: one training at a time, and apart from the runs before it."""
+"""The folder of a run: one training at a time, kept apart from earlier runs."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ from ..errors import UserError
 from ..files import read_json, writing
 from ..processes import found_by_main
 
-#: Locked while a training runs; holds who it is.
+#: File that is locked while a training runs; identifies the process.
 LOCK = ".lock"
-#: Folder in OUTPUT_DIR of evaluations while a training runs in it.
+#: Folder in OUTPUT_DIR for evaluations while a training runs there.
 BESIDE = "evaluation"
-# What a run writes, and another must not take for its own. log.txt is appended to.
+# Files that a run writes and another run must not mistake for its own. log.txt is appended to.
 _OWN = re.compile(
     r"model_.*\.pth|last_checkpoint|metrics\.json|results\.json|events\.out\.tfevents\..*|inference(_TTA)?"
     r"|not_finite_.*\.pth"
 )
-# What an earlier run needs to be gone on with. They are written anew, and the first may be --config-file.
+# Files needed to resume an earlier run. The new run rewrites them, and config.yaml may be its --config-file.
 _ALSO_NEEDED = ("config.yaml", "seed")
-# Seconds that a run which goes on waits for the end of its predecessor, which may write a last checkpoint.
+# Seconds that a resumed run waits for its predecessor to end, which may be writing a last checkpoint.
 _PATIENCE = 10
 _PREVIOUS = re.compile(r"previous_(\d+)(\.unfinished)?")
 
 
 class Own(NamedTuple):
-    """What a run finds out when it takes its folder, the same in all processes.
+    """Facts that a run learns when it takes its folder, the same in all processes.
 
     Attributes:
-        output_dir: where it writes.
-        weights: MODEL.WEIGHTS, where that is now.
-        resume: go on from the newest checkpoint in ``output_dir``.
-        notes: what the user should know, one a line.
+        output_dir: folder that the run writes to.
+        weights: MODEL.WEIGHTS, or the file's new place if it was moved.
+        resume: resume from the newest checkpoint in ``output_dir``.
+        notes: notes for the user, one per line.
     """
 
     output_dir: str
@@ -60,10 +60,10 @@ class Own(NamedTuple):
 
 @contextmanager
 def own_folder(cfg: CfgNode, args: Namespace) -> Iterator[Own]:
-    """OUTPUT_DIR for this training alone. An evaluation shares it, but not with one that runs.
+    """Reserve OUTPUT_DIR for this training. An evaluation uses it too, unless a training runs there.
 
-    A training that has nothing to go on from moves what an earlier run has left to ``previous_N`` in it, and
-    MODEL.WEIGHTS follows where it named one of these files. All processes wait until that is done.
+    A training that does not resume moves what an earlier run has left to ``previous_N`` in the folder, and
+    MODEL.WEIGHTS follows if it named one of the moved files. All processes wait until that is done.
 
     Raises:
         UserError: another training uses the folder, or it cannot be written to.
@@ -80,8 +80,8 @@ def own_folder(cfg: CfgNode, args: Namespace) -> Iterator[Own]:
                 notes = _put_aside(folder, resume and _has_checkpoint(folder))
             if resume and not _has_checkpoint(folder):
                 before = [path for path in _previous(folder) if _has_checkpoint(path)]
-                where = f"; the run before it is in {before[0]}" if before else ""
-                notes += [f"--resume: no checkpoint in {folder}, training begins anew{where}"]
+                where = f"; the previous run is in {before[0]}" if before else ""
+                notes += [f"--resume: no checkpoint in {folder}, training starts from scratch{where}"]
             weights, moved = follow_weights(cfg)
             with writing(folder / LOCK):
                 os.ftruncate(lock, 0)
@@ -92,13 +92,13 @@ def own_folder(cfg: CfgNode, args: Namespace) -> Iterator[Own]:
 
 
 def _beside_training(cfg: CfgNode, resume: bool, folder: Path) -> Own:
-    """Let an evaluation write to a folder of its own where a training runs, whose files it would replace."""
+    """Give an evaluation its own folder if a training runs in this one, whose files it would replace."""
     holder, weights = _who_trains(folder), cfg.MODEL.WEIGHTS
     if not holder:
         return Own(cfg.OUTPUT_DIR, weights, resume, [])
     checkpoints = Checkpointer(nn.Identity(), str(folder))
     if resume and checkpoints.has_checkpoint():
-        weights, resume = checkpoints.get_checkpoint_file(), False  # there is none in the other folder
+        weights, resume = checkpoints.get_checkpoint_file(), False  # the other folder has no checkpoints
     target = folder / BESIDE
     with writing(target):
         target.mkdir(exist_ok=True)
@@ -107,10 +107,10 @@ def _beside_training(cfg: CfgNode, resume: bool, folder: Path) -> Own:
 
 
 def _who_trains(folder: Path) -> str:
-    """The process that trains in a folder; empty where none does."""
+    """The process that trains in a folder; empty if there is none."""
     try:
         lock = os.open(folder / LOCK, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:  # there has been no training, or it is not this user's to see
+    except OSError:  # there has been no training, or this user may not read the file
         return ""
     try:
         return "" if _try_lock(lock, fcntl.LOCK_SH) else _name_of_holder(lock)
@@ -119,12 +119,12 @@ def _who_trains(folder: Path) -> str:
 
 
 def leave_branch(checkpointer: Checkpointer, iteration: int) -> List[str]:
-    """Move later checkpoints than that of an iteration, which a run goes on from, to ``previous_N``.
+    """Move the checkpoints after the iteration that a run resumes from to ``previous_N``.
 
-    Killed in between, the run goes on from the same checkpoint, and moves the rest to the next.
+    If it is killed meanwhile, the run resumes from the same checkpoint and moves the rest to the next folder.
 
     Returns:
-        What the user should know, one a line.
+        Notes for the user, one per line.
     """
     later, folder = checkpointer.later_than(iteration), Path(checkpointer.save_dir)
     if not later:
@@ -135,14 +135,14 @@ def leave_branch(checkpointer: Checkpointer, iteration: int) -> List[str]:
         _copy_also_needed(folder, target)
         for path in later:
             _move(path, target / path.name)
-    return [f"{folder}: the run goes on before {', '.join(path.name for path in later)}, now in {target}"]
+    return [f"{folder}: the run resumes before {', '.join(path.name for path in later)}, now in {target}"]
 
 
 def check_appendable(path: Path) -> None:
-    """Make a file that others are going to open, if it is not there, and see whether that works.
+    """Check that a file can be opened for writing later on, creating it if it does not exist.
 
     Raises:
-        UserError: it cannot be written to, or is a FIFO, which may have its writer wait for ever.
+        UserError: it cannot be written to, or is a FIFO, which may make its writer wait forever.
     """
     with writing(path):
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
@@ -153,9 +153,9 @@ def check_appendable(path: Path) -> None:
 
 
 def restarted(folder: str) -> bool:
-    """Whether the run in this folder is that of the torchrun which has started this process again.
+    """Whether the run in this folder was started by the same torchrun, which has now restarted this process.
 
-    Before it has come so far, what lies there is of another run.
+    If it was not, the files there are those of another run.
     """
     if os.getenv("TORCHELASTIC_RESTART_COUNT", "0") in ("", "0"):
         return False
@@ -167,12 +167,12 @@ def restarted(folder: str) -> bool:
 
 
 def follow_weights(cfg: CfgNode) -> Tuple[str, List[str]]:
-    """MODEL.WEIGHTS, or where it was moved to if it named a file of OUTPUT_DIR.
+    """Find MODEL.WEIGHTS, which may have been moved if it named a file in OUTPUT_DIR.
 
-    Only while the folder holds no checkpoint: afterwards its names are those of the run in it.
+    Only while the folder holds no checkpoint: afterwards the names there are those of the new run.
 
     Returns:
-        That, and what the user should know, one a line.
+        Its current place, and notes for the user, one per line.
     """
     weights = cfg.MODEL.WEIGHTS
     folder, path = Path(cfg.OUTPUT_DIR), Path(weights)
@@ -193,22 +193,22 @@ def _has_checkpoint(folder: Path) -> bool:
 
 
 def _put_aside(folder: Path, resume: bool) -> List[str]:
-    """Move an earlier run to ``previous_N``. Killed in between, the next training in the folder goes on.
+    """Move an earlier run to ``previous_N``. If it is killed meanwhile, the next training moves the rest.
 
     Args:
-        resume: there is no earlier run, but for one that is half moved.
+        resume: there is no earlier run to move, except one that is half moved.
 
     Returns:
-        What the user should know, one a line.
+        Notes for the user, one per line.
     """
     names = [name for name in os.listdir(folder) if _OWN.fullmatch(name)]
     unfinished = [path for path in _previous(folder) if path.suffix]
     if not unfinished and (resume or not any(_holds_something(folder / name) for name in names)):
         return []
     target = unfinished[0] if unfinished else folder / f"previous_{_last_number(folder) + 1}.unfinished"
-    # Where it is there already, the one in the folder was written later, by an evaluation.
+    # If a name is in the target already, the one in the folder was written later, by an evaluation.
     moved = [name for name in names if not os.path.lexists(target / name)]
-    for name in moved:  # a folder that is moved is written to, as it holds its parent
+    for name in moved:  # moving a folder writes to it, since it holds a link to its parent
         path = folder / name
         if path.is_dir() and not path.is_symlink() and not os.access(path, os.W_OK):
             raise UserError(
@@ -217,8 +217,8 @@ def _put_aside(folder: Path, resume: bool) -> List[str]:
             )
     previous = target.with_suffix("")
     remedy = (
-        f"what is moved of the earlier run is in {target}, nothing is lost, and the next training goes on "
-        "moving; mend that, or name another OUTPUT_DIR"
+        f"the moved part of the earlier run is in {target}, nothing is lost, and the next training moves the "
+        "rest; fix this, or name another OUTPUT_DIR"
     )
     with writing(folder, remedy):
         target.mkdir(exist_ok=True)
@@ -226,13 +226,13 @@ def _put_aside(folder: Path, resume: bool) -> List[str]:
         for name in moved:
             _move(folder / name, target / name)
         os.rename(target, previous)
-    remedy = "; with that as OUTPUT_DIR, --resume goes on with it" if _has_checkpoint(previous) else ""
+    remedy = "; with that as OUTPUT_DIR, --resume continues it" if _has_checkpoint(previous) else ""
     note = f"{folder} held an earlier run, now {previous}{remedy}"
     return [note, *_put_aside(folder, resume)]
 
 
 def _previous(folder: Path) -> List[Path]:
-    """Folders of earlier runs, the last first."""
+    """Folders of earlier runs, the newest first."""
     found = [(_PREVIOUS.fullmatch(name), name) for name in os.listdir(folder)]
     return [folder / name for _, name in sorted(((int(m[1]), name) for m, name in found if m), reverse=True)]
 
@@ -248,13 +248,13 @@ def _copy_also_needed(folder: Path, target: Path) -> None:
 
 
 def _holds_something(path: Path) -> bool:
-    """Not an empty file, such as a run leaves that fails before its first iteration."""
+    """Whether this is more than an empty file, which a run leaves if it fails before its first iteration."""
     status = os.lstat(path)
     return status.st_size > 0 or not stat.S_ISREG(status.st_mode)
 
 
 def _move(source: Path, target: Path) -> None:
-    """A link to another folder still leads there."""
+    """Move a file or folder; a relative link to another folder is kept valid."""
     link = os.readlink(source) if source.is_symlink() else ""
     if os.path.dirname(link) and not os.path.isabs(link):
         os.symlink(os.path.abspath(source.parent / link), target)
@@ -265,12 +265,12 @@ def _move(source: Path, target: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path, patience: float) -> Iterator[int]:
-    """The handle of :data:`LOCK`, which no other process can lock until this one has ended.
+    """Lock :data:`LOCK` and yield its handle. No other process can lock it until this one has ended.
 
-    POSIX's lock, not ``flock``: loader workers that outlive a killed process would inherit the latter.
+    This is a POSIX lock, not ``flock``, which loader workers that outlive a killed process would inherit.
 
     Args:
-        patience: seconds to wait for the end of another.
+        patience: seconds to wait for another process to end.
     """
     path = folder / LOCK
     with writing(path):
@@ -281,8 +281,8 @@ def _locked(folder: Path, patience: float) -> Iterator[int]:
         while not _try_lock(lock):
             if time.monotonic() >= end:
                 raise UserError(
-                    f"OUTPUT_DIR {folder} is in use by another training ({_name_of_holder(lock)}); let it "
-                    "end, or name another OUTPUT_DIR"
+                    f"OUTPUT_DIR {folder} is in use by another training ({_name_of_holder(lock)}); wait for "
+                    "its end, or name another OUTPUT_DIR"
                 )
             time.sleep(0.1)
         yield lock
@@ -291,7 +291,7 @@ def _locked(folder: Path, patience: float) -> Iterator[int]:
 
 
 def _try_lock(lock: int, kind: int = fcntl.LOCK_EX) -> bool:
-    """Whether no other process holds it. On a file system that cannot lock, none does."""
+    """Try to lock it; False if another process holds it. A file system that cannot lock counts as free."""
     try:
         fcntl.lockf(lock, kind | fcntl.LOCK_NB)
     except OSError as e:
@@ -312,12 +312,12 @@ def _name_of_holder(lock: int) -> str:
     with suppress(OSError, ValueError, KeyError, TypeError):
         holder = json.loads(os.pread(lock, 4096, 0))
         return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-    return "which has not said its name"
+    return "unknown process"
 
 
 def _torchrun() -> Optional[str]:
-    """The same in all starts of a process by one torchrun; None where it was not started so."""
+    """A name that stays the same when one torchrun restarts a process; None without torchrun."""
     if not dist.is_torchelastic_launched():
         return None
     name = os.environ["TORCHELASTIC_RUN_ID"]
-    return name if name != "none" else f"{socket.gethostname()} {os.getppid()}"  # its default, for all runs
+    return name if name != "none" else f"{socket.gethostname()} {os.getppid()}"  # the default

@@ -1,4 +1,4 @@
-"""Hooks that let a resumed run equal one that was never stopped."""
+"""Hooks that make a resumed run equal to one that was never stopped."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .signals import Signals
 
 
 class StopOnSignal(HookBase):
-    """Ends training between two iterations when a signal has come.
+    """Ends training between two iterations after a signal.
 
-    It stands behind the hooks that belong to the iteration itself.
+    It must come after the hooks that belong to the iteration itself.
 
     Args:
-        signal: gives the number of a signal that one of the processes has received, the same in all; or 0.
+        signal: returns the number of a signal that one of the processes has received, or 0; the same in all.
 
     Attributes:
         completed: number of the iteration whose state may be saved; -1 before the first and during one.
@@ -40,9 +40,9 @@ class StopOnSignal(HookBase):
 
 
 class GiveBackMemory(HookBase):
-    """Bounds what a process on the CPU holds while its images change their size."""
+    """Bounds the memory of a process on the CPU when its images vary in size."""
 
-    #: Iterations between. The pages that are given back are zeroed once more: a part of one iteration.
+    #: Interval in iterations. The kernel zeroes returned pages again, which costs a fraction of an iteration.
     PERIOD = 20
 
     def after_step(self) -> None:
@@ -51,9 +51,9 @@ class GiveBackMemory(HookBase):
 
 
 class PreciseBN(hooks.PreciseBN):
-    """detectron2's, on the same batches each time, which notes whether it has run.
+    """detectron2's PreciseBN, but with the same batches each time, and recording whether it has run.
 
-    Stopped in the middle, it leaves the statistics as they were, and runs when training is resumed.
+    If it is interrupted, it restores the statistics, and runs again when training resumes.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class PreciseBN(hooks.PreciseBN):
 
     def update_stats(self) -> None:
         """Measure the statistics."""
-        self._data_iter = None  # from the first batch
+        self._data_iter = None  # start from the first batch
         seed_all(self._seed, self.trainer.iter, comm.get_rank(), 1)
         before = [[buffer.clone() for buffer in norm.buffers()] for norm in self._norms]
         try:
@@ -100,19 +100,19 @@ class PreciseBN(hooks.PreciseBN):
 
 
 class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
-    """detectron2's, which makes up for a ``model_final`` that the process died before writing."""
+    """detectron2's PeriodicCheckpointer, which also writes a ``model_final`` that a killed run did not."""
 
     def after_train(self) -> None:
         trainer = self.trainer
         if trainer.start_iter < trainer.max_iter or self.checkpointer.is_newest("model_final"):
             return
-        trainer.iter = trainer.start_iter - 1  # the iteration that these weights are of, be it past the last
+        trainer.iter = trainer.start_iter - 1  # the iteration of these weights, even if past the last
         self.save("model_final", iteration=trainer.iter)
         trainer.iter = trainer.max_iter
 
 
 class InterruptibleEval(hooks.EvalHook):
-    """detectron2's EvalHook, which may be left at any point: it changes nothing of the training."""
+    """detectron2's EvalHook, which can be interrupted at any point, as it changes nothing in training."""
 
     def __init__(self, period: int, function: Any, signals: Signals) -> None:
         super().__init__(period, function)

@@ -1,4 +1,4 @@
-"""The processes of a run: where they come from, how they meet, and how they end together."""
+"""The processes of a run: how they start, how they meet, and how they end together."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ _PATIENCE = 10
 def launch(function: Callable[..., object], arguments: Sequence[Any], args: Namespace, device: str) -> None:
     """Call ``function(*arguments)`` in every process of the run.
 
-    These are the ones that torchrun started, or else ``--num-gpus`` that are started here. detectron2's
-    ``launch`` takes NCCL wherever there is a CUDA device, and dies of a signal before its processes.
+    torchrun has started the processes, or else ``--num-gpus`` processes are started here. detectron2's
+    ``launch`` uses NCCL wherever there is a CUDA device, and on a signal ends before its processes.
 
-    A signal is handed on to the processes that were started here. They end when this one does, even by
-    SIGKILL, and where one of them fails, the others are told to end.
+    Signals are passed on to the processes started here. They end when this process ends, even by SIGKILL,
+    and if one of them fails, the others are terminated.
 
     Args:
-        args: of :func:`argument_parser`.
-        device: MODEL.DEVICE; processes on the CPU meet over Gloo, on GPUs over NCCL.
+        args: from :func:`argument_parser`.
+        device: MODEL.DEVICE; processes communicate through Gloo on the CPU, and through NCCL on GPUs.
 
     Raises:
-        SystemExit: a process that was started here failed, with its status.
+        SystemExit: a process that was started here failed; with its status.
         UserError: the processes have no place to meet.
     """
     if dist.is_torchelastic_launched():
@@ -61,9 +61,9 @@ def launch(function: Callable[..., object], arguments: Sequence[Any], args: Name
 def _start_and_wait(
     function: Callable[..., object], arguments: Sequence[Any], args: Namespace, device: str
 ) -> int:
-    """Returns 128 and the signal that came, or else the status of the first process that failed, or 0."""
+    """Returns 0, or the status of the first process that failed, or 128 plus the number of a signal."""
     url = f"tcp://127.0.0.1:{_free_port()}" if args.dist_url == "auto" else args.dist_url
-    # CUDA does not survive a fork; loader workers start as they would from this process.
+    # CUDA does not survive a fork. Loader workers are started with the same method as without this.
     method, spawn = multiprocessing.get_start_method(), multiprocessing.get_context("spawn")
     processes = [
         spawn.Process(
@@ -79,10 +79,10 @@ def _start_and_wait(
 
 
 def _wait(processes: Sequence[BaseProcess], signals: Sequence[int]) -> int:
-    """Until all have ended. Hands on signals as they come.
+    """Wait until all have ended, passing on signals.
 
     Returns:
-        The status of the first process that failed; that of one that a signal killed as a shell reports it.
+        0, or the status of the first process that failed; 128 plus the signal's number if one killed it.
     """
     status, handed_on, end = 0, 0, float("inf")
     while True:
@@ -90,7 +90,7 @@ def _wait(processes: Sequence[BaseProcess], signals: Sequence[int]) -> int:
         alive = [process for process in processes if process.exitcode is None]
         if failed and not status:
             status = failed[0] if failed[0] > 0 else 128 - failed[0]
-            if failed[0] < 0 and not signals:  # it could not say so itself
+            if failed[0] < 0 and not signals:  # it could not print a message itself
                 name = signal.Signals(-failed[0]).name
                 print(f"error: a process of this run was ended by {name}; was memory short?", file=sys.stderr)
             for process in alive:  # they would wait for it
@@ -102,7 +102,7 @@ def _wait(processes: Sequence[BaseProcess], signals: Sequence[int]) -> int:
             for process in alive:
                 os.kill(process.pid, number)
         if (status or signals) and end == float("inf"):
-            end = time.monotonic() + DEADLINE + 10  # by then they have ended by themselves
+            end = time.monotonic() + DEADLINE + 10  # by then they should have ended by themselves
         if time.monotonic() > end:
             for process in alive:
                 process.kill()
@@ -119,7 +119,7 @@ def _started(
     device: str,
     url: str,
 ) -> None:
-    """What a process that was started here does."""
+    """Entry point of a process that is started here."""
     end_with_parent(parent)
     multiprocessing.set_start_method(method, force=True)
     meeting: Dict[str, Any] = {
@@ -133,13 +133,13 @@ def _started(
 
 @contextmanager
 def _process_group(device: str, local_rank: int, local_size: int, **meeting: Any) -> Iterator[None]:
-    """PyTorch's process group, and detectron2's of this machine.
+    """Set up PyTorch's process group, and detectron2's group of the processes on this machine.
 
     Args:
-        meeting: of ``init_process_group``: how the processes find each other; as torchrun says where none.
+        meeting: arguments of ``init_process_group`` by which processes find each other; default: torchrun's.
 
     Raises:
-        UserError: they do not.
+        UserError: they do not find each other.
     """
     cuda = device.startswith("cuda")
     if cuda:
@@ -154,8 +154,8 @@ def _process_group(device: str, local_rank: int, local_size: int, **meeting: Any
     except (RuntimeError, ValueError, OSError) as e:  # DistError among them
         reason = one_line(e, 200)
         raise UserError(
-            f"--dist-url {place}: the processes cannot meet there ({reason}); name a free port of the "
-            "machine of --machine-rank 0"
+            f"--dist-url {place}: the processes cannot meet there ({reason}); name a free port on the "
+            "machine with --machine-rank 0"
         ) from None
     comm.create_local_process_group(local_size)
     comm.synchronize()
@@ -167,7 +167,7 @@ def _process_group(device: str, local_rank: int, local_size: int, **meeting: Any
 
 @contextmanager
 def _said_to_wait(message: str) -> Iterator[None]:
-    """Say that this process waits, if it does so for long, and again every minute."""
+    """Print a message if this process has to wait long, and again every minute."""
     done = threading.Event()
 
     def say() -> None:
@@ -184,11 +184,11 @@ def _said_to_wait(message: str) -> Iterator[None]:
 
 
 def _own_store() -> Dict[str, Any]:
-    """Where torchrun's processes meet after a restart.
+    """Return a store where torchrun's processes can meet after a restart.
 
-    torchrun's agent lends them its store, in which a restarted process finds the addresses of its
-    predecessors (pytorch issue 135712). On one machine, each restart gets a part of it to itself. On
-    several, whose agents count restarts apart, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 must do.
+    torchrun's agent shares its store with them, in which a restarted process finds the addresses of its
+    predecessors (pytorch issue 135712). On one machine, each restart gets its own prefix in the store. On
+    several, whose agents count restarts separately, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is needed.
     """
     world, local = os.environ["WORLD_SIZE"], os.environ["LOCAL_WORLD_SIZE"]
     if os.getenv("TORCHELASTIC_USE_AGENT_STORE") != "True" or world != local:

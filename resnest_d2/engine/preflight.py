@@ -1,4 +1,4 @@
-"""A run's configuration, made once: read, fitted to data and machine, checked, and frozen."""
+"""Make a run's configuration once: read, fit to data and machine, check, and freeze."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from .values import check_proposals, check_sigmas
 
 
 class Preflight(NamedTuple):
-    """What every process of a run is given.
+    """The input of every process of a run.
 
     Attributes:
-        cfg: frozen.
-        resume: go on from the newest checkpoint in OUTPUT_DIR.
-        metadata: of the datasets that the command line names.
-        notes: what the user should know, one a line.
+        cfg: frozen configuration.
+        resume: resume from the newest checkpoint in OUTPUT_DIR.
+        metadata: metadata of the datasets that the command line names.
+        notes: notes for the user, one per line.
     """
 
     cfg: CfgNode
@@ -48,13 +48,13 @@ class Preflight(NamedTuple):
 
 
 def preflight(args: Namespace) -> Preflight:
-    """Find what would otherwise fail in the middle of a run, before its processes start.
+    """Find, before the processes start, what would otherwise fail in the middle of a run.
 
     Args:
-        args: of :func:`argument_parser`.
+        args: from :func:`argument_parser`.
 
     Raises:
-        UserError: the run cannot work, or what would is the user's choice.
+        UserError: the run cannot work, or only the user can choose a setting that does.
     """
     train = not args.eval_only
     if train and (args.optimize or args.half):
@@ -62,7 +62,7 @@ def preflight(args: Namespace) -> Preflight:
     cfg, recipe = read_config(args.config_file, args.opts)
     metadata, notes = fit_to_own_data(cfg, args)
     if args.eval_only and args.epochs is not None:
-        notes.append(f"--epochs {args.epochs:g} changes nothing, as --eval-only does not train")
+        notes.append(f"--epochs {args.epochs:g} has no effect, as --eval-only does not train")
     used = "DATASETS.TRAIN" if train else "DATASETS.TEST"
     if not cfg.DATASETS[used.split(".")[1]]:
         raise UserError(f"{used} is empty; name a dataset")
@@ -94,7 +94,7 @@ def fit_to_own_data(cfg: CfgNode, args: Namespace) -> Tuple[Dict[str, Any], List
     """Check the datasets named on the command line, and fit ``cfg`` to them, in place.
 
     Returns:
-        Their metadata, and what the user should know, one a line.
+        Their metadata, and notes for the user, one per line.
     """
     train, val = (pairs_of(vars(args), split) for split in ("train", "val"))
     for flag, pairs in (("--train-json", train), ("--val-json", val)):
@@ -104,7 +104,7 @@ def fit_to_own_data(cfg: CfgNode, args: Namespace) -> Tuple[Dict[str, Any], List
         check_number("--epochs", args.epochs, above=0, at_most=1e6)
     if not train and not val:
         if args.epochs is not None and not args.eval_only:
-            raise UserError("--epochs goes with --train-json; else set SOLVER.MAX_ITER and SOLVER.STEPS")
+            raise UserError("--epochs needs --train-json; without it, set SOLVER.MAX_ITER and SOLVER.STEPS")
         return {}, []
     if not train and not args.eval_only:
         raise UserError(
@@ -118,7 +118,7 @@ def fit_to_own_data(cfg: CfgNode, args: Namespace) -> Tuple[Dict[str, Any], List
 
 def _check_output(cfg: CfgNode) -> None:
     if not cfg.OUTPUT_DIR or "://" in cfg.OUTPUT_DIR:
-        raise OptionError("OUTPUT_DIR", cfg.OUTPUT_DIR, "must be a folder of this machine")
+        raise OptionError("OUTPUT_DIR", cfg.OUTPUT_DIR, "must be a folder on this machine")
     _check_no_query("OUTPUT_DIR", cfg.OUTPUT_DIR)
     try:
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
@@ -128,20 +128,20 @@ def _check_output(cfg: CfgNode) -> None:
 
 
 def _check_no_query(key: str, path: str) -> None:
-    """Raise UserError for a name that detectron2's checkpointer would change, as it takes it for a URL."""
+    """Raise UserError for a name that detectron2's checkpointer would change, as it parses it as a URL."""
     try:
         read = urllib.parse.urlparse(path)._replace(query="").geturl()
-    except ValueError:  # of an address that is none
+    except ValueError:  # not a valid address
         read = ""
     if os.path.abspath(read) != os.path.abspath(path):
         raise UserError(
-            f"{key} {path!r}: detectron2 reads weights by URLs, and would take this for {read!r}; rename it, "
-            "above all without ? or :"
+            f"{key} {path!r}: detectron2 parses this as a URL, and would read {read!r} instead; rename it, "
+            "without ? or :"
         )
 
 
 def _check_training(cfg: CfgNode) -> None:
-    if cfg.SOLVER.MAX_ITER in cfg.SOLVER.STEPS:  # detectron2 drops later steps, and stops at this
+    if cfg.SOLVER.MAX_ITER in cfg.SOLVER.STEPS:  # detectron2 drops later steps, but fails at this one
         raise UserError(
             f"SOLVER.STEPS {cfg.SOLVER.STEPS} must not hold SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}"
         )
@@ -158,13 +158,13 @@ def _check_data(cfg: CfgNode, args: Namespace) -> List[str]:
     check_datasets(train, "DATASETS.TRAIN")
     check_datasets(cfg.DATASETS.TEST, "DATASETS.TEST")
     check_classes(cfg, [*train, *cfg.DATASETS.TEST])
-    if args.train_json or args.val_json:  # which have been checked
+    if args.train_json or args.val_json:  # these have been checked
         return []
     return check_registered(cfg, train, cfg.DATASETS.TEST)
 
 
 def _fetch_weights(cfg: CfgNode, train: bool, resume: bool) -> None:
-    """Fetch and cache MODEL.WEIGHTS here, once, rather than in every process."""
+    """Fetch and cache MODEL.WEIGHTS once here, rather than in every process."""
     if resume and Checkpointer(nn.Identity(), cfg.OUTPUT_DIR).has_checkpoint():
         return
     if cfg.MODEL.WEIGHTS:

@@ -1,4 +1,4 @@
-"""The COCO tables, row by row: commands, what they measured, and a table beside the paper's figures."""
+"""The COCO tables, row by row: commands, results, and a table beside the paper's figures."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from .signals import end_with_parent, noted_signals
 _REFERENCE_GPUS = 8
 _LOG = "stdout.txt"
 _REMEDY = "make room, or choose another --output"
-_PATIENCE = 10  # seconds for the end of a process that has the folder
-_MOST_PROCESSES = 100_000  # more are a slip
+_PATIENCE = 10  # seconds to wait for the end of a process that uses the folder
+_MOST_PROCESSES = 100_000  # more are surely a typing error
 # A run of seconds that still goes through training, evaluation and every component of the row.
 _SMOKE = {
     "SOLVER.MAX_ITER": 2,
@@ -53,19 +53,19 @@ _SMOKE = {
 
 
 def select(table: Optional[str], rows: Optional[str], every: bool) -> List[str]:
-    """Names of the rows asked for: those of a table, some by name, or all.
+    """Return the names of the requested rows: those of a table, some by name, or all.
 
     Raises:
-        UserError: nothing was asked for, or there is no such row.
+        UserError: nothing was requested, or there is no such row.
     """
     if sum(map(bool, (table, rows, every))) != 1:
-        raise UserError("name rows with one of --table, --rows and --all")
+        raise UserError("select rows with one of --table, --rows and --all")
     if every:
         return list(DETECTORS)
     if table:
         chosen = [name for name, row in DETECTORS.items() if row.table == table]
         if not chosen:
-            raise UserError(f"--table {table}: there are 5 and 6")
+            raise UserError(f"--table {table}: there are only tables 5 and 6")
         return chosen
     names = list(dict.fromkeys(name.strip() for name in (rows or "").split(",") if name.strip()))
     unknown = [name for name in names if name not in DETECTORS]
@@ -76,22 +76,22 @@ def select(table: Optional[str], rows: Optional[str], every: bool) -> List[str]:
 
 
 class Reproduction:
-    """Runs rows one after the other, each in a folder of its own.
+    """Runs rows one after the other, each in its own folder.
 
-    A row whose folder holds ``results.json`` is finished and is not run again; another goes on from its
+    A row whose folder holds ``results.json`` is finished and is not run again; the others resume from their
     last checkpoint.
 
     Args:
         script: path of ``train_net.py``.
         output: folder of all rows.
-        num_gpus: processes a machine; batch size and learning rate follow by the linear rule.
-        num_machines: with more than one, the commands are for SLURM only.
+        num_gpus: processes per machine; batch size and learning rate follow by the linear rule.
+        num_machines: with more than one, the commands work only with Slurm.
         eval_only: evaluate the authors' trained detectors instead of training.
-        smoke: a few iterations at small size.
+        smoke: run a few iterations at small size.
         overrides: further KEY VALUE pairs for every row.
 
     Raises:
-        UserError: a number is out of range, or the overrides hold what is decided here.
+        UserError: a number is out of range, or the overrides set a key that is set here.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Reproduction:
         for option, value in (("--num-gpus", num_gpus), ("--num-machines", num_machines)):
             check_number(option, value, at_least=1, at_most=_MOST_PROCESSES)
         if "OUTPUT_DIR" in overrides[::2]:
-            raise UserError("OUTPUT_DIR: every row has a folder of its own; --output names that of all")
+            raise UserError("OUTPUT_DIR: every row has a folder of its own; --output names their parent")
         self.script, self.output = Path(script), Path(output)
         self.num_gpus, self.num_machines = num_gpus, num_machines
         self.eval_only, self.smoke, self.overrides = eval_only, smoke, list(overrides)
@@ -119,7 +119,7 @@ class Reproduction:
         return self.num_gpus * self.num_machines
 
     def arguments(self, name: str) -> List[str]:
-        """The arguments of ``train_net.py`` for a row, but for the number of processes."""
+        """The arguments of ``train_net.py`` for a row, except the number of processes."""
         words = ["--config-file", model_zoo.get_config_file(name)]
         words += ["--eval-only"] if self.eval_only else ["--resume"]
         words += ["OUTPUT_DIR", str(self.output / name), "SEED", "1"]
@@ -135,7 +135,7 @@ class Reproduction:
         return [sys.executable, str(self.script), "--num-gpus", str(self.num_gpus), *self.arguments(name)]
 
     def scaling(self) -> str:
-        """One line on how the recipes are fitted to the machines."""
+        """One line that describes how the recipes are scaled to the machines."""
         if self.processes == _REFERENCE_GPUS:
             return f"{self.processes} processes, as in the recipes"
         return (
@@ -144,7 +144,7 @@ class Reproduction:
         )
 
     def slurm(self, names: Sequence[str]) -> str:
-        """An sbatch script that runs the rows as a job array, each on ``num_machines`` through torchrun."""
+        """An sbatch script that runs the rows as a job array, each on ``num_machines`` with torchrun."""
         cases = "\n".join(
             f"  {i}) arguments=({shlex.join(self.arguments(name))}) ;;" for i, name in enumerate(names)
         )
@@ -169,18 +169,18 @@ class Reproduction:
         )
 
     def check_overrides(self, names: Sequence[str]) -> None:
-        """Raise UserError where the overrides do not fit a row. Its device may be another machine's."""
+        """Raise UserError if the overrides do not fit a row. MODEL.DEVICE may be for another machine."""
         pairs = zip(self.overrides[::2], self.overrides[1::2])
         elsewhere = [word for pair in pairs if pair[0] != "MODEL.DEVICE" for word in pair]
-        rest = self.overrides[len(self.overrides) // 2 * 2 :]  # a key without a value, which is refused
+        rest = self.overrides[len(self.overrides) // 2 * 2 :]  # a key without a value, to be refused
         for name in names:
             load_config(model_zoo.get_config_file(name), [*elsewhere, *rest])
 
     def check(self, names: Sequence[str]) -> None:
-        """Whether the rows can be run into their folders, before the first is.
+        """Check, before the first row runs, that all rows can run in their folders.
 
         Raises:
-            UserError: the overrides do not fit, or a folder holds what cannot be gone on from.
+            UserError: the overrides do not fit, or a folder's content cannot be continued.
         """
         for name in names:
             load_config(model_zoo.get_config_file(name), self.overrides)
@@ -200,13 +200,13 @@ class Reproduction:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """A block in which no other process reproduces into the folder.
+        """Context in which no other process reproduces into the folder.
 
-        The lock is the processes' that run: one that is killed gives it up, and so does the training that it
-        started, which may still write a checkpoint. For the end of that, this waits.
+        The lock belongs to this process and the training that it starts, and is released when both have
+        ended: if this process is killed, its training may still write a checkpoint, which the next waits for.
 
         Raises:
-            UserError: another process still holds it after some seconds, or there can be no such folder.
+            UserError: another process still holds the lock after some seconds, or the folder cannot be made.
         """
         with writing(self.output, _REMEDY):
             self.output.mkdir(parents=True, exist_ok=True)
@@ -226,12 +226,12 @@ class Reproduction:
             self._lock = None
 
     def finished(self, name: str) -> Optional[Dict[str, Any]]:
-        """Content of the ``results.json`` of a row, with the row's name; None where it is not finished.
+        """Content of a row's ``results.json``, with the row's name; None if the row is not finished.
 
-        One that holds an ``error`` is of a run whose evaluation failed, and goes on with that.
+        A file with an ``error`` comes from a run whose evaluation failed; the row is not finished.
 
         Raises:
-            UserError: it is damaged.
+            UserError: the file is damaged.
         """
         file = self.output / name / RESULTS
         if not os.path.lexists(file):
@@ -239,7 +239,7 @@ class Reproduction:
         try:
             content = read_results(file)
         except UserError as e:
-            raise UserError(f"{e}; remove it to go on with the row from its last checkpoint") from None
+            raise UserError(f"{e}; remove it to resume the row from its last checkpoint") from None
         return None if "error" in content else {"row": name, **content}
 
     def run(self, name: str) -> Dict[str, Any]:
@@ -249,7 +249,7 @@ class Reproduction:
             Content of its ``results.json``, with the row's name; or the name, ``error`` and ``status``.
 
         Raises:
-            Interrupted: a signal came, and the row has stopped where it can go on from.
+            Interrupted: after a signal; the row has stopped and can be resumed.
             UserError: its folder holds a run of another command, or damaged results, or cannot be written to.
         """
         folder = self.output / name
@@ -262,16 +262,16 @@ class Reproduction:
         """Write the results of rows, and their table.
 
         Raises:
-            UserError: they cannot be written; whatever was there is as it was.
+            UserError: they cannot be written; existing files are unchanged.
         """
         atomic_write_text(self.output / RESULTS, json.dumps(results, indent=1))
         atomic_write_text(self.output / "table.md", self.table(results) + "\n")
 
     def _check_command(self, name: str) -> bool:
-        """Whether the folder of a row notes this command. Earlier versions left an empty file when killed.
+        """Whether a row's folder records this command. Earlier versions left an empty file when killed.
 
         Raises:
-            UserError: it is of another command, or of none; the first word that differs is named.
+            UserError: it records another command, or none; the message names the first word that differs.
         """
         noted = self.output / name / "command.txt"
         if not os.path.lexists(noted):
@@ -281,20 +281,20 @@ class Reproduction:
             there = shlex.split(text)
         except ValueError as e:
             raise UserError(
-                f"{noted} is no command ({e}); remove it if the folder is of this one, or choose another "
+                f"{noted} holds no command ({e}); remove it if the folder is this row's, or choose another "
                 "--output"
             ) from None
         for theirs, ours in zip_longest(there, self.command(name)) if there else ():
             if theirs != ours:
                 says, here = ("nothing more" if w is None else repr(label(w, 300)) for w in (theirs, ours))
                 raise UserError(
-                    f"{noted} is of another command than this: there is {says} where this has {here}; choose "
-                    "another --output"
+                    f"{noted} is of another command: it has {says} where this one has {here}; choose another "
+                    "--output"
                 )
         return bool(there)
 
     def _train(self, name: str) -> int:
-        """Run the command of a row, which is told of signals, and to end if this process is killed.
+        """Run a row's command, passing on signals. It is told to end if this process is killed.
 
         Returns:
             Its exit status.
@@ -310,7 +310,7 @@ class Reproduction:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 preexec_fn=end_with_parent,
-                pass_fds=() if self._lock is None else (self._lock,),  # until it ends, the folder is taken
+                pass_fds=() if self._lock is None else (self._lock,),  # holds the lock until it ends
             )
             handed_on = 0
             while process.poll() is None:
@@ -320,16 +320,16 @@ class Reproduction:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=0.1)
         if signals:
-            raise Interrupted(signals[0], "the same command goes on where it was")
+            raise Interrupted(signals[0], "the same command continues where it left off")
         return process.returncode
 
     def table(self, results: Sequence[Dict[str, Any]]) -> str:
-        """:func:`markdown`, with what must be known to read it."""
-        note = "\n\nA smoke run of two iterations: its figures say nothing of the detectors."
+        """:func:`markdown`, with a note if the figures are those of a smoke run."""
+        note = "\n\nA smoke run of two iterations: its figures say nothing about the detectors."
         return markdown(results) + (note if self.smoke else "")
 
     def _environment(self, name: str) -> Dict[str, str]:
-        """Where the data are. A smoke run makes panoptic annotations where there are none."""
+        """Environment that says where the data are. A smoke run makes missing panoptic annotations."""
         cfg = model_zoo.get_config(name)
         if not self.smoke or "panoptic" not in cfg.DATASETS.TEST[0]:
             return dict(os.environ)
@@ -343,7 +343,7 @@ class Reproduction:
 
 
 def _try_lock(handle: int) -> bool:
-    """Whether no other process holds the lock of that folder. Some network file systems have none."""
+    """Try to lock the folder; False if another process has. Some network file systems have no locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -354,15 +354,15 @@ def _try_lock(handle: int) -> bool:
 
 
 def _last_words(log: Path) -> str:
-    """The last line that a process has written, whatever it is."""
+    """The last line that a process has written."""
     with log.open("rb") as file:
         file.seek(max(log.stat().st_size - 8192, 0))
         lines = file.read().decode("utf-8", "replace").split("\n")
-    return next((label(line, 500) for line in reversed(lines) if line.strip()), "it said nothing")
+    return next((label(line, 500) for line in reversed(lines) if line.strip()), "it wrote no message")
 
 
 def markdown(results: Sequence[Dict[str, Any]]) -> str:
-    """A table of what was measured beside the published figures; an en dash is not measured."""
+    """A table of the results beside the published figures; an en dash means not measured."""
     columns = (
         ("box AP", lambda row: row.box_ap, "bbox", "AP"),
         ("mask AP", lambda row: row.mask_ap, "segm", "AP"),

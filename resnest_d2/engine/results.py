@@ -1,4 +1,4 @@
-"""What a run was and what it measured: ``results.json`` in OUTPUT_DIR."""
+"""The record of a run and its results: ``results.json`` in OUTPUT_DIR."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _PACKAGES = ("torchvision", "triton", "numpy", "fvcore", "pycocotools", "faster-
 
 
 def environment(device: torch.device) -> Dict[str, Any]:
-    """Date, versions, commit and hardware of this process.
+    """Return the date, versions, commit and hardware of this process.
 
     Args:
-        device: the model's. On the CPU no GPU is named, nor touched.
+        device: the model's device. On the CPU no GPU is named or initialised.
     """
     on_gpu = device.type == "cuda" and torch.cuda.is_available()
     return {
@@ -54,7 +54,7 @@ def environment(device: torch.device) -> Dict[str, Any]:
 
 
 def _commit() -> Optional[str]:
-    """Of the checkout that this is; None for an installed package, also below somebody else's checkout."""
+    """Commit of this checkout; None for an installed package, even inside another checkout."""
     root = Path(__file__).resolve().parents[2]
     try:
         git = subprocess.run(
@@ -74,10 +74,10 @@ def _version(package: str) -> Optional[str]:
 
 
 def write_results(cfg: CfgNode, results: Mapping[str, Any], **measured: Any) -> None:
-    """Write :data:`FILE`: evaluation results, what else was measured, and :func:`environment`.
+    """Write :data:`FILE`: evaluation results, other measurements, and :func:`environment`.
 
     Args:
-        results: metrics by task, in percent; with several datasets, that by dataset.
+        results: metrics by task, in percent; with several datasets, one such dict per dataset.
         measured: further figures.
     """
     if not comm.is_main_process():
@@ -96,35 +96,35 @@ def write_results(cfg: CfgNode, results: Mapping[str, Any], **measured: Any) -> 
 
 
 def _dataset(name: str) -> Dict[str, Optional[str]]:
-    """Where a dataset was found, for those who read the results without registering it."""
+    """Where a dataset was found, for readers of the results that do not register it."""
     metadata = MetadataCatalog.get(name)
     paths = {key: metadata.get(key) for key in ("json_file", "image_root")}
     return {"name": name, **{key: path and str(Path(path).absolute()) for key, path in paths.items()}}
 
 
 def _without_nan(value: Any) -> Any:
-    """NaN, which JSON lacks, as None: where there was nothing to find."""
+    """Replace NaN and infinity, which JSON lacks, by None: metrics without any object."""
     if isinstance(value, Mapping):
         return {key: _without_nan(entry) for key, entry in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class RecordRun(HookBase):
-    """Puts the peak of CUDA memory among the metrics, and writes the run's results at its end.
+    """Adds the peak CUDA memory to the metrics, and writes the run's results at its end.
 
-    Where the evaluation fails, they hold ``error`` and what was measured before.
+    If the evaluation fails, they contain ``error`` and the measurements so far.
 
-    The seconds are of all parts of an interrupted run, since they are kept in its checkpoints.
+    The seconds include all parts of an interrupted run, since they are saved in its checkpoints.
 
     Args:
-        results: gives the results of the last evaluation.
-        model: whose devices count.
+        results: returns the results of the last evaluation.
+        model: the model whose devices are measured.
     """
 
     def __init__(self, results: Callable[[], Mapping[str, Any]], model: nn.Module) -> None:
         self._results = results
         devices = {parameter.device for parameter in model.parameters()}
-        # On the CPU, asking CUDA for its memory would give the process a context on the first GPU.
+        # On the CPU, asking CUDA for its memory would create a context on the first GPU.
         self._gpus = [device for device in devices if device.type == "cuda"]
         self._before, self._start = 0.0, time.time()
         self._recorded = False
@@ -139,15 +139,15 @@ class RecordRun(HookBase):
             self.trainer.storage.put_scalar("max_mem_mb", self._peak_mb(), smoothing_hint=False)
 
     def after_train(self) -> None:
-        # Of the process that needed most: images of all sizes went to all of them.
+        # The largest peak of all processes, since each gets images of all sizes.
         peak = max(comm.all_gather(self._peak_mb())) if self._gpus else None
         self._record(peak_gpu_memory_mb=peak)
 
     def record_failure(self, error: BaseException) -> None:
-        """Write what there is, and the error, where it came after the last iteration."""
+        """Write the measurements so far and the error, if it came after the last iteration."""
         if self.trainer.iter < self.trainer.max_iter or self._recorded or not isinstance(error, Exception):
             return
-        # The others may be gone.
+        # The other processes may have ended, so they are not asked.
         peak = self._peak_mb() if self._gpus else None
         with suppress(UserError):
             self._record(peak_gpu_memory_mb=peak, error=f"{type(error).__name__}: {error}")
@@ -175,5 +175,5 @@ class RecordRun(HookBase):
         return self._before + time.time() - self._start
 
     def _peak_mb(self) -> float:
-        """Of all tensors, in this process."""
+        """Peak memory of tensors in this process, in MB."""
         return sum(torch.cuda.max_memory_allocated(gpu) for gpu in self._gpus) / 2**20

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of a run that a configuration can go on with."""
+"""Check whether a configuration can resume the run that wrote a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ..errors import UserError
 def check_same(
     state: Mapping[str, Any], cfg: CfgNode, optimizer: torch.optim.Optimizer, checkpointer: Checkpointer
 ) -> None:
-    """Raise UserError where a trainer's state is of another model or optimizer, with the keys that differ.
+    """Raise UserError if a trainer's state is for another model or optimizer, with the keys that differ.
 
-    Other keys may differ: detectron2's users go on with another learning rate or number of iterations.
+    Other keys may differ: detectron2's users resume with another learning rate or number of iterations.
 
     Args:
-        state: as the trainer writes it; without ``config`` in checkpoints of others.
-        checkpointer: which has just loaded the model of the same checkpoint.
+        state: the trainer's state; checkpoints of other trainers have no ``config``.
+        checkpointer: the checkpointer that has just loaded the model from the same checkpoint.
     """
     different = _different_keys(state.get("config", ""), cfg)
     misfits = [*checkpointer.missing, *checkpointer.unexpected]
@@ -32,14 +32,14 @@ def check_same(
     keys = [f"{key} is {new!r}, in the checkpoint {old!r}" for key, (old, new) in different.items()]
     what = "; ".join(keys[:5]) or f"they differ in {misfits[0] if misfits else solver}"
     raise UserError(
-        f"--resume: {checkpointer.file} is of another model or optimizer ({what}); set what the run began "
-        "with, name another checkpoint in last_checkpoint, or start anew without --resume"
+        f"--resume: {checkpointer.file} is of another model or optimizer ({what}); use the settings of that "
+        "run, name another checkpoint in last_checkpoint, or start again without --resume"
     )
 
 
 def _different_keys(text: str, cfg: CfgNode) -> Dict[str, tuple]:
-    """Keys of the model and the optimizer's name, to their value in a dumped configuration and in ``cfg``."""
-    now = yaml.safe_load(cfg.dump())  # as the other: without tuples
+    """Model and optimizer keys that differ, with their values in a dumped configuration and in ``cfg``."""
+    now = yaml.safe_load(cfg.dump())  # without tuples, like the dumped one
     try:
         old = dict(flatten(CfgNode(yaml.safe_load(text))))
     except (yaml.YAMLError, AssertionError, AttributeError, TypeError, ValueError):  # it holds none
@@ -54,7 +54,7 @@ def _different_keys(text: str, cfg: CfgNode) -> Dict[str, tuple]:
 
 
 def _fits(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> bool:
-    """Whether it is of this kind of optimizer, with as many parameters in each group, of these shapes."""
+    """Whether the state is for this kind of optimizer and for the same groups and shapes of parameters."""
 
     def kinds(groups: List[Dict[str, Any]]) -> List[tuple]:
         return [(len(g["params"]), "momentum" in g, "betas" in g) for g in groups]

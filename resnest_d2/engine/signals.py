@@ -1,4 +1,4 @@
-"""Signals that end a process: training stops where it can go on from."""
+"""Signals that end a process: training stops at a point from which it can resume."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from typing import Any, Dict, Iterator, List, Optional
 
 from ..processes import ENDING, Interrupted
 
-#: Seconds after a signal when the process ends whatever it is doing, such as waiting for one that has died.
+#: Seconds after a signal when the process ends, whatever it is doing: it may wait for one that has died.
 DEADLINE = 90
-# Seconds. A terminal signals a launcher and its processes, and the launcher hands the signal on.
+# Seconds in which copies may follow: a terminal signals the launcher and its processes, as does the launcher.
 _COPIES = 2
-_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
 class Signals:
-    """Notes the first of :data:`ENDING` while it is entered.
+    """Context that records the first of the :data:`ENDING` signals.
 
     It is raised as :class:`Interrupted` where nothing is half done: between two iterations by
     :class:`StopOnSignal`, and immediately inside :meth:`interruptible`. A second Ctrl-C ends the process at
-    once. Another does not: schedulers signal every process, and a launcher hands on what it gets.
-    Once a signal has come, the handlers stay, so that a copy does not meet the end of the process.
+    once. Other repeated signals do not: schedulers signal every process, and a launcher passes signals on.
+    After a signal the handlers stay in place, so that a copy does not disturb the end of the process.
 
     Attributes:
-        received: its number, or None.
+        received: number of the signal, or None.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Signals:
             _restore(self._previous)
 
     def _receive(self, number: int, frame: Optional[FrameType]) -> None:
-        if os.getpid() != self._process:  # a loader's worker, which inherits the handler and ends with us
+        if os.getpid() != self._process:  # a loader worker, which inherits the handler and ends with us
             return
         if self.received is not None:
             if number == signal.SIGINT and time.monotonic() > self._since + _COPIES:
@@ -65,7 +65,7 @@ class Signals:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """A block that may be left at any point."""
+        """Context that a signal may leave at any point."""
         self._interruptible = True
         try:
             if self.received is not None:
@@ -77,7 +77,7 @@ class Signals:
 
 @contextmanager
 def noted_signals() -> Iterator[List[int]]:
-    """The numbers of :data:`ENDING` as they come, for one who only waits for others, to hand on."""
+    """Collect the numbers of :data:`ENDING` signals, for a process that only passes them on to others."""
     noted: List[int] = []
     previous = _handle(lambda number, frame: noted.append(number))
     try:
@@ -88,16 +88,16 @@ def noted_signals() -> Iterator[List[int]]:
 
 @contextmanager
 def ended_at_once() -> Iterator[None]:
-    """A block that a signal ends wherever it is, since there is nothing to keep.
+    """Context that a signal leaves at once, since there is nothing to save.
 
     Raises:
-        Interrupted: it came. Copies change nothing.
+        Interrupted: after a signal. Copies of it change nothing.
     """
     process, since = os.getpid(), -math.inf
 
     def end(number: int, frame: Optional[FrameType]) -> None:
         nonlocal since
-        if os.getpid() != process:  # a loader's worker, which inherits the handler
+        if os.getpid() != process:  # a loader worker, which inherits the handler
             os._exit(128 + number)
         if time.monotonic() > since + _COPIES:
             since = time.monotonic()
@@ -107,15 +107,15 @@ def ended_at_once() -> Iterator[None]:
     try:
         yield
     finally:
-        if since == -math.inf:  # else a copy must not meet the end of the process
+        if since == -math.inf:  # otherwise keep ours, so that a copy does not disturb the end of the process
             _restore(previous)
 
 
 def end_with_parent(parent: Optional[int] = None) -> None:
-    """Have the kernel send this process SIGTERM when its parent ends in whatever way; on Linux alone.
+    """Have the kernel send this process SIGTERM when its parent ends, for whatever reason. Linux only.
 
     Args:
-        parent: its process id, where this is not called before it may have ended.
+        parent: process id of the parent, if it may have ended before this call.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -124,10 +124,10 @@ def end_with_parent(parent: Optional[int] = None) -> None:
 
 
 def _handle(handler: Any) -> Dict[int, Any]:
-    """Returns the handlers that were there. In a thread that may not set any, nothing is done.
+    """Set a handler and return the previous ones. Does nothing in a thread that may not set handlers.
 
-    What is ignored stays so, as SIGHUP under nohup, and what others handle is theirs. SIGTERM and SIGINT are
-    taken anyway: a shell has what it starts in the background ignore SIGINT.
+    Ignored signals stay ignored, such as SIGHUP under nohup, and others' handlers stay in place. SIGTERM and
+    SIGINT are handled anyway: a shell makes its background processes ignore SIGINT.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}

@@ -1,4 +1,4 @@
-"""One training iteration: mixed precision, the gradients' norm, and numbers that go wrong."""
+"""One training iteration: mixed precision, the gradient norm, and NaN or infinity."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from ..files import atomic_writer
 
 logger = logging.getLogger(__name__)
 
-#: Where the scale of the loss has come down to this, float16 is not what makes a gradient infinite or NaN.
+#: At this loss scale or below, float16 is not the reason why a gradient is infinite or NaN.
 _SMALLEST_SCALE = 1.0
-#: Offsets of boxes, in units of their anchors, from which on the boxes need not be finite in float32.
+#: Box offsets, in units of their anchors, above which the boxes may not be finite in float32.
 _LARGEST_DELTA = 1e30
 
 
 class TrainStep(SimpleTrainer):
-    """detectron2's SimpleTrainer and AMPTrainer in one, which notices a loss that is not finite.
+    """detectron2's SimpleTrainer and AMPTrainer in one, which detects NaN and infinite losses and gradients.
 
-    The random numbers of an iteration follow from the seed, its number and the process, so that a resumed
-    run draws the same.
+    The random numbers of an iteration depend only on the seed, its number and the process, so that a resumed
+    run draws the same ones.
 
     Args:
-        amp: mixed precision, float16 on CUDA, bfloat16 on the CPU. detectron2's needs CUDA.
-        seed: not negative.
-        max_skipped: how many iterations in all may be skipped for a loss or gradient that is not finite;
-            at the next, training stops.
-        output_dir: where the batch of such an iteration is written.
-        received: gives the signal that this process has received, if any.
+        amp: use mixed precision, float16 on CUDA and bfloat16 on the CPU. detectron2's needs CUDA.
+        seed: at least 0.
+        max_skipped: how many iterations in total may be skipped for a NaN or infinite loss or gradient; the
+            next one stops training.
+        output_dir: folder for the batch of such an iteration.
+        received: returns the signal that this process has received, if any.
 
     Attributes:
-        signal: number of a signal that one of the processes had received in the last iteration, or 0.
+        signal: number of a signal that one of the processes received in the last iteration, or 0.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class TrainStep(SimpleTrainer):
         self._learned = [p for group in optimizer.param_groups for p in group["params"]]
 
     def run_step(self) -> None:
-        """One iteration.
+        """Run one iteration.
 
         Raises:
             UserError: a loss or the gradient is not finite, and no more iterations may be skipped.
@@ -90,7 +90,7 @@ class TrainStep(SimpleTrainer):
             losses = self.model(data)
         self.optimizer.zero_grad()
         self.grad_scaler.scale(sum(losses.values())).backward()
-        self.grad_scaler.unscale_(self.optimizer)  # also for clipping, which the optimizer does
+        self.grad_scaler.unscale_(self.optimizer)  # also for the optimizer's gradient clipping
         norm = self._gradient_norm()
         values = {**{name: loss.detach() for name, loss in losses.items()}, "gradient": norm}
         if self._boxes:
@@ -98,13 +98,13 @@ class TrainStep(SimpleTrainer):
         finite = torch.stack([value.float() for value in values.values()]).isfinite().tolist()
         bad = [name for name, good in zip(values, finite) if not good]
         # With float16, an infinite gradient means that the scale was too large: the scaler skips the step
-        # and halves the scale. From GradScaler's first, 65536, 16 steps in a row lead to _SMALLEST_SCALE.
+        # and halves the scale. From GradScaler's initial 65536, 16 steps in a row lead to _SMALLEST_SCALE.
         if bad == ["gradient"] and self._scale() > _SMALLEST_SCALE:
             bad = []
         rank = comm.get_world_size() - comm.get_rank()
         first, self.signal = _largest([rank if bad else 0, self._received() or 0], norm.device)
-        if first:  # all processes take the same turn
-            self.grad_scaler.update(self._scale())  # the scale is not to blame, and stays
+        if first:  # all processes take this branch together
+            self.grad_scaler.update(self._scale())  # keep the scale, which is not the cause
             self._skip(data, losses, bad, first == rank)
             return
         self._write_metrics(losses, data_time)
@@ -114,7 +114,7 @@ class TrainStep(SimpleTrainer):
 
     def _gradient_norm(self) -> torch.Tensor:
         gradients = [p.grad for p in self._learned if p.grad is not None]
-        # As clip_grad_norm_ does it, which would change gradients whose norm is infinite.
+        # As in clip_grad_norm_, which would change gradients whose norm is infinite.
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
     def _scale(self) -> float:
@@ -126,8 +126,8 @@ class TrainStep(SimpleTrainer):
         """Write the batch, and stop unless more iterations may be skipped.
 
         Args:
-            bad: what was not finite in this process.
-            speaks: this process says so, and no other.
+            bad: names of the values that were not finite in this process.
+            speaks: whether this process is the one that reports it.
         """
         self._skipped += 1
         if not bad:
@@ -135,18 +135,18 @@ class TrainStep(SimpleTrainer):
         else:
             message = self._report(data, losses, bad)
         if self._skipped > self._max_skipped:
-            comm.synchronize()  # the first to leave has the others ended, which may still be writing
+            comm.synchronize()  # the first process to leave ends the others, which may still be writing
             if not speaks:
                 raise SystemExit(2)
             raise UserError(
-                f"{message}; lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, set "
-                "SOLVER.CLIP_GRADIENTS.ENABLED, or let SOLVER.SKIP_NOT_FINITE iterations pass"
+                f"{message}; lower SOLVER.BASE_LR, raise SOLVER.WARMUP_ITERS, set "
+                "SOLVER.CLIP_GRADIENTS.ENABLED, or skip SOLVER.SKIP_NOT_FINITE iterations"
             )
         get_event_storage().put_scalar("skipped", self._skipped, smoothing_hint=False)
         logger.warning("%s; skipped (%d of %d)", message, self._skipped, self._max_skipped)
 
     def _report(self, data: Sequence[Mapping], losses: Mapping[str, torch.Tensor], bad: List[str]) -> str:
-        """Write the batch, and say what is wrong with it."""
+        """Write the batch, and return a message about what is wrong."""
         file = self._output_dir / f"not_finite_{self.iter:07d}_{comm.get_rank()}.pth"
         batch = [_plain(record) for record in data]
         values = {name: loss.detach().float().cpu() for name, loss in losses.items()}
@@ -171,20 +171,20 @@ class TrainStep(SimpleTrainer):
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         super().load_state_dict(state)
         scale = state.get("grad_scaler")
-        if scale:  # empty after a run without AMP or on a CPU: this one starts with its own
+        if scale:  # empty after a run without AMP or on a CPU: start with the initial scale
             self.grad_scaler.load_state_dict(scale)
         self._skipped = state.get("skipped", 0)
 
 
 def _bounds_boxes(noted: List[torch.Tensor]) -> Callable[..., Any]:
-    """A hook of what predicts boxes. It puts zeros where detectron2 would raise in training: after an RPN's
-    head a FloatingPointError, between the stages of a cascade an AssertionError.
+    """Make a hook for modules that predict boxes. It inserts zeros where detectron2 would raise in training:
+    a FloatingPointError after an RPN's head, an AssertionError between the stages of a cascade.
 
-    The process that raises it would leave the others waiting in the norms of the heads. It goes through the
-    iteration with them instead, and all skip it.
+    The process that raised it would leave the others waiting in the norms of the heads. Instead it completes
+    the iteration with them, and all skip it.
 
     Args:
-        noted: gets a number for each run, which is not finite where something was replaced.
+        noted: gets a number for each run, infinite if something was replaced.
     """
 
     def hook(head: nn.Module, inputs: Any, outputs: Any) -> Any:
@@ -199,10 +199,10 @@ def _bounds_boxes(noted: List[torch.Tensor]) -> Callable[..., Any]:
 
 
 def _largest(values: Sequence[int], device: torch.device) -> List[int]:
-    """The largest of each value over all processes.
+    """Return the maximum of each value over all processes.
 
     Args:
-        device: where the processes' backend communicates.
+        device: device that the processes' backend communicates on.
     """
     if comm.get_world_size() == 1:
         return list(values)
@@ -212,7 +212,7 @@ def _largest(values: Sequence[int], device: torch.device) -> List[int]:
 
 
 def _plain(record: Mapping[str, Any]) -> Dict[str, Any]:
-    """A training record as tensors and plain values, which load without running code."""
+    """A training record as tensors and plain values, which can be loaded without running code."""
     plain = {k: v for k, v in record.items() if isinstance(v, (int, float, str, torch.Tensor))}
     if "instances" in record:
         instances = record["instances"]

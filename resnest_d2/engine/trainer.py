@@ -1,4 +1,4 @@
-"""Training and evaluation, on detectron2's DefaultTrainer."""
+"""Training and evaluation, based on detectron2's DefaultTrainer."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """DefaultTrainer that survives: processes on CPUs, signals, numbers that are not finite, resuming.
+    """DefaultTrainer that also handles processes on CPUs, signals, NaN and infinity, and exact resuming.
 
-    It also knows which evaluator a dataset wants, and test-time augmentation.
+    It also chooses each dataset's evaluator, and supports test-time augmentation.
 
     Args:
-        cfg: SEED is not negative.
+        cfg: configuration whose SEED is not negative.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        # DefaultTrainer's own would wrap a model on the CPU for a GPU, and make another step and
+        # DefaultTrainer's constructor would wrap a model on the CPU as if on a GPU, and use another step and
         # checkpointer.
         TrainerBase.__init__(self)
         with blames_configuration(cfg, "setting up training"):
@@ -93,7 +93,7 @@ class Trainer(DefaultTrainer):
         cfg = self.cfg
         without_workers = cfg.clone()
         without_workers.defrost()
-        without_workers.DATALOADER.NUM_WORKERS = 0  # as detectron2, to save memory
+        without_workers.DATALOADER.NUM_WORKERS = 0  # as in detectron2, to save memory
         main = comm.is_main_process()
         return [
             hooks.IterationTimer(),
@@ -121,7 +121,7 @@ class Trainer(DefaultTrainer):
         return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     def _evaluate(self) -> OrderedDict:
-        self._last_eval_results = OrderedDict()  # where it fails, the one before is not this one
+        self._last_eval_results = OrderedDict()  # if it fails, no earlier results may remain
         with blames_configuration(self.cfg, "evaluation"):
             self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
@@ -133,13 +133,13 @@ class Trainer(DefaultTrainer):
         return results
 
     def resume_or_load(self, resume: bool = True, allow_random: bool = False) -> None:
-        """Go on from the newest undamaged checkpoint in OUTPUT_DIR; without any, load MODEL.WEIGHTS.
+        """Resume from the newest intact checkpoint in OUTPUT_DIR; if there is none, load MODEL.WEIGHTS.
 
         Raises:
             UserError: the checkpoint is of another configuration; or MODEL.WEIGHTS are of another backbone or
-                leave parts of it random, unless ``allow_random``. What else they leave random is logged.
+                leave parts of it random, unless ``allow_random``. Other parts left random are logged.
         """
-        resumes = resume and self.checkpointer.has_checkpoint()  # which load_state_dict checks
+        resumes = resume and self.checkpointer.has_checkpoint()  # load_state_dict checks it
         self.checkpointer.check = None if resumes else partial(_check_start, allow_random=allow_random)
         super().resume_or_load(resume=resume)
         if self.start_iter > self.max_iter:
@@ -158,7 +158,7 @@ class Trainer(DefaultTrainer):
         return {**super().state_dict(), "config": self.cfg.dump()}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """Raises UserError where it is of a run with another model or optimizer."""
+        """Load a run's state. Raises UserError if the run had another model or optimizer."""
         check_same(state, self.cfg, self.optimizer, self.checkpointer)
         super().load_state_dict(state)
 
@@ -166,10 +166,10 @@ class Trainer(DefaultTrainer):
         """Train from ``start_iter`` to ``max_iter``.
 
         Returns:
-            As DefaultTrainer.
+            The same as DefaultTrainer.
 
         Raises:
-            Interrupted: a signal came. A checkpoint is written, if the last one is older.
+            Interrupted: after a signal. A checkpoint is written first, if the last one is older.
         """
         logger.info("Starting training from iteration %d", self.start_iter)
         self.iter = self.start_iter
@@ -189,13 +189,13 @@ class Trainer(DefaultTrainer):
                 self.iter = self.max_iter  # tells the hooks that it has finished
                 self.after_train()
             except BaseException as e:
-                for hook in self._hooks:  # what was measured is written; nothing is evaluated
+                for hook in self._hooks:  # write the measurements so far, but do not evaluate
                     if isinstance(hook, hooks.PeriodicWriter):
-                        with suppress(Exception):  # the first failure is what counts
+                        with suppress(Exception):  # only the first failure matters
                             hook.after_train()
                     elif isinstance(hook, RecordRun) and not self._signals.received:
                         hook.record_failure(e)
-                # RuntimeError: this process needs another one that has ended, such as a loader's worker.
+                # RuntimeError: this process needs another one that has ended, such as a loader worker.
                 if isinstance(e, (Interrupted, RuntimeError, UserError)):
                     self._save_completed()
                 if self._signals.received and isinstance(e, RuntimeError):
@@ -207,18 +207,18 @@ class Trainer(DefaultTrainer):
         return None
 
     def _save_completed(self) -> None:
-        """A checkpoint of the last iteration that this run has completed, unless there is one."""
+        """Save a checkpoint of the last iteration that this run completed, unless there is one."""
         iteration = self._stop.completed
         name = f"model_{iteration:07d}"
         if iteration >= self.start_iter and not self.checkpointer.is_newest(name, "model_final"):
-            with suppress(WeightsError):  # they are what the failure comes of
+            with suppress(WeightsError):  # bad weights are the cause of the failure
                 self.checkpointer.save(name, iteration=iteration)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """detectron2's, in MODEL.MEMORY_FORMAT."""
+        """Build detectron2's model in MODEL.MEMORY_FORMAT."""
         model, wanted = super().build_model(cfg), cfg.MODEL.MEMORY_FORMAT
-        # docs/BENCHMARKS.md: faster on a CPU in training as in inference; on a GPU nobody has measured.
+        # docs/BENCHMARKS.md: faster on a CPU in training and inference; not yet measured on a GPU.
         if wanted == "channels_last" or (wanted == "auto" and cfg.MODEL.DEVICE == "cpu"):
             to_channels_last(model)
         return model
@@ -235,25 +235,25 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
     ) -> DatasetEvaluator:
-        """``output_folder`` is by default :meth:`evaluation_folder`."""
+        """Build a dataset's evaluator; ``output_folder`` defaults to :meth:`evaluation_folder`."""
         return build_evaluator(cfg, dataset_name, output_folder or cls.evaluation_folder(cfg, dataset_name))
 
     @classmethod
     def evaluation_folder(cls, cfg: CfgNode, dataset_name: str = "", augmented: bool = False) -> str:
-        """Where evaluators write: ``inference`` under OUTPUT_DIR, or of several datasets one each in it.
+        """Folder of the evaluators: ``inference`` in OUTPUT_DIR; with several datasets, a subfolder for each.
 
         Args:
-            augmented: with TEST.AUG, of all datasets.
+            augmented: for TEST.AUG, with one folder for all datasets.
         """
         if augmented:
             return os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
-        # detectron2's evaluators all use one file name.
+        # All of detectron2's evaluators use the same file name.
         several = [dataset_name] if len(cfg.DATASETS.TEST) > 1 else []
         return os.path.join(cfg.OUTPUT_DIR, "inference", *several)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """detectron2's SGD, or AdamW with the same parameter groups, by SOLVER.OPTIMIZER."""
+        """Build detectron2's SGD, or AdamW with the same parameter groups, as SOLVER.OPTIMIZER says."""
         if cfg.SOLVER.OPTIMIZER == "SGD":
             return super().build_optimizer(cfg, model)
         if cfg.SOLVER.OPTIMIZER != "ADAMW":
@@ -272,7 +272,7 @@ class Trainer(DefaultTrainer):
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
         """Evaluate boxes and masks with TEST.AUG's sizes and flips; result names end in ``_TTA``."""
         folder = cls.evaluation_folder(cfg, augmented=True)
-        # The augmented model predicts instances only, whatever else the dataset could evaluate.
+        # The augmented model predicts only instances, whatever else the dataset could evaluate.
         evaluators = [build_instance_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
         return OrderedDict((f"{task}_TTA", metrics) for task, metrics in results.items())
@@ -285,16 +285,16 @@ def load_model(
     optimize: bool = False,
     half: bool = False,
 ) -> nn.Module:
-    """The model of ``cfg`` with MODEL.WEIGHTS, or with ``resume`` those of the last checkpoint.
+    """Build the model of ``cfg`` and load MODEL.WEIGHTS, or with ``resume`` the last checkpoint.
 
     Args:
-        optimize: for inference, see :func:`optimize_for_inference`.
-        half: that too, with the backbone in float16, on the CPU in bfloat16.
+        optimize: apply :func:`optimize_for_inference`.
+        half: apply it, with the backbone in float16, or on the CPU in bfloat16.
 
     Raises:
-        UserError: there is no such file, numbers of it are not finite, it is of another backbone, or it
-            leaves parts of the model at their random initialisation, unless ``allow_random``. A backbone's
-            weights do, and the detector then finds nothing.
+        UserError: the file does not exist, holds NaN or infinity, is of another backbone, or leaves parts
+            of the model at their random initialisation, unless ``allow_random``. The weights of a backbone
+            alone leave the detector random, which then finds nothing.
     """
     with blames_configuration(cfg, "building the model"):
         model = Trainer.build_model(cfg)
@@ -302,7 +302,7 @@ def load_model(
     checkpointer.check = None if allow_random else Coverage.check_all
     try:
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    except AssertionError as e:  # fvcore's; there was one when the configuration was checked
+    except AssertionError as e:  # fvcore's; the file existed when the configuration was checked
         raise UserError(
             f"{e} A training removes those beyond SOLVER.CHECKPOINTS_TO_KEEP; try again, or name another"
         ) from None
@@ -316,10 +316,10 @@ def evaluate(cfg: CfgNode, **options: bool) -> OrderedDict:
     """Evaluate a model on DATASETS.TEST.
 
     Args:
-        options: of :func:`load_model`, which gives the model.
+        options: arguments of :func:`load_model`, which makes the model.
 
     Returns:
-        Metrics by task, in percent; with several datasets, that by dataset.
+        Metrics by task, in percent; with several datasets, one such dict per dataset.
     """
     model = load_model(cfg, **options)
     try_evaluation(cfg, model, Trainer)
@@ -336,7 +336,7 @@ def evaluate(cfg: CfgNode, **options: bool) -> OrderedDict:
 
 
 def _check_start(coverage: Coverage, allow_random: bool) -> None:
-    """Refuse weights of another backbone; say which heads start at random."""
+    """Refuse weights of another backbone, and log which heads start at random."""
     if not allow_random:
         coverage.check_backbone()
     if coverage.missing:
@@ -347,11 +347,11 @@ def train(cfg: CfgNode, resume: bool = False, allow_random: bool = False) -> Opt
     """Train, evaluating every TEST.EVAL_PERIOD iterations and at the end.
 
     Args:
-        resume: go on from the last checkpoint in OUTPUT_DIR, if there is one.
-        allow_random: start although MODEL.WEIGHTS leaves parts of the backbone random.
+        resume: resume from the last checkpoint in OUTPUT_DIR, if there is one.
+        allow_random: start even if MODEL.WEIGHTS leaves parts of the backbone random.
 
     Returns:
-        The last evaluation's metrics where TEST.EXPECTED_RESULTS holds any, else None, as detectron2.
+        The last evaluation's metrics if TEST.EXPECTED_RESULTS has entries, else None, as in detectron2.
     """
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=resume, allow_random=allow_random)

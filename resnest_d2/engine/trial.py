@@ -1,4 +1,4 @@
-"""An evaluation of one image before anything long starts: what would fail after it fails in seconds."""
+"""Evaluate one image before a long run starts, so that what would fail at its end fails within seconds."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from ..files import check_writable
 from ..processes import found_by_main
 from .failures import blames_configuration
 
-#: Attributes of detectron2's heads: detections of whatever score, but few.
+#: Attributes of detectron2's heads that give a few detections, whatever their scores.
 _ANY_DETECTION = {"test_score_thresh": 0.0, "test_topk_per_image": 5, "max_detections_per_image": 5}
 
 
 def try_evaluation(cfg: CfgNode, model: nn.Module, trainer: Type[DefaultTrainer]) -> None:
-    """Evaluate one image of each dataset of DATASETS.TEST, also with TEST.AUG where it is enabled.
+    """Evaluate one image of each dataset in DATASETS.TEST, also with TEST.AUG if it is enabled.
 
-    All processes take part, as in any evaluation. Nothing is left of it: no file, no random number, no
-    statistics, no mode, no line in the log.
+    All processes take part, as in any evaluation. It leaves no trace: no files or log lines, and no change
+    to random numbers, statistics or the model's mode.
 
     Args:
-        model: as it is, trained or not.
-        trainer: whose loaders and evaluators are used.
+        model: the model, trained or not.
+        trainer: class whose loaders and evaluators are used.
 
     Raises:
-        UserError: it cannot be evaluated, and the message names the dataset and its file; or what it writes
-            could not be written to OUTPUT_DIR.
+        UserError: the evaluation fails, and the message names the dataset and its file; or its files could
+            not be written to OUTPUT_DIR.
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
@@ -60,7 +60,7 @@ def try_evaluation(cfg: CfgNode, model: nn.Module, trainer: Type[DefaultTrainer]
 
 
 def _check_writable(tried: str, folder: str) -> None:
-    """Raise UserError unless files as an evaluation has just written could be written to that folder."""
+    """Raise UserError unless the files that an evaluation has just written could be written to a folder."""
 
     def check() -> None:
         for file in Path(tried).rglob("*"):
@@ -76,14 +76,14 @@ def _evaluate_one(
 ) -> None:
     evaluator.reset()
     inputs = next(iter(trainer.build_test_loader(cfg, name)), None)
-    if inputs is not None:  # else other processes have all images there are
+    if inputs is not None:  # otherwise other processes have all the images
         evaluator.process(inputs, model(inputs))
     evaluator.evaluate()
 
 
 @contextlib.contextmanager
 def _no_trace(cfg: CfgNode, model: nn.Module) -> Iterator[Tuple[CfgNode, str]]:
-    """Yields a configuration without loader workers, and a folder that will not stay."""
+    """Yield a configuration without loader workers, and a temporary folder; undo all changes afterwards."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATALOADER.NUM_WORKERS = 0
@@ -105,7 +105,7 @@ def _no_trace(cfg: CfgNode, model: nn.Module) -> Iterator[Tuple[CfgNode, str]]:
             seeded(0),
             torch.no_grad(),
         ):
-            warnings.simplefilter("ignore")  # of metrics that one image does not define
+            warnings.simplefilter("ignore")  # one image does not define all metrics
             model.eval()
             for module, attribute, _ in changed:
                 setattr(module, attribute, _ANY_DETECTION[attribute])
@@ -116,7 +116,7 @@ def _no_trace(cfg: CfgNode, model: nn.Module) -> Iterator[Tuple[CfgNode, str]]:
             setattr(module, attribute, value)
         for module, mode in training.items():
             module.training = mode
-        for metadata in converted:  # the evaluator has made a file in COCO's format, which is gone
+        for metadata in converted:  # the file in COCO format that the evaluator made is gone
             vars(metadata).pop("json_file", None)
 
 

@@ -1,4 +1,4 @@
-"""Names and numbers in a configuration that detectron2 would trip over in the middle, or not at all."""
+"""Check names and numbers in a configuration that detectron2 would reject late, or not at all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..config import add_resnest_config, flatten
 from ..errors import OptionError, UserError, check_number, nearest
 from ..modeling.norms import NORMS
 
-#: Keys that name a part of the model, and the registries of what they may name.
+#: Keys that name a part of the model, and the registry of each.
 COMPONENTS = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
@@ -46,7 +46,7 @@ _CHOICES = {
         "WeightedTrainingSampler",
         "WeightedCategoryTrainingSampler",
     ),
-    "INPUT.FORMAT": ("BGR", "RGB", "L"),  # of YUV, detectron2 makes doubles, which no model takes
+    "INPUT.FORMAT": ("BGR", "RGB", "L"),  # detectron2 converts YUV to float64, which no model accepts
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
@@ -64,19 +64,19 @@ _CHOICES = {
         ("ROIPool", "ROIAlign", "ROIAlignV2", "ROIAlignRotated"),
     ),
 }
-#: detectron2's parts for boxes that are turned, which neither data nor evaluation have here.
+#: detectron2's parts for rotated boxes, which neither the data nor the evaluation support here.
 _ROTATED = ("RRPN", "RROIHeads", "RotatedAnchorGenerator", "ROIAlignRotated")
-#: Samplers and the keys that they read, which not every detectron2 has.
+#: Samplers and the keys that they read, which not every version of detectron2 has.
 _READ = {
     "RandomSubsetTrainingSampler": "DATALOADER.RANDOM_SUBSET_RATIO",
     "WeightedTrainingSampler": "DATASETS.TRAIN_REPEAT_FACTOR",
     "WeightedCategoryTrainingSampler": "DATASETS.TRAIN_REPEAT_FACTOR",
 }
 
-#: Of a whole number, but for SEED.
+#: Largest whole number, except for SEED.
 _LARGEST = 2**31 - 1
-#: Bounds, as :func:`check_number` takes them, and the keys that have them: of a number, or of each in a list.
-#: 65536 and less keep what is allocated or started from taking the machine down.
+#: Bounds, as arguments of :func:`check_number`, and the keys they apply to: a number, or each one in a list.
+#: Limits of 65536 and less keep allocations and processes from overwhelming the machine.
 _RANGES: Tuple[Tuple[Dict[str, float], str], ...] = (
     (
         {"at_least": 1},
@@ -123,7 +123,7 @@ _RANGES: Tuple[Tuple[Dict[str, float], str], ...] = (
     ({"at_least": 2}, "INPUT.MAX_SIZE_TRAIN"),  # detectron2 cannot flip an image of one pixel
     ({"at_least": -1e6, "at_most": 1e6}, "MODEL.PIXEL_MEAN"),
     ({"at_least": 1e-6, "at_most": 1e6}, "MODEL.PIXEL_STD"),
-    ({"at_least": 0, "at_most": 65536}, "INPUT.MIN_SIZE_TEST"),  # 0: as the image is
+    ({"at_least": 0, "at_most": 65536}, "INPUT.MIN_SIZE_TEST"),  # 0: keep the image's size
     (
         {"at_least": 0, "at_most": 100},
         """
@@ -156,7 +156,7 @@ _RANGES: Tuple[Tuple[Dict[str, float], str], ...] = (
     ),
     ({"above": 0, "at_most": 0.999}, "MODEL.RETINANET.PRIOR_PROB"),
     ({"at_least": -1, "at_most": 1}, "MODEL.RETINANET.FOCAL_LOSS_ALPHA"),  # -1: none
-    ({"at_most": 4e9}, "SEED"),  # numpy's are below 2 ** 32, and the process is added
+    ({"at_most": 4e9}, "SEED"),  # numpy's seeds are below 2 ** 32, and the rank is added
 )
 _BOUNDS = {key: bounds for bounds, keys in _RANGES for key in keys.split()}
 #: Lists of whole numbers.
@@ -170,7 +170,7 @@ _COUNTS = (
 #: Keys that may hold no value at all, or an infinite one.
 _EMPTY = ("SOLVER.STEPS", "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS")
 _INFINITE = ("SOLVER.CLIP_GRADIENTS.NORM_TYPE",)
-#: How many numbers must stand together.
+#: Required lengths of lists.
 _LENGTHS = {
     "INPUT.CROP.SIZE": 2,
     "MODEL.RPN.BBOX_REG_WEIGHTS": 4,
@@ -178,7 +178,7 @@ _LENGTHS = {
     "MODEL.RETINANET.BBOX_REG_WEIGHTS": 4,
     "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": 4,
 }
-#: What lists hold whose default is empty and so does not show it.
+#: Example content of lists whose default is empty and so does not show the type.
 _HELD = {
     "TEST.KEYPOINT_OKS_SIGMAS": [0.1],
     "MODEL.FPN.IN_FEATURES": ["res4"],
@@ -209,7 +209,7 @@ def check_values(cfg: CfgNode) -> None:
         raise OptionError("INPUT.MIN_SIZE_TRAIN", sizes, rule)
     version = get_cfg().VERSION
     if cfg.VERSION != version:
-        raise OptionError("VERSION", cfg.VERSION, f"must be {version}, that of these keys")
+        raise OptionError("VERSION", cfg.VERSION, f"must be {version}, the version of these keys")
     detections = cfg.TEST.DETECTIONS_PER_IMAGE
     if detections < 1 and detections != -1:
         raise OptionError("TEST.DETECTIONS_PER_IMAGE", detections, "must be >= 1, or -1 for all")
@@ -217,11 +217,13 @@ def check_values(cfg: CfgNode) -> None:
     if any(width != -1 and not 1 <= width <= 65536 for width in widths):
         raise OptionError("MODEL.RPN.CONV_DIMS", widths, "must be >= 1 and <= 65536, or -1 for its input's")
     if list(cfg.SOLVER.STEPS) != sorted(set(cfg.SOLVER.STEPS)):
-        raise OptionError("SOLVER.STEPS", cfg.SOLVER.STEPS, "must rise from one to the next")
+        raise OptionError("SOLVER.STEPS", cfg.SOLVER.STEPS, "must increase from each to the next")
     if cfg.INPUT.CROP.TYPE.startswith("relative") and max(cfg.INPUT.CROP.SIZE) > 1:
-        raise OptionError("INPUT.CROP.SIZE", cfg.INPUT.CROP.SIZE, "must be <= 1, a part of the image")
+        raise OptionError("INPUT.CROP.SIZE", cfg.INPUT.CROP.SIZE, "must be <= 1, a fraction of the image")
     if len(cfg.MODEL.PIXEL_STD) != len(cfg.MODEL.PIXEL_MEAN):
-        raise OptionError("MODEL.PIXEL_STD", cfg.MODEL.PIXEL_STD, "must be as many as MODEL.PIXEL_MEAN")
+        raise OptionError(
+            "MODEL.PIXEL_STD", cfg.MODEL.PIXEL_STD, "must have as many numbers as MODEL.PIXEL_MEAN"
+        )
     for key, length in _LENGTHS.items():
         rows = values[key] if isinstance(values[key][0], (list, tuple)) else [values[key]]
         if any(len(row) != length for row in rows):
@@ -229,13 +231,13 @@ def check_values(cfg: CfgNode) -> None:
     for head in ("RPN", "ROI_HEADS", "RETINANET"):
         key = f"MODEL.{head}.IOU_THRESHOLDS"
         if len(values[key]) + 1 != len(values[f"MODEL.{head}.IOU_LABELS"]):
-            raise OptionError(key, values[key], f"must be one less than MODEL.{head}.IOU_LABELS")
+            raise OptionError(key, values[key], f"must have one entry less than MODEL.{head}.IOU_LABELS")
     head = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "RPN"
     for key in ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"):
         if len(values[key]) not in (1, len(values[f"MODEL.{head}.IN_FEATURES"])):
             raise OptionError(key, values[key], f"must be one list, or as many as MODEL.{head}.IN_FEATURES")
     _check_parts(cfg.MODEL, values)
-    for entry in cfg.TEST.EXPECTED_RESULTS:  # which are read after everything else
+    for entry in cfg.TEST.EXPECTED_RESULTS:  # these are read last, after training
         kinds = [type(part) for part in entry] if isinstance(entry, (list, tuple)) else []
         if kinds[:2] != [str, str] or len(kinds) != 4 or not set(kinds[2:]) <= {int, float}:
             raise OptionError("TEST.EXPECTED_RESULTS", entry, "must be [task, metric, value, tolerance]")
@@ -245,12 +247,12 @@ def _check_parts(model: CfgNode, values: Mapping[str, Any]) -> None:
     """Raise OptionError for parts that do not fit each other.
 
     Args:
-        values: of all keys.
+        values: the values of all keys.
     """
     sampler = values["DATALOADER.SAMPLER_TRAIN"]
     for key, value in values.items():
         if value in _ROTATED and (key in COMPONENTS or key in _CHOICES):
-            raise OptionError(key, value, "must be of boxes that are not turned")
+            raise OptionError(key, value, "must be for boxes that are not rotated")
     if _READ.get(sampler, "SEED") not in values:
         rule = f"must be one that needs no {_READ[sampler]}, which this detectron2 lacks"
         raise OptionError("DATALOADER.SAMPLER_TRAIN", sampler, rule)
@@ -278,7 +280,7 @@ def _check_cascade(model: CfgNode) -> None:
 
 
 def check_proposals(cfg: CfgNode, train: bool) -> None:
-    """Raise OptionError unless there is a file of proposals, where they are loaded, for each dataset."""
+    """Raise OptionError unless each dataset has a file of proposals, if proposals are loaded."""
     for split in ("TRAIN", "TEST") if train else ("TEST",):
         key, names = f"PROPOSAL_FILES_{split}", cfg.DATASETS[split]
         if cfg.MODEL.LOAD_PROPOSALS and len(cfg.DATASETS[key]) != len(names):
@@ -287,7 +289,7 @@ def check_proposals(cfg: CfgNode, train: bool) -> None:
 
 
 def check_sigmas(cfg: CfgNode) -> None:
-    """Raise OptionError unless there is a constant of each keypoint, of which COCO's has 17."""
+    """Raise OptionError unless each keypoint has a constant; COCO's default has 17."""
     sigmas, count = cfg.TEST.KEYPOINT_OKS_SIGMAS, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
     if cfg.MODEL.KEYPOINT_ON and (len(sigmas) or 17) != count:
         raise OptionError(
@@ -297,7 +299,7 @@ def check_sigmas(cfg: CfgNode) -> None:
 
 
 def _numbers(value: Any) -> Iterator[Union[int, float]]:
-    """All in a value, however deep."""
+    """Yield all numbers in a value, however deeply nested."""
     if isinstance(value, (list, tuple)):
         for entry in value:
             yield from _numbers(entry)
@@ -306,7 +308,7 @@ def _numbers(value: Any) -> Iterator[Union[int, float]]:
 
 
 def _check_types(cfg: CfgNode) -> None:
-    """Raise OptionError for what the merge lets pass: None, and whatever stands in a list."""
+    """Raise OptionError for types that detectron2's merge accepts: None, and anything in a list."""
     defaults = get_cfg()
     add_resnest_config(defaults)
     for key, default in flatten(defaults):
@@ -321,7 +323,7 @@ def _check_types(cfg: CfgNode) -> None:
 
 
 def _check_list(key: str, value: Any, part: Any, default: Any, may_be_empty: bool) -> None:
-    """Raise OptionError unless a part of a key's value is made as the default is."""
+    """Raise OptionError unless a part of a key's value has the same structure as the default."""
     if isinstance(default, (list, tuple)):
         if not isinstance(part, (list, tuple)):
             raise OptionError(key, value, f"must be {_kind(default)} wherever it is {part!r}")
@@ -342,7 +344,7 @@ def _kind(default: Any) -> str:
 
 
 def _check_names(cfg: CfgNode) -> None:
-    """Raise UserError for a name that is not known, with the nearest that is."""
+    """Raise UserError for an unknown name, suggesting the nearest known one."""
     values, defaults = dict(flatten(cfg)), dict(flatten(get_cfg()))
     known = {key: [name for name, _ in registry] for key, registry in COMPONENTS.items()}
     known["MODEL.PROPOSAL_GENERATOR.NAME"].append("PrecomputedProposals")

@@ -1,4 +1,4 @@
-"""detectron2's writers of metrics, which say in one line what they cannot write."""
+"""detectron2's writers of metrics, which report in one line what they cannot write."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..files import parse_json, writing
 
 
 class NamedWriter(EventWriter):
-    """A writer whose file is named where it cannot be written.
+    """A writer whose error message names its file.
 
     Args:
-        writer: does the work.
-        file: that it writes to.
+        writer: the wrapped writer.
+        file: the file that it writes to.
     """
 
     def __init__(self, writer: EventWriter, file: Path) -> None:
@@ -35,8 +35,8 @@ class NamedWriter(EventWriter):
 
 
 def build_writers(output_dir: str, max_iter: int) -> List[EventWriter]:
-    """detectron2's, which name their files where these cannot be written."""
-    # TensorBoard's thread notes the exception that ends it, and the next write raises it.
+    """Build detectron2's writers, with error messages that name their files."""
+    # TensorBoard's thread records the exception that ends it, and the next write raises it.
     threading.excepthook = _leave_to_writer
     files = {JSONWriter: "metrics.json", TensorboardXWriter: "events.out.tfevents"}
     mend_last_line(Path(output_dir, files[JSONWriter]))
@@ -47,9 +47,9 @@ def build_writers(output_dir: str, max_iter: int) -> List[EventWriter]:
 
 
 def mend_last_line(file: Path) -> None:
-    """Let the next record of a ``metrics.json`` begin a line, whatever a killed process has left.
+    """Make sure that the next record of a ``metrics.json`` begins a line, whatever a killed process left.
 
-    A record that lacks only its line break gets one; a part of a record is dropped.
+    A record that lacks only its line break gets one; a partial record is dropped.
     """
     if not file.is_file():
         return
@@ -65,6 +65,6 @@ def mend_last_line(file: Path) -> None:
 
 
 def _leave_to_writer(failure: threading.ExceptHookArgs) -> None:
-    """Print the traceback of a thread, unless it is TensorBoard's and could not write."""
+    """Print the traceback of a thread, unless it is TensorBoard's failing to write."""
     if not isinstance(failure.exc_value, OSError) or "AsyncWriter" not in type(failure.thread).__name__:
         threading.__excepthook__(failure)

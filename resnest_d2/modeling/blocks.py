@@ -52,23 +52,23 @@ class DeepStem(CNNBlockBase):
 
 
 class ResNeStBottleneck(CNNBlockBase):
-    """1x1, 3x3, 1x1 convolutions beside a shortcut; every variant of ResNeSt is made of this block.
+    """1x1, 3x3 and 1x1 convolutions with a shortcut; every variant of ResNeSt is made of this block.
 
     Args:
-        conv2: the 3x3 convolution, (N, width, h, w) to (N, width, h', w'), norm and activation
-            included: plain, Split-Attention or deformable. It carries the block's stride unless
+        conv2: the 3x3 convolution, (N, width, h, w) to (N, width, h', w'), including norm and
+            activation: plain, Split-Attention or deformable. It carries the block's stride unless
             ``conv1_stride`` or ``pool_stride`` does.
         conv2_offset: predicts the second input of a deformable ``conv2`` from its first.
         width: channels between the convolutions.
-        stride: of the whole block; the shortcut's.
+        stride: stride of the whole block, and so of the shortcut.
         conv1_stride: stride of the first 1x1 convolution.
-        pool_stride: stride of a 3x3 average pool beside ``conv2`` (AVD); None for no pool.
-        pool_first: the pool stands before ``conv2`` instead of after it (AVD_FIRST).
-        avg_down: the shortcut downsamples by an average pool, not by a strided convolution.
+        pool_stride: stride of a 3x3 average pool next to ``conv2`` (AVD); None for no pool.
+        pool_first: put the pool before ``conv2`` instead of after it (AVD_FIRST).
+        avg_down: downsample the shortcut with an average pool, not with a strided convolution.
 
     Attributes:
-        checkpoint: what training keeps of the block until its gradient, see :func:`checkpoint_block`; None
-            for all.
+        checkpoint: what training keeps of the block for its backward pass, see :func:`checkpoint_block`;
+            None keeps everything.
     """
 
     checkpoint: Optional[str] = None
@@ -139,11 +139,11 @@ def bottleneck_conv2(
     deform_modulated: bool,
     norm: Norm,
 ) -> Tuple[nn.Module, Optional[nn.Module]]:
-    """The 3x3 convolution of a bottleneck, and what predicts its offsets.
+    """Make the 3x3 convolution of a bottleneck, and the module that predicts its offsets.
 
     Args:
-        radix: 0 for a plain convolution, else the splits of Split-Attention.
-        deform_groups: 0 for an undeformed convolution.
+        radix: number of splits of Split-Attention, or 0 for a plain convolution.
+        deform_groups: 0 for a convolution that is not deformable.
 
     Returns:
         ``conv2`` and ``conv2_offset`` of :class:`ResNeStBottleneck`.

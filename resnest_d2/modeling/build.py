@@ -1,4 +1,4 @@
-"""From cfg to backbone: the builders that detectron2 finds by name."""
+"""Build backbones from a cfg: the builders that detectron2 finds by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from ..errors import OptionError
 from .resnest import ResNeSt
 
-#: Argument of :class:`ResNeSt` to key of cfg.MODEL.
+#: For each argument of :class:`ResNeSt`, its key in cfg.MODEL.
 _KEYS = {
     "depth": "RESNETS.DEPTH",
     "deep_stem": "RESNETS.DEEP_STEM",
@@ -45,7 +45,7 @@ _KEYS = {
 
 
 def resnest_options(cfg: CfgNode) -> Dict[str, Any]:
-    """Arguments of :class:`ResNeSt` as cfg has them, all but ``in_channels``.
+    """Return the arguments of :class:`ResNeSt` from cfg, all but ``in_channels``.
 
     Raises:
         OptionError: cfg lacks ResNeSt's keys.
@@ -61,13 +61,13 @@ def resnest_options(cfg: CfgNode) -> Dict[str, Any]:
 
 @BACKBONE_REGISTRY.register()
 def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeSt:
-    """ResNeSt with the features of MODEL.RESNETS.OUT_FEATURES.
+    """Build ResNeSt with the features of MODEL.RESNETS.OUT_FEATURES.
 
     Args:
-        input_shape: of the images; its channels are the stem's input channels.
+        input_shape: shape of the images; its channels are the stem's input channels.
 
     Raises:
-        OptionError: naming the key, its value and the remedy.
+        OptionError: an option cannot work; the message names the key, its value and the remedy.
     """
     try:
         return ResNeSt(in_channels=input_shape.channels, **resnest_options(cfg))
@@ -77,13 +77,13 @@ def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeSt:
 
 @BACKBONE_REGISTRY.register()
 def build_resnest_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """ResNeSt and FPN, with p6 pooled from p5. Raises OptionError as above."""
+    """Build ResNeSt with FPN, whose p6 is pooled from p5. Raises OptionError as above."""
     return _build_fpn(cfg, build_resnest_backbone(cfg, input_shape), LastLevelMaxPool())
 
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_resnest_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """ResNeSt and FPN, with p6 and p7 convolved from res5. Raises OptionError as above."""
+    """Build ResNeSt with FPN, whose p6 and p7 are convolved from res5. Raises OptionError as above."""
     bottom_up = build_resnest_backbone(cfg, input_shape)
     shapes = bottom_up.output_shape()
     if "res5" not in shapes:

@@ -1,4 +1,4 @@
-"""Activation checkpointing that leaves the norms' statistics as they would be without it."""
+"""Activation checkpointing that updates the norms' statistics only once."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import torchvision  # noqa: F401  registers its operators
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-#: What a checkpointed block keeps beside its input.
+#: What a checkpointed block can keep.
 KEEPS = ("inputs", "convolutions")
 
 _CONVOLUTIONS = [torch.ops.aten.convolution.default, torch.ops.torchvision.deform_conv2d.default]
 
 
-@torch.compiler.disable  # which knows no context of ours
+@torch.compiler.disable  # it does not support our contexts
 def checkpoint_block(
     block: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor, keeps: str = "inputs"
 ) -> Tensor:
-    """``forward(x)``, which keeps little and runs again when its gradient is asked for.
+    """Return ``forward(x)``, which keeps few activations and runs again in the backward pass.
 
     Args:
-        block: holds the norms, whose running statistics move in the first run alone.
-        keeps: of :data:`KEEPS`. With ``convolutions`` their outputs are kept too, so that only what costs
-            little runs again: norms, activations, pools and weighted sums.
+        block: the module with the norms, whose running statistics are updated in the first run only.
+        keeps: one of :data:`KEEPS`. With ``convolutions`` their outputs are kept as well, so that only cheap
+            operations run again: norms, activations, pools and weighted sums.
     """
 
     def contexts() -> Tuple[ContextManager, ContextManager]:
@@ -34,16 +34,16 @@ def checkpoint_block(
         first, again = create_selective_checkpoint_contexts(_CONVOLUTIONS)
         return first, _PreserveRunningStats(block, again)
 
-    # Nothing random happens inside, so no generator's state needs keeping.
+    # Nothing inside is random, so the generators' states need not be preserved.
     return checkpoint(forward, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
 class _PreserveRunningStats:
-    """Around each run but the first: running statistics stay.
+    """Context for every run but the first that keeps the running statistics unchanged.
 
     Args:
-        once: a context for the first of these runs alone. What a forward pass has kept of its convolutions
-            is given away once; over a graph that is retained, they run again.
+        once: a context for the first of these runs only. The convolutions' outputs that the forward pass
+            kept can be used once; if the graph is retained, later runs compute them again.
     """
 
     def __init__(self, block: nn.Module, once: Optional[ContextManager] = None) -> None:

@@ -1,10 +1,10 @@
-"""Deformable convolution (v1: arXiv 1703.06211, v2: arXiv 1811.11168) without compiled code of ours.
+"""Deformable convolution (v1: arXiv 1703.06211, v2: arXiv 1811.11168) without compiled code of our own.
 
 The kernels are torchvision's, which run on CPU and CUDA. Parameter names, the order of the offset
-channels and the split into offset prediction and convolution are detectron2's.
+channels and the split into offset prediction and convolution follow detectron2.
 
-Both compute in float32 where what surrounds them is in half precision, be it autocast or the input:
-torchvision has no kernels for bfloat16, and positions in float16 are 1/8 pixel apart from 128 pixels on.
+Both modules compute in float32 when autocast or the input is in half precision: torchvision has no kernels
+for bfloat16, and float16 positions are 1/8 pixel apart from 128 pixels on.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from .precision import without_autocast
 
 
 class DeformConv2d(nn.Module):
-    """Convolution whose sampling positions, and with ``modulated`` also weights, are inputs.
+    """Convolution that takes its sampling positions, and with ``modulated`` also their weights, as inputs.
 
     Args:
-        deform_groups: number of channel groups that share one set of offsets.
-        modulated: v2, with a mask beside the offsets.
+        deform_groups: number of channel groups that each share one set of offsets.
+        modulated: v2, with a mask in addition to the offsets.
         norm: normalisation applied to the output, or None.
         activation: function applied last, or None.
     """
@@ -64,7 +64,7 @@ class DeformConv2d(nn.Module):
                 the last third holds the mask before its sigmoid.
 
         Returns:
-            (N, out_channels, H', W'), of the type that a convolution of ``x`` would have.
+            (N, out_channels, H', W'), of the same type as a convolution of ``x``.
         """
         with without_autocast(x.device.type):
             out = self._sample(_single(x), _single(offset))
@@ -85,10 +85,10 @@ class DeformConv2d(nn.Module):
 
 
 class OffsetConv2d(Conv2d):
-    """Predicts offsets for :class:`DeformConv2d`, at least in float32 whatever its input is."""
+    """Predicts offsets for :class:`DeformConv2d`, in float32 or better whatever the type of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (N, in_channels, H, W). Returns (N, G*2*k*k, H', W'), modulated (N, G*3*k*k, H', W')."""
+        """x: (N, in_channels, H, W). Returns (N, G*2*k*k, H', W'), or (N, G*3*k*k, H', W') if modulated."""
         with without_autocast(x.device.type):
             return F.conv2d(
                 _single(x),
@@ -102,12 +102,12 @@ class OffsetConv2d(Conv2d):
 
 
 def _single(x: Tensor) -> Tensor:
-    """In float32 what has less."""
+    """Convert half precision to float32."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _surrounding_type(x: Tensor) -> torch.dtype:
-    """Of what a convolution of ``x`` returns here. Autocast leaves float64 alone."""
+    """Type that a convolution of ``x`` would return here. Autocast leaves float64 alone."""
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
@@ -117,9 +117,9 @@ def _surrounding_type(x: Tensor) -> torch.dtype:
 def offset_conv2d(
     in_channels: int, *, stride: int, dilation: int, deform_groups: int, modulated: bool
 ) -> OffsetConv2d:
-    """The 3x3 convolution that predicts the offsets (and masks) of a 3x3 :class:`DeformConv2d`.
+    """Make the 3x3 convolution that predicts the offsets (and masks) of a 3x3 :class:`DeformConv2d`.
 
-    It starts at zero: undeformed sampling, and masks of one half.
+    Its weights start at zero: regular sampling positions, and masks of one half.
     """
     conv = OffsetConv2d(
         in_channels,

@@ -1,4 +1,4 @@
-"""A trained model made faster, with the same outputs but for rounding."""
+"""Make a trained model faster, with the same outputs up to rounding."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from .memory_format import to_channels_last
 from .split_attention import SplitAttentionConv2d
 
 logger = logging.getLogger(__name__)
-#: x86 processors, in torch's words, for which convolutions in half precision are emulated.
+#: x86 capabilities, as torch names them, on which convolutions in half precision are emulated.
 _WITHOUT_HALF = ("NO AVX", "AVX2")
 
 
 def optimize_for_inference(
     model: nn.Module, *, dtype: Optional[torch.dtype] = None, compile: bool = False
 ) -> nn.Module:
-    """Fold norms into convolutions, and lay out feature maps as the convolutions like them. In place.
+    """Fold norms into convolutions, and use the memory format that the convolutions prefer, in place.
 
-    The model is in eval mode afterwards, and cannot be trained or take a checkpoint any more. GroupNorm
-    and LayerNorm, which depend on the input, stay.
+    The model is in eval mode afterwards, and can no longer be trained or load a checkpoint. GroupNorm
+    and LayerNorm depend on the input and are kept.
 
     Args:
-        model: a detector, a backbone, or any module of detectron2's convolutions.
-        dtype: type of the backbone's weights and maps, such as ``torch.bfloat16``; None leaves it. Its
-            outputs are of the type that the model had. A warning says where the processor only emulates it.
+        model: a detector, a backbone, or any module with detectron2's convolutions.
+        dtype: type of the backbone's weights and maps, such as ``torch.bfloat16``; None keeps it. The
+            outputs keep their type. Logs a warning if the processor only emulates this type.
         compile: compile the backbone with torch.compile, for images of any size. The first images then
-            take a minute, and a C++ compiler must be there on the CPU.
+            take a minute, and on the CPU a C++ compiler is required.
 
     Returns:
         The model.
@@ -46,7 +46,7 @@ def optimize_for_inference(
             if _fold(module.conv, module.bn0):
                 module.bn0 = nn.Identity()
                 if module.fused_kernels and triton_kernels.unavailable(module.conv.weight.device) is None:
-                    # cuDNN's convolutions add a bias in a pass of its own over the map.
+                    # cuDNN's convolutions add a bias in a separate pass over the map.
                     module.bias, module.conv.bias = module.conv.bias, None
             if _fold(module.fc1, module.bn1):
                 module.bn1 = nn.Identity()
@@ -62,7 +62,7 @@ def optimize_for_inference(
 
 
 def _fold(conv: nn.Module, norm: Optional[nn.Module]) -> bool:
-    """Put a norm with running statistics into the convolution before it, and tell whether it could be."""
+    """Fold a norm with running statistics into the convolution before it. Returns whether it was possible."""
     if not isinstance(norm, (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)):
         return False
     if norm.running_mean is None:
@@ -74,9 +74,9 @@ def _fold(conv: nn.Module, norm: Optional[nn.Module]) -> bool:
 
 
 def _compute_in(module: nn.Module, dtype: torch.dtype) -> None:
-    """Run a module in another type: inputs are cast to it, and outputs back to what the inputs were."""
+    """Run a module in another type: cast its inputs to it, and its outputs back to the original type."""
     casts = (getattr(hook, "__self__", None) for hook in module._forward_pre_hooks.values())
-    cast = next((c for c in casts if isinstance(c, _Cast)), None)  # of a call before
+    cast = next((c for c in casts if isinstance(c, _Cast)), None)  # from an earlier call
     if cast is None:
         cast = _Cast(next(module.parameters()).dtype)
         module.register_forward_pre_hook(cast.enter)
@@ -93,7 +93,7 @@ def _compute_in(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 class _Cast:
-    """Hooks on both sides of a module; methods of a class, so that the model can be pickled."""
+    """Hooks before and after a module; they are methods of a class so that the model can be pickled."""
 
     def __init__(self, outside: torch.dtype) -> None:
         self.outside = self.inside = outside

@@ -1,4 +1,4 @@
-"""How weights and feature maps lie in memory."""
+"""Memory format of weights and feature maps."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import nn
 
 
 def to_channels_last(model: nn.Module) -> nn.Module:
-    """Lay out weights channels-last, in place; feature maps follow those that they are convolved with.
+    """Convert weights to channels-last, in place; feature maps follow the weights they are convolved with.
 
-    Keypoint heads stay as they are: detectron2 takes views of their outputs that only contiguous ones have.
+    Keypoint heads are not converted: detectron2 takes views of their outputs that must be contiguous.
     """
     model.to(memory_format=torch.channels_last)
     for module in model.modules():

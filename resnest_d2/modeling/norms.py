@@ -1,4 +1,4 @@
-"""Normalisation layers by name, with errors that name the norm."""
+"""Normalisation layers by name, with error messages that name the norm."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ..errors import OptionError
 
 #: A name that :func:`detectron2.layers.get_norm` knows, or a function from channels to a module.
 Norm = Union[str, Callable[[int], nn.Module]]
-#: The names.
+#: The known names.
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "naiveSyncBN", "naiveSyncBN_N", "nnSyncBN")
 
 
 def get_norm(norm: Norm, channels: int) -> Optional[nn.Module]:
-    """detectron2's norm of that name for maps of ``channels`` channels; None for ``""``.
+    """Return detectron2's norm of this name for maps with ``channels`` channels; None for ``""``.
 
     Raises:
-        OptionError: the name is unknown, or the norm cannot divide this many channels.
+        OptionError: the name is unknown, or the norm cannot divide this number of channels.
     """
     try:
         if norm is not None and not isinstance(norm, str) and not callable(norm):
@@ -33,11 +33,11 @@ def get_norm(norm: Norm, channels: int) -> Optional[nn.Module]:
 
 
 def get_pooled_norm(norm: Norm, channels: int, groups: int) -> nn.Module:
-    """The norm of the pooled (N, channels, 1, 1) vector inside Split-Attention; Identity for ``""``.
+    """Return the norm of the pooled (N, channels, 1, 1) vector inside Split-Attention; Identity for ``""``.
 
-    GroupNorm by name has 32 groups, which on a 1x1 map of 32 channels leaves one value per group: its
-    output would be constant. Here it gets one group per cardinal group, so that it works for any batch
-    size. All other norms are detectron2's.
+    detectron2's ``GN`` has 32 groups. On a 1x1 map of 32 channels each would hold one value, and its output
+    would be constant. Here it has one group per cardinal group, so that it works for any batch size. All
+    other norms are detectron2's.
     """
     if norm == "GN":
         return nn.GroupNorm(groups, channels)

@@ -1,4 +1,4 @@
-"""What computes in float32 under mixed precision, whatever surrounds it."""
+"""Leave mixed precision for computations that need float32."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def without_autocast(device_type: str) -> AbstractContextManager:
-    """Switches autocast off; does nothing where it is off, since exported graphs would keep it."""
+    """Switch autocast off; does nothing if it is off already, since exported graphs would record it."""
     if torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()

@@ -1,4 +1,4 @@
-"""The ResNeSt backbone, without any cfg."""
+"""The ResNeSt backbone, independent of any cfg."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .checkpointing import KEEPS
 from .norms import Norm
 from .split_attention import SplitAttentionConv2d
 
-#: Residual blocks per stage, by depth. Table 2 of arXiv 1512.03385 and the authors' model definitions
-#: (200, 269), and the Gluon model zoo (14, 26).
+#: Residual blocks per stage, by depth, from table 2 of arXiv 1512.03385, the authors' model definitions
+#: (200, 269) and the Gluon model zoo (14, 26).
 STAGE_BLOCKS = {
     14: (1, 1, 1, 1),
     26: (2, 2, 2, 2),
@@ -30,7 +30,7 @@ STAGE_BLOCKS = {
 #: Width of the deep stem's first convolution, by depth (the authors' model definitions).
 STEM_WIDTH = {14: 32, 26: 32, 50: 32, 101: 64, 152: 64, 200: 64, 269: 64}
 
-#: Dilations of (res4, res5) that keep a consistent sampling grid.
+#: Dilations of (res4, res5) that make a consistent sampling grid.
 DILATIONS = ((1, 1), (1, 2), (2, 4))
 
 STAGES = ("res2", "res3", "res4", "res5")
@@ -44,46 +44,46 @@ class ResNeSt(ResNet):
     """ResNet with Split-Attention blocks (arXiv 2004.08955).
 
     detectron2's ResNet supplies the forward pass over stem and stages, freezing, and the backbone
-    protocol; this class decides which blocks it consists of. Outputs are dicts from feature name
-    (``stem``, ``res2`` .. ``res5``, ``linear``) to tensors; ``res<i>`` has stride 2**i unless dilated.
+    protocol; this class chooses the blocks. Outputs are dicts from feature name (``stem``, ``res2`` ..
+    ``res5``, ``linear``) to tensors; ``res<i>`` has stride 2**i unless dilated.
 
     Args:
         depth: a key of :data:`STAGE_BLOCKS`.
         in_channels: channels of the image.
-        deep_stem: three 3x3 convolutions instead of one 7x7.
+        deep_stem: use three 3x3 convolutions instead of one 7x7.
         stem_width: width of the deep stem's first two convolutions; None takes :data:`STEM_WIDTH`.
         stem_out_channels: output channels of the plain stem; a deep stem has twice ``stem_width``.
         radix: splits per cardinal group; 0 for a plain convolution.
         cardinality: number of cardinal groups.
-        bottleneck_width: width of one cardinal group where the stage's planes are 64.
+        bottleneck_width: width of one cardinal group in a stage with 64 planes.
         width_per_group: planes of res2, doubled at each further stage.
         res2_out_channels: output channels of res2, doubled at each further stage.
-        avd: downsample by a 3x3 average pool in the first block of res3 to res5.
-        avd_dilated: dilated stages keep that pool, at stride 1, as the authors' classification and
-            segmentation networks have it. mmsegmentation's and the released plugin's have none there.
-        avd_first: that pool stands before the 3x3 convolution (the fast variants).
-        avg_down: downsample the shortcut by an average pool.
-        stride_in_1x1: without ``avd``, stride in the first 1x1 convolution, not in the 3x3.
-        res4_dilation, res5_dilation: dilations; a pair of :data:`DILATIONS`.
-        contract_dilation: the first block of a dilated stage has half its dilation, as in the authors'
-            classification and segmentation networks and in mmsegmentation's. detectron2 and the released
-            plugin dilate all blocks of a stage alike.
+        avd: downsample with a 3x3 average pool in the first block of res3 to res5.
+        avd_dilated: keep that pool in dilated stages, at stride 1, as in the authors' classification and
+            segmentation networks. mmsegmentation and the released plugin drop it there.
+        avd_first: put that pool before the 3x3 convolution, as in the fast variants.
+        avg_down: downsample the shortcut with an average pool.
+        stride_in_1x1: without ``avd``, put the stride in the first 1x1 convolution instead of the 3x3.
+        res4_dilation, res5_dilation: dilations, one of the pairs in :data:`DILATIONS`.
+        contract_dilation: halve the dilation in the first block of a dilated stage, as in the authors'
+            classification and segmentation networks and in mmsegmentation. detectron2 and the released
+            plugin use the same dilation in all blocks of a stage.
         deform_on_per_stage: which of res2 to res5 have deformable 3x3 convolutions.
-        deform_modulated: deformable convolution v2 instead of v1.
-        deform_num_groups: channel groups that share one set of offsets.
+        deform_modulated: use deformable convolution v2 instead of v1.
+        deform_num_groups: number of channel groups that each share one set of offsets.
         fused_kernels: see :class:`SplitAttentionConv2d`.
-        checkpoint_stages: which of ``res2`` to ``res5`` keep little in training, and compute the rest again
-            for the gradients: less memory for more time.
-        checkpoint_keeps: what these keep: ``inputs`` of their blocks, or also the outputs of
-            ``convolutions``, which takes more memory and hardly any time.
+        checkpoint_stages: which of ``res2`` to ``res5`` use activation checkpointing in training: less
+            memory for more time.
+        checkpoint_keeps: what these stages keep: the ``inputs`` of their blocks, or also the outputs of
+            ``convolutions``, which takes more memory but costs hardly any time.
         norm: see :func:`detectron2.layers.get_norm`.
         freeze_at: 0 freezes nothing, 1 the stem, 2 also res2, ... 5 everything.
-        out_features: names of the outputs; None for the last layer only. Stages behind the last of
-            them are not built.
-        num_classes: classes of an optional linear layer on the pooled res5, called ``linear``.
+        out_features: names of the outputs; None for the last layer only. Stages after the last one named
+            are not built.
+        num_classes: number of classes of an optional linear layer on the pooled res5, called ``linear``.
 
     Raises:
-        OptionError: an option, or a combination of two, that cannot work.
+        OptionError: an option or a combination of two options cannot work.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class ResNeSt(ResNet):
         if checkpoint_keeps not in KEEPS:
             raise OptionError("checkpoint_keeps", checkpoint_keeps, f"must be one of {', '.join(KEEPS)}")
         if checkpoint_stages and checkpoint_keeps == "convolutions" and norm == "":
-            # Their outputs would be activated in place, and nothing saved.
+            # The activation would overwrite their outputs in place, so keeping them would save nothing.
             raise OptionError("checkpoint_keeps", checkpoint_keeps, "needs a norm; use inputs")
         if freeze_at not in range(6):
             raise OptionError("freeze_at", freeze_at, "must be 0 (nothing) to 5 (all stages)")
@@ -208,8 +208,8 @@ class ResNeSt(ResNet):
             channels = stages[-1][-1].out_channels
             for module in stages[-1]:
                 module.checkpoint = checkpoint_keeps if STAGES[i] in checkpoint_stages else None
-        # ResNet cuts the stages to those its out_features name, which would put `linear` on an earlier
-        # stage than res5; they are cut already, so it is given the last and told the outputs after.
+        # ResNet drops the stages after the last of out_features, which would put `linear` on an earlier one
+        # than res5. They are dropped above, so ResNet gets the last stage, and the outputs are set below.
         super().__init__(
             stem,
             stages,
@@ -226,16 +226,16 @@ class ResNeSt(ResNet):
 
     @classmethod
     def from_variant(cls, name: str, **options) -> ResNeSt:
-        """The backbone of that published name.
+        """Build the backbone with a published name.
 
         Args:
-            name: ``resnest<depth>``, ``resnest<depth>_fast``, or with
+            name: ``resnest<depth>`` or ``resnest<depth>_fast``, optionally followed by
                 ``_<radix>s<cardinality>x<bottleneck width>d``: ``resnest101``,
                 ``resnest50_fast_4s2x40d``.
-            options: further arguments of the constructor; they win over the name.
+            options: further arguments of the constructor, which override those that the name implies.
 
         Raises:
-            OptionError: no such name.
+            OptionError: the name has another form or depth.
         """
         match = _VARIANT.fullmatch(name)
         if match is None or int(match["depth"]) not in STAGE_BLOCKS:
@@ -247,7 +247,7 @@ class ResNeSt(ResNet):
             )
         named = {"depth": int(match["depth"])}
         if match["fast"] is not None:
-            # Table 3 of the paper: 48.2 M parameters of ResNeSt-101-fast mean the narrow stem there too.
+            # Table 3 of the paper: ResNeSt-101-fast has 48.2 M parameters, so it too has the narrow stem.
             named.update(avd_first=True, stem_width=32)
         if match["radix"] is not None:
             named.update(
@@ -272,16 +272,16 @@ def make_stage(
     conv2: Callable[..., Tuple[nn.Module, Optional[nn.Module]]],
     block: Callable[..., ResNeStBottleneck],
 ) -> List[ResNeStBottleneck]:
-    """The blocks of one stage. The first changes channels and resolution, the others neither.
+    """Make the blocks of one stage. Only the first changes channels and resolution.
 
     Args:
         width: channels between the convolutions of a block.
-        stride: of the stage; with ``avd`` it lives in the first block's average pool.
-        first_dilation: of the first block; ``dilation`` is that of the others.
-        avd: the first block has that pool, at stride 1 too.
+        stride: stride of the stage; with ``avd`` the first block's average pool carries it.
+        first_dilation: dilation of the first block; ``dilation`` is that of the others.
+        avd: give the first block that pool, even at stride 1.
         stride_in_1x1: see :class:`ResNeSt`.
-        conv2: :func:`bottleneck_conv2`, which lacks width, stride and dilation.
-        block: :class:`ResNeStBottleneck`, which lacks channels, width, strides and the 3x3 convolution.
+        conv2: :func:`bottleneck_conv2`, which still takes width, stride and dilation.
+        block: :class:`ResNeStBottleneck`, which still takes channels, width, strides and 3x3 convolution.
     """
     blocks = []
     for i in range(num_blocks):
@@ -339,7 +339,7 @@ def _check_at_least(least: int, **options: int) -> None:
 
 
 def _num_stages(out_features: Sequence[str], num_classes: Optional[int]) -> int:
-    """How many stages the outputs need. Raises OptionError where they name none that there is."""
+    """Return how many stages the outputs need. Raises OptionError if the names are unknown or missing."""
     known = ("stem", *STAGES) + (() if num_classes is None else ("linear",))
     if not out_features or not set(out_features) <= set(known):
         raise OptionError("out_features", out_features, f"must be some of {', '.join(known)}")

@@ -22,23 +22,23 @@ MIN_ATTENTION_CHANNELS = 32
 class SplitAttentionConv2d(nn.Module):
     """A grouped convolution into ``radix`` splits, merged by attention over the splits.
 
-    The output is activated: a weighted sum of the splits after norm and ReLU, with weights between
-    0 and 1.
+    The output is a weighted sum of the splits after norm and ReLU, with weights between 0 and 1, so it
+    needs no further activation.
 
     Args:
         in_channels: channels of the input.
-        channels: channels of the output, all cardinal groups together.
+        channels: channels of the output, over all cardinal groups.
         groups: the cardinality K.
-        radix: the number of splits R per cardinal group, >= 1. One split is squeeze-and-attend with a
+        radix: number of splits R per cardinal group, >= 1. One split is squeeze-and-attend with a
             sigmoid.
         reduction_factor: the squeezed vector has max(in_channels * R / reduction_factor, 32) channels.
         norm: see :func:`detectron2.layers.get_norm`.
-        fused_kernels: use the Triton kernels where they are supported; elsewhere the plain reference runs.
-        conv: makes the convolution; its module may take more inputs than the feature map (the offsets
-            of a deformable one), which :meth:`forward` passes on.
+        fused_kernels: use the Triton kernels where they are supported; otherwise plain PyTorch.
+        conv: makes the convolution; its module may take inputs in addition to the feature map (the
+            offsets of a deformable one), which :meth:`forward` passes on.
 
     Raises:
-        OptionError: radix < 1, or channel counts that K does not divide.
+        OptionError: radix < 1, or K does not divide the numbers of channels.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class SplitAttentionConv2d(nn.Module):
         self.fused_kernels = fused_kernels
         self.radix = radix
         self.cardinality = groups
-        # All splits of all cardinal groups come from one convolution with K*R groups.
+        # One convolution with K*R groups makes all splits of all cardinal groups.
         self.conv = conv(
             in_channels,
             channels * radix,
@@ -78,9 +78,9 @@ class SplitAttentionConv2d(nn.Module):
             groups=groups * radix,
         )
         self.bn0 = get_norm(norm, channels * radix) or nn.Identity()
-        # Of a folded bn0, where the passes over the map add it; :func:`optimize_for_inference` sets it.
+        # Bias of a folded bn0, if the kernels add it; set by :func:`optimize_for_inference`.
         self.register_parameter("bias", None)
-        # Fully connected per cardinal group: 1x1 convolutions on a 1x1 map.
+        # Fully connected layers per cardinal group, as 1x1 convolutions on a 1x1 map.
         self.fc1 = Conv2d(channels, squeezed, kernel_size=1, groups=groups)
         self.bn1 = get_pooled_norm(norm, squeezed, groups)
         self.fc2 = Conv2d(squeezed, channels * radix, kernel_size=1, groups=groups)
@@ -96,10 +96,10 @@ class SplitAttentionConv2d(nn.Module):
             (N, channels, H', W')
         """
         splits = self.conv(x, *conv_inputs)
-        # Autocast computes some norms in float32, which the passes over the map need not pay for.
+        # Autocast computes some norms in float32, which would make the passes over the map slower.
         splits = self.bn0(splits).to(splits.dtype)
-        # Between the passes all is small, and sums over a map leave float16's range: these vectors and their
-        # gradients are of the weights' type, float32 under autocast.
+        # Between the passes, tensors are small, and sums over a map can exceed float16's range: these vectors
+        # and their gradients have the weights' type, float32 under autocast.
         with without_autocast(x.device.type):
             dtype = self.fc1.weight.dtype
             pooled, activated = relu_pool(splits, self.radix, self.fused_kernels, dtype, self.bias)

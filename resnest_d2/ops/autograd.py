@@ -1,8 +1,8 @@
-"""ReLU, pooling and weighted sum of Split-Attention, with a backward pass of their own.
+"""ReLU, pooling and weighted sum of Split-Attention, with their own backward pass.
 
-Autograd would run the backward of each step over whole maps: that of the sum, that of the pooling, the sum
-of both, and that of the ReLU. Here the gradient of the map is written once, whatever computes it: plain
-PyTorch, on any device, or the kernels of :mod:`.triton_kernels`.
+Autograd would run each backward step over whole maps: the weighted sum's, the pooling's, the addition of
+both, and the ReLU's. Here the gradient of the map is written only once, whether it is computed by plain
+PyTorch, on any device, or by the kernels of :mod:`.triton_kernels`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Plain:
     def weighted_sum(y: Tensor, attention: Tensor, radix: int, finite: bool = False) -> Tensor:
         """
         Args:
-            finite: whether y is known to be. The short cut below is not defined for infinities.
+            finite: whether y is known to be finite. The shortcut below is not defined for infinities.
         """
         attention = attention.to(y.dtype)
         if radix == 2 and finite:  # a0 = 1 - a1: one pass instead of two
@@ -61,8 +61,8 @@ class Activated(NamedTuple):
     """A map between :func:`relu_pool` and :func:`relu_weighted_sum`.
 
     Attributes:
-        map: (N, R*C, H, W), activated, or to be activated on reading, as the backend has it.
-        options: of the backend's weighted sum.
+        map: (N, R*C, H, W), activated or to be activated on reading, depending on the backend.
+        options: further arguments of the backend's weighted sum.
     """
 
     map: Tensor
@@ -78,13 +78,13 @@ def relu_pool(
     dtype: Optional[torch.dtype] = None,
     bias: Optional[Tensor] = None,
 ) -> Tuple[Tensor, Activated]:
-    """``split_pool(relu(x + bias), radix)``, and what :func:`relu_weighted_sum` takes.
+    """Return ``split_pool(relu(x + bias), radix)`` and the input of :func:`relu_weighted_sum`.
 
     Args:
         x: (N, R*C, H, W), radix-major. It may be changed in place.
         kernels: use the Triton kernels where they are supported.
-        dtype: of the pooled vector, by default x's.
-        bias: (R*C,); the kernels add it on reading, where gradients are switched off.
+        dtype: type of the pooled vector, by default x's.
+        bias: (R*C,); the kernels add it on reading if gradients are switched off.
 
     Returns:
         (N, C, 1, 1), and the map to be summed.
@@ -99,17 +99,17 @@ def relu_pool(
         y = backend.activate(x)
         pooled = backend.pool(y, radix, dtype, **options)
     if backend is Plain and x.device.type == "cpu" and type(x) is Tensor and not is_recorded():
-        # A sum of values that are not negative is finite only if they are. Other devices would have to wait.
+        # A sum of nonnegative values is finite only if they all are. On other devices this would synchronise.
         options = {"finite": bool(pooled.isfinite().all())}
     return pooled, Activated(y, radix, backend, options)
 
 
 def relu_weighted_sum(activated: Activated, attention: Tensor) -> Tensor:
-    """``radix_weighted_sum(relu(x), attention, radix)`` of the x that was pooled.
+    """Return ``radix_weighted_sum(relu(x), attention, radix)`` for the x that was pooled.
 
     Args:
-        attention: (N, R*C, 1, 1), radix-major, of any floating type; of :func:`radix_softmax`, whose values
-            add up to one over the splits. float32 holds its gradient, where float16 may not.
+        attention: (N, R*C, 1, 1), radix-major, of any floating type, from :func:`radix_softmax`: its values
+            add up to one over the splits. Its gradient may exceed float16's range, but not float32's.
 
     Returns:
         (N, C, H, W), in the memory format and type of x.
@@ -120,20 +120,20 @@ def relu_weighted_sum(activated: Activated, attention: Tensor) -> Tensor:
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Type of sums over a map, which leave float16's range."""
+    """Type for sums over a map, which can exceed float16's range."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def _records_gradients(x: Tensor) -> bool:
-    """Whether the backward passes below are wanted."""
+    """Whether the backward passes below are needed."""
     return x.requires_grad and torch.is_grad_enabled() and not is_recorded()
 
 
 class _Product(Tensor):
-    """grad_out * attention, (N, R*C, H, W), not multiplied out.
+    """grad_out * attention, (N, R*C, H, W), kept as its two factors.
 
-    The gradient that :class:`_ReluWeightedSum` gives for its map. :class:`_ReluPool`, to which it goes, takes
-    the factors, and so saves writing and reading a map. To operators that look at it, it is a tensor.
+    The gradient that :class:`_ReluWeightedSum` returns for its map. :class:`_ReluPool` receives it and uses
+    the factors, which saves writing and reading a map. To all other operators it is a tensor.
     """
 
     @staticmethod
@@ -162,7 +162,7 @@ class _Product(Tensor):
 
 
 class _Once(torch.autograd.Function):
-    """A gradient whose own derivative, by whatever it was computed of, is refused."""
+    """A gradient that raises an error when it is differentiated with respect to any of its origins."""
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, *origins: Tensor) -> Tensor:
@@ -170,12 +170,12 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> None:
-        raise RuntimeError("Split-Attention cannot be differentiated twice: its backward pass is no graph")
+        raise RuntimeError("Split-Attention cannot be differentiated twice: its backward pass has no graph")
 
 
 def _first_order(backward: Callable[..., Tuple]) -> Callable[..., Tuple]:
-    """Refuse second derivatives. PyTorch's once_differentiable does so for ``backward()`` alone: for
-    ``torch.autograd.grad`` its results depend on nothing, so that their derivative is a silent zero."""
+    """Refuse second derivatives. PyTorch's once_differentiable does so for ``backward()`` only: with
+    ``torch.autograd.grad`` its results depend on nothing, and their derivative is silently zero."""
 
     @functools.wraps(backward)
     def checked(ctx: Any, *gradients: Optional[Tensor]) -> Tuple:
@@ -211,7 +211,7 @@ class _ReluPool(torch.autograd.Function):
                 grad_pooled = grad_map.attention.new_zeros((y.shape[0], y.shape[1] // ctx.radix, 1, 1))
             factors = (grad_map.grad_out, grad_map.attention)
             return ctx.backend.map_gradient(y, *factors, grad_pooled, ctx.radix), None, None, None
-        gradient = grad_map  # None without a sum
+        gradient = grad_map  # None if there was no weighted sum
         if grad_pooled is not None:
             of_pool = (grad_pooled / (y.shape[2] * y.shape[3])).to(y.dtype).repeat(1, ctx.radix, 1, 1)
             gradient = of_pool.expand_as(y) if gradient is None else gradient + of_pool
@@ -224,7 +224,7 @@ class _ReluWeightedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, attention: Tensor, activated: Activated) -> Tensor:
         ctx.save_for_backward(y, attention)
-        # The map itself belongs to the graph alone, or activation checkpointing would free nothing.
+        # Only the graph may hold the map, or activation checkpointing could not free it.
         ctx.radix, ctx.backend = activated.radix, activated.backend
         return activated.backend.weighted_sum(y, attention, activated.radix, **activated.options)
 

@@ -1,4 +1,4 @@
-"""The three steps of Split-Attention that touch more than one split, in plain PyTorch.
+"""The three steps of Split-Attention that combine splits, in plain PyTorch.
 
 Feature maps are radix-major: of the R*C channels of ``x``, channel r*C + c is split r of channel c.
 Equations 1 to 3 of arXiv 2004.08955.
@@ -13,14 +13,14 @@ from torch import Tensor
 
 
 def split_pool(x: Tensor, radix: int, dtype: Optional[torch.dtype] = None) -> Tensor:
-    """Sum over the splits, averaged over the map (equation 1).
+    """Sum over the splits and average over the map (equation 1).
 
-    Pooling is linear, so each split is pooled and the pooled vectors are added: the summed map, which
-    would cost a full write and read, is never built.
+    Pooling is linear, so each split is pooled and the pooled vectors are added. This avoids building the
+    summed map, which would cost a full write and read.
 
     Args:
         x: (N, R*C, H, W), radix-major.
-        dtype: of the result, by default x's.
+        dtype: type of the result, by default x's.
 
     Returns:
         (N, C, 1, 1)
@@ -30,7 +30,7 @@ def split_pool(x: Tensor, radix: int, dtype: Optional[torch.dtype] = None) -> Te
 
 
 def radix_softmax(logits: Tensor, radix: int, cardinality: int) -> Tensor:
-    """Attention over the splits (equation 3): softmax, or a sigmoid where there is one split.
+    """Attention over the splits (equation 3): softmax, or a sigmoid if there is only one split.
 
     Args:
         logits: (N, K*R*C/K, 1, 1), the output of a layer with K groups, hence cardinality-major.
@@ -57,6 +57,6 @@ def radix_weighted_sum(x: Tensor, attention: Tensor, radix: int) -> Tensor:
     splits, weights = x.chunk(radix, 1), attention.chunk(radix, 1)
     out = splits[0] * weights[0]
     for split, weight in zip(splits[1:], weights[1:]):
-        # In place is safe: the backward of a product needs its factors, not its result.
+        # Safe in place: the backward pass of a product needs its factors, not its result.
         out.addcmul_(split, weight)
     return out

@@ -2,13 +2,13 @@
 
 Between the norm and the weighted sum, the reference (:mod:`.split_attention`, after a ReLU) reads and
 writes maps of R*C channels several times. Here the ReLU is recomputed from the norm's output wherever it
-is needed, so that the forward pass reads it twice and writes the result, and the backward pass reads it
-twice and writes its gradient. The activated map is never written.
+is needed, so that the forward pass reads that output twice and writes the result, and the backward pass
+reads it twice and writes its gradient. The activated map is never written.
 
 In all kernels: x is the map, (N, R*C, H, W), radix-major, in either memory format, in float32, float16 or
-bfloat16; maps of one split have C channels; HW is the number of positions, CHW = C*HW the elements of one
-split. Arithmetic is in float32. NaN and infinity go through as they do through the reference. Sums are in a
-fixed order: results do not change from run to run. Traffic is in units of one split's map.
+bfloat16; the map of one split has C channels; HW is the number of positions, CHW = C*HW the elements of one
+split. Arithmetic is in float32. NaN and infinity propagate as in the reference. Sums have a fixed order, so
+results do not change from run to run. "Reads" and "writes" count maps of one split.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
-except ImportError:  # plain PyTorch computes then
+except ImportError:  # plain PyTorch is used instead
     triton = None
 
 logger = logging.getLogger(__name__)
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _RADIXES = (1, 2, 4)
-#: Elements of a program that has one tile: 128 threads load 16 bytes of half precision each.
+#: Elements of a program with a single tile: 128 threads load 16 bytes of half precision each.
 _BLOCK = 1024
 #: Channels and positions of a tile of the sums, and warps that share it. Channels-last: 64 channels fill a
-#: line of 128 bytes in half precision, and 64 positions give each thread two loads a split that do not wait
-#: for each other. Otherwise one channel, whose positions lie side by side.
+#: line of 128 bytes in half precision, and 64 positions give each thread two independent loads per split.
+#: Otherwise a tile has one channel, whose positions are adjacent in memory.
 _CHANNELS_LAST_TILE, _CHANNELS_FIRST_TILE = (64, 64, 8), (1, 1024, 4)
-#: Programs of a sum for each multiprocessor: several have to wait for memory so that one computes.
+#: Programs of a sum per multiprocessor: while some wait for memory, another computes.
 _PROGRAMS = 8
-#: Parts into which a sum over the map is divided at most, so that few channels still occupy a GPU. What the
-#: last program has to add up grows with them.
+#: Largest number of parts that a sum over the map is divided into, so that a few channels still occupy a GPU.
+#: The last program adds up one value per part.
 _MAX_PARTS = 128
-#: Of one image: offsets have 32 bits, and the last tiles reach beyond the image.
+#: Elements of one image: offsets have 32 bits, and the last tiles reach beyond the image.
 _MOST_ELEMENTS = 2**31 - 2**18
-#: CUDA's limit to the second and third dimension of a grid.
+#: CUDA's limit for the second and third dimension of a grid.
 _MOST_IMAGES = 65535
-#: What the grid is sized for in Triton's interpreter, which runs programs one after the other.
+#: Grid size used in Triton's interpreter, which runs programs one after the other.
 _INTERPRETED_MULTIPROCESSORS = 1
 
 
 def _jit(function: Any) -> Any:
-    """Triton's, without a variant of the code for each number of parts."""
+    """``triton.jit``, without compiling a variant for each number of parts."""
     return triton.jit(do_not_specialize=["parts"])(function) if triton else function
 
 
@@ -69,12 +69,12 @@ def _tile(
     first, block, C, HW, stride_p,
     CHANNELS_LAST: tl.constexpr, PEEL: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Offsets in a split of BLOCK_C channels and of BLOCK_P positions from ``first`` on, which of them may be
-    loaded, and which belong to the tile.
+    """Offsets in a split for BLOCK_C channels and BLOCK_P positions from ``first`` on, and masks of those
+    that may be loaded and of those that belong to the tile.
 
-    Rows of a map begin anywhere if HW is odd, and a GPU loads 16 bytes only where these are aligned. With
-    PEEL a row's tile begins at the aligned place before it, and may read as far as the aligned place behind
-    it: values of its neighbours, which do not belong to it.
+    If HW is odd, rows of a map may begin anywhere, but a GPU loads 16 bytes at once only from aligned
+    addresses. With PEEL a row's tile begins at the aligned address before the row and may read up to the
+    aligned address after it: these are values of neighbouring rows, which do not belong to the tile.
     """
     p = first + tl.arange(0, BLOCK_P)[None, :]
     if CHANNELS_LAST:
@@ -97,17 +97,17 @@ def _finish(
     sums, index, stored, size, scale, out_ptr, partial_ptr, counter_ptr, parts,
     SPLIT: tl.constexpr, LENGTH: tl.constexpr,
 ):  # fmt: skip
-    """Write a program's sums, (LENGTH,); where the map is divided into parts, the last program to arrive adds
-    up those of all, always in the same order."""
+    """Write a program's sums, (LENGTH,). If the map is divided into parts, the last program to finish adds up
+    the sums of all parts, always in the same order."""
     if SPLIT:
         tl.store(partial_ptr + tl.program_id(0) * size + index, sums, mask=stored)
-        tl.debug_barrier()  # all threads have stored before one of them counts
+        tl.debug_barrier()  # all threads must have stored before one of them increments the counter
         counter = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
         if tl.atomic_add(counter_ptr + counter, 1, sem="acq_rel") == parts - 1:
             total = tl.zeros((LENGTH,), dtype=tl.float32)
             for first in range(0, parts, 32):
                 part = first + tl.arange(0, 32)[:, None]
-                # Past the first-level cache, which other multiprocessors do not write to.
+                # Bypass the first-level cache, which does not see the writes of other multiprocessors.
                 some = tl.load(
                     partial_ptr + part * size + index[None, :], mask=(part < parts) & stored[None, :],
                     other=0.0, cache_modifier=".cg",
@@ -126,8 +126,8 @@ def pool(
 ):  # fmt: skip
     """Sum over positions and splits of relu(x + bias), times ``scale``.
 
-    Reads R. Grid: parts of the map, blocks of channels, images; a program goes through every ``parts``-th
-    tile of its channels.
+    Reads R. Grid: parts of the map, blocks of channels, images; a program handles every ``parts``-th tile of
+    its channels.
 
     Args:
         bias_ptr: (R*C,), of any floating type; unused without BIAS.
@@ -161,8 +161,8 @@ def attention_gradient(
 ):  # fmt: skip
     """Sum over positions of relu(x) * grad_out for each split, times ``scale``.
 
-    Reads R + 1: all splits at once, so that the gradient is read once. Grid and arguments as of :func:`pool`,
-    but that the sums are (N, R*C).
+    Reads R + 1: all splits at once, so that the gradient is read once. Grid and arguments as in :func:`pool`,
+    except that the sums are (N, R*C).
     """
     part, block, n = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     x_ptr += n * RADIX * CHW
@@ -189,8 +189,8 @@ def attention_gradient(
 
 @_jit
 def _elements(C, HW, CHW, RADIX: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr):
-    """Of a program's elements of one split, side by side in memory: places in a map of C channels, which of
-    them there are, their channels, and places in the first split of x."""
+    """For a program's elements of one split, contiguous in memory: their offsets in a map of C channels, a
+    mask of those that exist, their channels, and their offsets in the first split of x."""
     q = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     if CHANNELS_LAST:
         c, at = q % C, q + q // C * ((RADIX - 1) * C)
@@ -206,11 +206,11 @@ def weighted_sum(
 ):  # fmt: skip
     """Sum over the splits of relu(x + bias) times their attention.
 
-    Reads R, writes 1. Grid: blocks of elements, images. Tiles are stretches of memory, whatever the rows'
-    lengths, so that loads and stores are aligned.
+    Reads R, writes 1. Grid: blocks of elements, images. Tiles are contiguous pieces of memory, regardless of
+    rows, so that loads and stores are aligned.
 
     Args:
-        bias_ptr: as of :func:`pool`.
+        bias_ptr: as in :func:`pool`.
         attention_ptr: (N, R*C), of any floating type.
         out_ptr: (N, C, H, W), in x's format and type.
     """
@@ -234,9 +234,9 @@ def input_gradient(
     x_ptr, grad_out_ptr, attention_ptr, grad_pooled_ptr, out_ptr, C, HW, CHW, scale,
     RADIX: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of x: (grad_out * attention + grad_pooled * scale) where x is not <= 0, else 0.
+    """Gradient of x: 0 where x <= 0, else (grad_out * attention + grad_pooled * scale).
 
-    Reads R + 1, writes R. Grid as of :func:`weighted_sum`.
+    Reads R + 1, writes R. Grid as in :func:`weighted_sum`.
 
     Args:
         grad_out_ptr: (N, C, H, W), in x's format.
@@ -254,13 +254,13 @@ def input_gradient(
     for r in tl.static_range(RADIX):
         value = tl.load(x_ptr + r * stride_r + at, mask=inside, other=0.0).to(tl.float32)
         weight = tl.load(attention_ptr + r * C + c, mask=inside, other=0.0).to(tl.float32)
-        # NaN is not <= 0: its gradient goes on, as through PyTorch's ReLU.
+        # NaN is not <= 0: the gradient passes, as in PyTorch's ReLU.
         result = tl.where(value <= 0.0, 0.0, of_sum * weight + of_pool)
         tl.store(out_ptr + r * stride_r + at, result.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 class Kernels:
-    """The passes by these kernels. The map stays as the norm left it: its ReLU is computed on reading."""
+    """The passes with these kernels. The map stays as the norm wrote it: the ReLU is computed on reading."""
 
     @staticmethod
     def activate(x: Tensor) -> Tensor:
@@ -287,7 +287,7 @@ class Kernels:
 
     @staticmethod
     def attention_gradient(x: Tensor, grad_out: Tensor, radix: int) -> Tensor:
-        """Gradient of the attention, (N, R*C, 1, 1), float32: sums over a map leave float16's range."""
+        """Gradient of the attention, (N, R*C, 1, 1), float32: sums over a map can exceed float16's range."""
         out = x.new_empty((*x.shape[:2], 1, 1), dtype=torch.float32)
         maps = (x, grad_out.contiguous(memory_format=_format(x)))
         _sum_over_map(attention_gradient, x, maps, out, radix, 1.0)
@@ -297,7 +297,7 @@ class Kernels:
     def map_gradient(
         x: Tensor, grad_out: Tensor, attention: Tensor, grad_pooled: Tensor, radix: int
     ) -> Tensor:
-        """Gradient of x, like x, from those of the sum and of the pooled vector."""
+        """Gradient of x, shaped like x, from the gradients of the sum and of the pooled vector."""
         out = torch.empty_like(x)
         tensors = (x, grad_out.contiguous(memory_format=_format(x)), attention.contiguous())
         scale = 1.0 / (x.shape[2] * x.shape[3])
@@ -306,10 +306,10 @@ class Kernels:
 
 
 def is_supported(x: Tensor, radix: int) -> bool:
-    """Whether the kernels compute on this (N, R*C, H, W) map: on CUDA, or in Triton's interpreter.
+    """Whether the kernels support this (N, R*C, H, W) map: on CUDA, or in Triton's interpreter.
 
-    Not on subclasses of Tensor, such as those that only pretend to have data; nor on images of 2^31 elements,
-    whose places 32 bits do not hold, or as many images as a grid has no place for.
+    They do not support subclasses of Tensor, some of which have no data (fake tensors), images of 2^31
+    elements, whose offsets exceed 32 bits, or more images than a grid may have.
     """
     if not (x.is_cuda or _is_interpreted()) or type(x) not in (Tensor, torch.nn.Parameter):
         return False
@@ -325,7 +325,7 @@ def is_supported(x: Tensor, radix: int) -> bool:
 
 
 def is_recorded() -> bool:
-    """Whether a compiler, a tracer or a transform of torch.func is looking, which fuse, record or rewrite the
+    """Whether a compiler, a tracer or a transform of torch.func is active. They fuse, record or rewrite only
     operators that they know."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
@@ -333,10 +333,10 @@ def is_recorded() -> bool:
 
 
 def unavailable(device: torch.device) -> Optional[str]:
-    """Why the kernels do not run on a device, in some words; None where they do.
+    """Return why the kernels do not run on a device, or None if they do.
 
-    Found out once a device, by running one: Triton needs a C compiler and Python's headers to launch. Where
-    it fails on a GPU, that is logged, and plain PyTorch computes.
+    Tested once per device, by running them: Triton needs a C compiler and Python's headers to launch. A
+    failure on a GPU is logged, and plain PyTorch is used.
     """
     if triton is None:
         return "Triton is not installed"
@@ -347,7 +347,7 @@ def unavailable(device: torch.device) -> Optional[str]:
 
 @functools.cache
 def _fails(device: torch.device) -> Optional[str]:
-    """What a trial on a GPU fails of: all kernels, in half precision, with sums in several parts."""
+    """Return why a trial on a GPU fails: all kernels, in half precision, with sums in several parts."""
     try:
         ones = torch.ones((1, 16, 72, 72), dtype=torch.bfloat16, device=device)
         ones = ones.contiguous(memory_format=torch.channels_last)
@@ -361,9 +361,9 @@ def _fails(device: torch.device) -> Optional[str]:
         if all(bool(result.eq(1).all()) for result in results):
             return None
         reason = "a trial gave wrong results"
-    except torch.OutOfMemoryError:  # not for want of anything that Triton needs
+    except torch.OutOfMemoryError:  # says nothing about Triton
         raise
-    except Exception as e:  # Triton raises anything: what it lacks is in the message
+    except Exception as e:  # Triton raises all kinds of exceptions; the message says what is missing
         lines = str(e).strip().splitlines() or [""]
         reason = f"{type(e).__name__}: {lines[0][:200]}"
     logger.warning("Split-Attention computes in plain PyTorch on %s, without kernels: %s", device, reason)
@@ -376,7 +376,7 @@ def _is_interpreted() -> bool:
 
 @functools.cache
 def _find_room_for_compiled_kernels() -> None:
-    """Give Triton a folder of this process where its own cannot be written to: a home that is read-only."""
+    """Give Triton a temporary folder if its own cannot be written to, as with a read-only home."""
     try:
         folder = Path(
             os.getenv("TRITON_CACHE_DIR") or Path(os.getenv("TRITON_HOME") or Path.home(), ".triton")
@@ -388,8 +388,8 @@ def _find_room_for_compiled_kernels() -> None:
         os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="triton-")
         atexit.register(shutil.rmtree, os.environ["TRITON_CACHE_DIR"], ignore_errors=True)
         logger.warning(
-            "Triton has no place for compiled kernels (%s) and compiles anew in each process; "
-            "TRITON_CACHE_DIR names one",
+            "Triton has no place for compiled kernels (%s) and compiles again in each process; set "
+            "TRITON_CACHE_DIR to a writable folder",
             e,
         )
 
@@ -399,13 +399,13 @@ def _format(x: Tensor) -> torch.memory_format:
 
 
 def _sizes(x: Tensor, radix: int) -> Tuple[int, int, int]:
-    """C, HW and CHW."""
+    """Return C, HW and CHW."""
     channels, positions = x.shape[1] // radix, x.shape[2] * x.shape[3]
     return channels, positions, channels * positions
 
 
 def _launch(kernel: Any, grid: Tuple[int, ...], x: Tensor, *arguments: Any, **constants: Any) -> None:
-    """Launch on x's device: Triton launches on the current one, whatever its arguments are on."""
+    """Launch on x's device; Triton would launch on the current device, wherever its arguments are."""
     _find_room_for_compiled_kernels()
     with torch.cuda.device_of(x):
         kernel[grid](*arguments, **constants)

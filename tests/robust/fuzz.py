@@ -379,7 +379,7 @@ def read_one(path: Path) -> Tuple[str, str]:
         return "converted", ""
     except UserError as e:
         said = str(e)
-        if "memory does not suffice" in said:
+        if "not enough memory" in said:
             return "memory", said
         if "\n" in said or len(said) > 1000 or str(path) not in said:
             return "traceback", f"no line that names the file: {said}"
