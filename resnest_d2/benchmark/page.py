@@ -157,7 +157,7 @@ def part(
     device: str,
     facts: Mapping[str, Any],
 ) -> str:
-    """What was measured on one machine.
+    """The measurements of one machine.
 
     Args:
         facts: from :func:`facts_of`, on the machine that measured.

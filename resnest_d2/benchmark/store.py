@@ -19,7 +19,7 @@ _FIXED = ("machine", "torch")
 
 
 class Store:
-    """What has been measured on one machine.
+    """The measurements of one machine.
 
     Args:
         file: JSON, read if it exists and written after each measurement; None keeps nothing.

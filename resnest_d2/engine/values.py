@@ -221,9 +221,7 @@ def check_values(cfg: CfgNode) -> None:
     if cfg.INPUT.CROP.TYPE.startswith("relative") and max(cfg.INPUT.CROP.SIZE) > 1:
         raise OptionError("INPUT.CROP.SIZE", cfg.INPUT.CROP.SIZE, "must be <= 1, a fraction of the image")
     if len(cfg.MODEL.PIXEL_STD) != len(cfg.MODEL.PIXEL_MEAN):
-        raise OptionError(
-            "MODEL.PIXEL_STD", cfg.MODEL.PIXEL_STD, "must have as many numbers as MODEL.PIXEL_MEAN"
-        )
+        raise OptionError("MODEL.PIXEL_STD", cfg.MODEL.PIXEL_STD, "must be as long as MODEL.PIXEL_MEAN")
     for key, length in _LENGTHS.items():
         rows = values[key] if isinstance(values[key][0], (list, tuple)) else [values[key]]
         if any(len(row) != length for row in rows):
@@ -231,7 +229,7 @@ def check_values(cfg: CfgNode) -> None:
     for head in ("RPN", "ROI_HEADS", "RETINANET"):
         key = f"MODEL.{head}.IOU_THRESHOLDS"
         if len(values[key]) + 1 != len(values[f"MODEL.{head}.IOU_LABELS"]):
-            raise OptionError(key, values[key], f"must have one entry less than MODEL.{head}.IOU_LABELS")
+            raise OptionError(key, values[key], f"must be one shorter than MODEL.{head}.IOU_LABELS")
     head = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "RPN"
     for key in ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"):
         if len(values[key]) not in (1, len(values[f"MODEL.{head}.IN_FEATURES"])):
