@@ -24,7 +24,6 @@ setup(
     install_requires=[
         "contourpy",
         "fvcore",
-        "ijson",
         "iopath",
         "jinja2",
         "numpy",

@@ -11,6 +11,7 @@ import shutil
 import stat
 import tracemalloc
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pycocotools.mask
@@ -23,9 +24,11 @@ from support import assert_one_line_error
 
 from resnest_d2 import UserError
 from resnest_d2.data import check_coco, generate_shapes, load_coco
-from resnest_d2.data.annotations import Lenient, run_lengths
+from resnest_d2.data.annotations import read_coco, run_lengths
 from resnest_d2.data.coco_check import _real_size
 from resnest_d2.data.coco_report import KEPT, KINDS, NARROW, Report
+from resnest_d2.data.custom import read_facts
+from resnest_d2.data.panoptic import read_panoptic
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +247,10 @@ SPOILT = [
     ("number that is not finite", spoil_annotation(bbox=[1, 2, float("inf"), 4])),
     ("number that is not finite", spoil_annotation(bbox=[1, 2, 10**400, 4])),
     ("number that is not finite", spoil_annotation(segmentation=[[1, 2, float("nan"), 4, 5, 6, 7, 8]])),
+    ("number that is not finite", spoil_annotation(segmentation=[[1, 2, 10**400, 4, 5, 6, 7, 8]])),
+    ("number that is not finite", spoil_annotation(iscrowd=float("nan"))),
+    ("number that is not finite", spoil_annotation(segmentation=float("nan"))),
+    ("number that is not finite", spoil_annotation(keypoints=float("nan"))),
     ("box without area", spoil_annotation(bbox=[5, 5, 0, 10])),
     ("box without area", spoil_annotation(bbox=[5, 5, -3, 10])),
     ("box outside the image", spoil_annotation(bbox=[-20, 5, 60, 60])),
@@ -344,26 +351,6 @@ def test_nan_inside_a_name_is_no_number(dataset):
     assert fixed["categories"][0]["name"] == "a: NaN, b"
 
 
-def test_tokens_cut_by_the_end_of_a_chunk_are_replaced():
-    text = (
-        rb'{"a": ['
-        + rb"NaN, -Infinity, 1.5, 99999999999999999999, 9223372036854775807, 1e999, " * 30
-        + rb"NaN],"
-    )
-    texts = ["x, NaN, y", "scan 20240101120000123456 (1).jpg", 'a" [NaN, \\', "", " 1e999 "]
-    text += (
-        rb' "b": ["\ud800x", "\ud83d\ude00", "\\ud800", "\udcff"], "c": ' + json.dumps(texts).encode() + b"}"
-    )
-    for size in range(1, 60):
-        file, read = Lenient(io.BytesIO(text)), []
-        while chunk := file.read(size):
-            read.append(chunk)
-        content = json.loads(b"".join(read))
-        assert content["a"] == [None, None, 1.5, None, 2**63 - 1, None] * 30 + [None]
-        assert content["b"] == ["\ufffdx", "\U0001f600", "\\ud800", "\ufffd"]
-        assert content["c"] == texts
-
-
 def test_objects_of_an_image_listed_twice_come_together(dataset):
     folder, content = dataset
     list_twice(folder, content)
@@ -429,13 +416,29 @@ def test_a_broken_orientation_turns_nothing(how, tmp_path):
         assert _real_size(str(path), how, "", Report()) == read_image(path, "BGR").shape[1::-1]
 
 
+#: Of an annotation file, which a copy may replace.
+_EMPTY = '{"images": [], "annotations": [], "categories": []}'
+
+
 def test_the_copy_replaces_no_other_file(dataset, tmp_path):
     folder, content = dataset
     image = file_of(folder, content)
     (folder / "link.json").symlink_to("annotations.json")
     os.link(folder / "annotations.json", folder / "hard.json")
-    (folder / "earlier.json").write_text('{"images": []}')
+    (folder / "earlier.json").write_text(_EMPTY)
+    others = {
+        "package.json": '{"name": "x", "images": [], "categories": []}',
+        "config.yaml": "MODEL: {}",
+        "results.json": '{"results": {}}',
+        "coco_instances_results.json": "[]",
+        "cut.json": _EMPTY[:-1],
+        "texts.json": _EMPTY.replace("[]", '"x"'),
+        "empty.json": "",
+    }
+    for name, text in others.items():
+        (folder / name).write_text(text)
     closed = [
+        *((folder / name, "is there and no annotation file") for name in others),
         (folder / "annotations.json", "is the annotation file itself"),
         (folder / "images/../annotations.json", "is the annotation file itself"),
         (folder / "link.json", "is the annotation file itself"),
@@ -466,12 +469,12 @@ def fix_over_earlier(folder):
 
 def test_a_copy_that_has_no_room_leaves_what_was_there(dataset):
     folder, _ = dataset
-    (folder / "earlier.json").write_text("{}")
+    (folder / "earlier.json").write_text(_EMPTY)
     names = {path.name for path in folder.iterdir()}
     with files_of_at_most(5000), pytest.raises(UserError, match=r"cannot write .*File too large.*make room"):
         fix_over_earlier(folder)
     assert {path.name for path in folder.iterdir()} == names
-    assert (folder / "earlier.json").read_text() == "{}"
+    assert (folder / "earlier.json").read_text() == _EMPTY
 
 
 def test_a_folder_of_images_that_is_not_there_is_named(dataset):
@@ -484,14 +487,14 @@ def test_a_folder_of_images_that_is_not_there_is_named(dataset):
 
 def test_a_check_that_fails_leaves_what_was_there(dataset):
     folder, _ = dataset
-    (folder / "earlier.json").write_text("{}")
+    (folder / "earlier.json").write_text(_EMPTY)
     whole = (folder / "annotations.json").read_bytes()
     (folder / "annotations.json").write_bytes(whole[:-20])
     names = {path.name for path in folder.iterdir()}
     with pytest.raises(UserError, match="is no valid JSON"):
         fix_over_earlier(folder)
     assert {path.name for path in folder.iterdir()} == names
-    assert (folder / "earlier.json").read_text() == "{}"
+    assert (folder / "earlier.json").read_text() == _EMPTY
 
 
 @pytest.mark.parametrize("before", ["", '"images": [], ', '"categories": [{"id": 1, "name": "[[[\\"["}], '])
@@ -514,14 +517,74 @@ def test_what_is_no_list_is_named(name, value, clean, tmp_path):
         check_coco(tmp_path / "a.json", clean / "images", "none")
 
 
-@pytest.mark.parametrize("lenient", [False, True])
-@pytest.mark.parametrize("name", ["images", "annotations", "categories"])
-def test_a_list_that_is_there_twice_is_named(name, lenient, clean, tmp_path):
-    text = (clean / "annotations.json").read_text()
-    text = text.replace("{", '{"x": NaN, ' if lenient else "{", 1)
-    (tmp_path / "a.json").write_text(f'{text.rstrip()[:-1]}, "{name}": []}}')
-    with pytest.raises(UserError, match=f"a.json has '{name}' twice"):
+@pytest.mark.parametrize(
+    "old, new, key",
+    [
+        (r"\Z", ', "images": []', "images"),
+        (r"\Z", r', "\u0069mages": []', "images"),
+        (r"\Z", r', "annotations": [1]', "annotations"),
+        (r"\Z", r', "info": {"a": 1, "a": 2}', "a"),
+        ('"bbox": ', '"bbox": [0, 0, 9, 9], "bbox": ', "bbox"),
+        ('"bbox": ', r'"\u0062box": null, "bbox": ', "bbox"),
+        ('"id": 2,', '"id": 2, "id": 2,', "id"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_named_by_all_readers(old, new, key, clean, tmp_path):
+    text = (clean / "annotations.json").read_text().rstrip()[:-1]
+    (tmp_path / "a.json").write_text(re.sub(old, new.replace("\\", r"\\"), text, count=1) + "}")
+    read = partial(check_coco, image_root=clean / "images", images="none")
+    for reader in (read, load_coco, read_panoptic, read_facts):
+        with pytest.raises(UserError, match=rf"a\.json has '{key}' twice in one object, .*; leave one"):
+            reader(tmp_path / "a.json")
+
+
+# What one reader of JSON takes and another does not, or takes for something else.
+_READ = {
+    "-0": 0,
+    "-0.0": -0.0,
+    "1E2": 100.0,
+    "1e400": math.inf,
+    "-Infinity": -math.inf,
+    "9" * 500: int("9" * 500),
+    r'"\ud800"': "\ud800",
+    r'"\ud83d\ude00"': "\U0001f600",
+    r'"\\ud800, NaN"': r"\ud800, NaN",
+    r'"\/"': "/",
+    '"\x7f"': "\x7f",
+}
+_NOT_READ = ["01", "+1", "1.", ".5", "0x1", "nan", "'x'", "1\v", "1\f", "1 // x", '"\t"', r'"\x41"', r'"\ud"']
+
+
+@pytest.mark.parametrize("value", [*_READ, *_NOT_READ, "9" * 5000])
+def test_the_check_reads_a_file_as_detectron2_does(value, tmp_path):
+    """That of pycocotools, by which detectron2 loads it."""
+    file = tmp_path / "a.json"
+    file.write_text(f'{{"images": [{value}], "images.item": 1, "": {{"images": [5]}}, "annotations": []}}')
+    if value in _READ:
+        assert read_coco(file)["images"] == json.load(file.open())["images"] == [_READ[value]]
+        assert str(read_coco(file)["images"]) == str([_READ[value]])  # -0.0 is no 0
+        return
+    with pytest.raises(UserError, match=r"a\.json is no valid JSON"):
+        read_coco(file)
+    with pytest.raises(ValueError):
+        json.load(file.open())
+
+
+@pytest.mark.parametrize(
+    "text", [b'{"images": {"item": {"id": 1}}}', b'{"images.item": {"id": 1}}', b"3", b"[{}]"]
+)
+def test_what_only_looks_like_a_list_is_none(text, tmp_path):
+    (tmp_path / "a.json").write_bytes(text)
+    with pytest.raises(UserError, match=r"a\.json: 'images' is no list|a\.json holds no list of images"):
+        read_coco(tmp_path / "a.json", "images")
+
+
+def test_a_byte_order_mark_is_named(clean, tmp_path):
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + (clean / "annotations.json").read_bytes())
+    with pytest.raises(UserError, match=r"a\.json begins with a byte-order mark"):
         check_coco(tmp_path / "a.json", clean / "images", "none")
+    with pytest.raises(ValueError):
+        COCO(str(tmp_path / "a.json"))
 
 
 def test_objects_whose_masks_are_run_lengths_are_told(dataset):
@@ -541,7 +604,7 @@ def test_objects_whose_masks_are_run_lengths_are_told(dataset):
         ("", "is no valid JSON"),
         ("{", "is no valid JSON"),
         ('{"images": [1, 2', "is no valid JSON"),
-        ("[]", "holds no list of categories"),
+        ("[]", "holds no list of images"),
         ('{"categories": [{"id": 1, "name": "a"}]}', "holds no list of images"),
         ("hello", "is no valid JSON"),
         ("\x00\x01", "is no valid JSON"),

@@ -15,7 +15,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError
-from .annotations import read_list, visible_keypoints
+from .annotations import read_coco, visible_keypoints
 from .coco_check import MAX_SIZE, check_coco
 from .coco_report import NARROW, Report
 from .panoptic import read_panoptic
@@ -75,7 +75,7 @@ def register_pairs(split: str, pairs: Sequence[Pair], metadata: Dict[str, Any]) 
 
 
 def check_pairs(pairs: Sequence[Pair], max_size: float = MAX_SIZE) -> List[str]:
-    """The dataset check in brief: annotations, and whether the images exist.
+    """The dataset check in brief: annotations, whether the images exist, and the sizes of some.
 
     Args:
         max_size: of :func:`check_coco`, or see :func:`max_size_of`.
@@ -96,7 +96,7 @@ def max_size_of(cfg: CfgNode, train: bool) -> float:
 
 
 def _check_pair(json_file: str, images: str, max_size: float) -> Tuple[Report, List[str]]:
-    report = check_coco(Path(json_file), Path(images), images="exist", max_size=max_size)
+    report = check_coco(Path(json_file), Path(images), images="sample", max_size=max_size)
     if report.fatal:
         line = report.line(report.fatal[0])
         if report.counts["image file missing"] == report.images:
@@ -173,12 +173,12 @@ def _check_visible(files: str, objects: int, visible: int) -> None:
 
 
 def read_facts(json_file: str) -> Facts:
-    """Classes, sizes and kinds of annotation in a file, streamed."""
-    path = Path(json_file)
-    categories = sorted(read_list(path, "categories"), key=lambda category: category["id"])
-    short = {i["id"]: min(i["width"], i["height"]) for i in read_list(path, "images")}
+    """Classes, sizes and kinds of annotation in a file."""
+    content = read_coco(json_file)
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    short = {i["id"]: min(i["width"], i["height"]) for i in content["images"]}
     sizes, annotated, objects, without_mask, encoded, without_keypoints, visible = [], set(), 0, 0, 0, 0, 0
-    for annotation in read_list(path, "annotations"):
+    for annotation in content["annotations"]:
         if annotation.get("iscrowd", 0):
             continue
         _, _, width, height = annotation["bbox"]

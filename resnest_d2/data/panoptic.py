@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..errors import UserError, one_line
 from ..files import atomic_write_text, atomic_writer, check_readable, inside, unused_name, writing
-from .annotations import encode_mask, is_id, load_coco, read_list
+from .annotations import encode_mask, is_id, load_coco, read_coco
 
 #: Label of pixels that do not count, in semantic maps.
 _IGNORED = 255
@@ -23,16 +23,16 @@ _STUFF = [category["id"] for category in COCO_CATEGORIES if not category["isthin
 
 
 def read_panoptic(annotations: Union[str, Path]) -> Dict[str, List[Dict[str, Any]]]:
-    """Annotations and categories of a file in COCO's panoptic format.
+    """Annotations and categories of a file in COCO's panoptic format, and its images, if any.
 
     Raises:
         UserError: the file cannot be read, is no JSON, or is not in that format.
     """
-    content = {name: list(read_list(annotations, name)) for name in ("categories", "annotations")}
-    for name, entries in content.items():
-        if not entries:
+    content = read_coco(annotations)
+    for name in ("categories", "annotations"):
+        if not content[name]:
             raise UserError(f"{annotations} is not COCO's panoptic format: it holds no {name}")
-    reason = _panoptic_fault(**content)
+    reason = _panoptic_fault(content["categories"], content["annotations"])
     if reason:
         raise UserError(f"{annotations} is not COCO's panoptic format: {reason}")
     return content
@@ -132,7 +132,7 @@ def write_semantic_maps(annotations: Path, segments: Path, output: Path) -> int:
             )
     sizes = {
         image["id"]: (image["height"], image["width"])
-        for image in read_list(annotations, "images")
+        for image in content["images"]
         if isinstance(image, dict) and all(is_id(image.get(key)) for key in ("id", "height", "width"))
     }
     with writing(output):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from ...data import load_coco
-from ...data.annotations import compressed, encode_mask, is_polygon, mask_flaw
+from ...data.annotations import checked_mask
 from ...errors import UserError
 from ...files import check_readable, parse_json, read_json, read_text
 from ..labels import label
@@ -106,7 +106,8 @@ def read_detections(file: Path, truth: Dict[str, List[Dict[str, Any]]]) -> List[
             if field == "bbox":
                 good[field] = _box(file, where, value)
             elif field == "segmentation":
-                good[field] = _rle(file, where, value, sizes[entry["image_id"]])
+                runs = value if isinstance(value, dict) else {}
+                good[field] = _mask(file, where, runs, sizes[entry["image_id"]])
             else:
                 good[field] = _keypoints(file, where, value)
                 if len(value) != len(content[0][field]):
@@ -249,24 +250,7 @@ def _keypoints(file: Path, where: str, value: Any) -> List[float]:
 
 
 def _mask(file: Path, where: str, value: Any, size: Tuple[int, int]) -> Any:
-    """The polygons that are some, or compressed run lengths."""
-    flaw = mask_flaw(value, *size)
+    mask, flaw = checked_mask(value, *size)
     if flaw:
         raise refuse(file, f"{where}: segmentation", flaw, value)
-    return list(filter(is_polygon, value)) if isinstance(value, list) else _compressed(value, size)
-
-
-def _rle(file: Path, where: str, value: Any, size: Tuple[int, int]) -> Dict[str, Any]:
-    flaw = mask_flaw(value if isinstance(value, dict) else {}, *size)
-    if flaw:
-        raise refuse(file, f"{where}: segmentation", flaw, value)
-    return _compressed(value, size)
-
-
-def _compressed(value: Dict[str, Any], size: Tuple[int, int]) -> Dict[str, Any]:
-    counts = value["counts"]
-    return (
-        compressed(encode_mask(value, *size))
-        if isinstance(counts, list)
-        else {"size": [*size], "counts": counts}
-    )
+    return mask
