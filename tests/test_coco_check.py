@@ -945,6 +945,77 @@ def test_boxes_in_fractions_that_start_elsewhere_are_refused(tmp_path):
         checked(content, tmp_path)
 
 
+def scattered(count, size, seed=0):
+    """Boxes x, y, width, height of small objects all over an image."""
+    rng = np.random.default_rng(seed)
+    start = rng.uniform(0, np.subtract(size, 70), (count, 2))
+    return np.hstack((start, rng.uniform(10, 69, (count, 2)))).round(1)
+
+
+def with_boxes(boxes, size=(640, 480), **values):
+    """Annotations of one image."""
+    content = small(segmentation=[], **values)
+    content["images"][0].update(width=size[0], height=size[1])
+    first = content["annotations"][0]
+    content["annotations"] = [
+        {
+            **first,
+            "id": i,
+            "bbox": list(box),
+            "area": box[2] * box[3],
+            "keypoints": [0] * 6,
+            "num_keypoints": 0,
+        }
+        for i, box in enumerate(np.asarray(boxes).tolist(), 1)
+    ]
+    return content
+
+
+def noted(content, tmp_path):
+    return [line for line in checked(content, tmp_path)[0].notes if "keypoint" not in line]
+
+
+@pytest.mark.parametrize("count", [5, 19, 20, 300])
+def test_boxes_by_two_corners_are_said_and_refused_where_they_are_many(count, tmp_path):
+    boxes = scattered(count, (640, 480))
+    assert noted(with_boxes(boxes), tmp_path) == []
+    corners = np.hstack((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]))
+    said = (
+        rf"\d+ of {count} boxes reach beyond .* when read as x, y, width, height, but none when read as x1, y1, "
+        r"x2, y2, such as that of annotation \d+, \[.*\] on 640x480 pixels; COCO's are x, y, width, height"
+    )
+    if count < 20:
+        (note,) = noted(with_boxes(corners), tmp_path)
+        assert re.fullmatch(said, note)
+        return
+    with pytest.raises(UserError, match=rf"a\.json: {said}$"):
+        checked(with_boxes(corners), tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_boxes_that_reach_beyond_their_images_are_not_taken_for_corners(share, tmp_path):
+    """Of objects that are cut by the border, somewhere."""
+    boxes = scattered(100, (640, 480))
+    cut = int(100 * share)
+    boxes[:cut, :2] += (600, 440)
+    assert noted(with_boxes(boxes), tmp_path) == []
+
+
+def test_boxes_in_percent_are_said(tmp_path):
+    boxes = scattered(100, (640, 480))
+    percent = boxes / (640, 480, 640, 480) * 100
+    (note,) = noted(with_boxes(percent), tmp_path)
+    assert re.fullmatch(
+        r"none of 100 boxes has a number above \d\d, on images of 480 .*percent\? COCO's .*", note
+    )
+    for content in (
+        with_boxes(percent[:19]),  # too few to tell
+        with_boxes(percent, (120, 90)),
+        with_boxes(boxes / 16),  # of objects in a corner
+    ):
+        assert noted(content, tmp_path) == []
+
+
 def test_a_copy_without_annotations_is_not_written(tmp_path):
     with pytest.raises(UserError, match=r"none of the annotations is left .*: 1 x unknown category: annot"):
         checked(small(category_id="a"), tmp_path)

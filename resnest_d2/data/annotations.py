@@ -150,34 +150,47 @@ def encode_mask(segmentation: Any, height: int, width: int) -> Dict[str, Any]:
     return segmentation
 
 
-def checked_mask(mask: Any, height: int, width: int, trusted: bool = False) -> Tuple[Any, Optional[str]]:
+def checked_mask(mask: Any, height: int, width: int) -> Tuple[Any, Optional[str]]:
     """A mask in the form that all of COCO's programs read alike.
 
-    Where run lengths are damaged they write past their memory or hang, and the rasteriser of polygons needs
-    memory by the length of the sides. Of a polygon of four numbers, pycocotools would take all for boxes.
+    The rasteriser of polygons needs memory by the length of the sides. Of a polygon of four numbers,
+    pycocotools would take all for boxes.
 
     Args:
         height, width: of the image, in pixels.
-        trusted: the run lengths are known to be sound, so that only their size is looked at.
 
     Returns:
-        Compressed run lengths as JSON has them, or the polygons of three points or more; and what it must be,
-        or None where it is so.
+        The polygons of three points or more, or what :func:`checked_runs` makes of others; and what it must
+        be, or None where it is so.
     """
     if isinstance(mask, dict):
-        counts, size = mask.get("counts"), mask.get("size")
-        counts = counts.decode("latin-1") if isinstance(counts, bytes) else counts
-        fits = isinstance(size, (list, tuple, np.ndarray)) and list(size) == [height, width]
-        if not fits or not (trusted or run_lengths(counts, height * width) is not None):
-            return None, f"must be the run-length encoding of a mask of {height}x{width} pixels"
-        mask = {"size": [height, width], "counts": counts}
-        return compressed(encode_mask(mask, height, width)) if isinstance(counts, list) else mask, None
+        return checked_runs(mask, height, width)
     polygons = mask if isinstance(mask, list) else [None]
     sound = all(isinstance(p, list) and all(map(is_finite, p)) for p in polygons)
     drawn = [polygon for polygon in polygons if is_polygon(polygon)] if sound else []
     if not drawn or max(max(map(abs, polygon)) for polygon in drawn) > 2 * max(height, width):
         return None, f"must be polygons of three points or more on an image of {height}x{width} pixels"
     return drawn, None
+
+
+def checked_runs(
+    mask: Any, height: int, width: int, trusted: bool = False
+) -> Tuple[Optional[Dict[str, Any]], Optional[str]]:
+    """Run lengths, compressed, as JSON has them; and what they must be, or None where they are so.
+
+    COCO's programs write past their memory, or hang, where they are damaged.
+
+    Args:
+        height, width: of the image, in pixels.
+        trusted: they are known to be sound, so that only their size is looked at.
+    """
+    counts, size = (mask.get("counts"), mask.get("size")) if isinstance(mask, dict) else (None, None)
+    counts = counts.decode("latin-1") if isinstance(counts, bytes) else counts
+    fits = isinstance(size, (list, tuple, np.ndarray)) and list(size) == [height, width]
+    if not fits or not (trusted or run_lengths(counts, height * width) is not None):
+        return None, f"must be the run-length encoding of a mask of {height}x{width} pixels"
+    runs = {"size": [height, width], "counts": counts}
+    return compressed(encode_mask(runs, height, width)) if isinstance(counts, list) else runs, None
 
 
 def is_polygon(coordinates: Any) -> bool:

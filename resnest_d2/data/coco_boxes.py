@@ -105,7 +105,7 @@ def are_fractions(
     largest = max(start.max(), extent.max())
     if count == len(table) >= _ENOUGH and 50 < largest <= 101 and size.min() > 2 * largest:
         report.notes.append(
-            f"none of {count} boxes has a number above {largest:.0f}, though all images have more than "
-            f"{2 * largest:.0f} pixels: are they percent? COCO's are pixels"
+            f"none of {count} boxes has a number above {largest:.0f}, on images of {size.min():.0f} pixels and "
+            "more a side: are they percent? COCO's are pixels"
         )
     return False

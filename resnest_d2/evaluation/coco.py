@@ -16,7 +16,7 @@ import pycocotools.cocoeval
 from detectron2 import evaluation
 from detectron2.utils.logger import create_small_table
 
-from ..data.annotations import checked_mask, complete, is_finite, is_id, is_number
+from ..data.annotations import checked_mask, checked_runs, complete, is_finite, is_id, is_number
 from ..data.check import loading
 from ..errors import OptionError, UserError
 from ..files import writing
@@ -294,8 +294,7 @@ def _readable(
     for field in ("score", _FIELDS[iou_type]):
         value, flaw = result.get(field), None
         if field == "segmentation":
-            runs = value if isinstance(value, dict) else {}
-            result[field], flaw = checked_mask(runs, *size, trusted=trust_masks)
+            result[field], flaw = checked_runs(value, *size, trusted=trust_masks)
         else:
             numbers = [value] if field == "score" else value if isinstance(value, _LISTS) else ()
             if not len(numbers) or not all(map(is_finite, numbers)):

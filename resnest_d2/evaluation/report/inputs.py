@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from ...data import load_coco
-from ...data.annotations import checked_mask
+from ...data.annotations import checked_mask, checked_runs
 from ...errors import UserError
 from ...files import check_readable, parse_json, read_json, read_text
 from ..labels import label
@@ -66,7 +66,9 @@ def _read_truth(file: Path, content: Dict[str, List[Any]]) -> Dict[str, List[Dic
         good = {key: entry[key] for key in ("id", "image_id", "category_id", "area", "iscrowd")}
         good["bbox"] = _box(file, where, entry["bbox"])
         if entry.get("segmentation"):
-            good["segmentation"] = _mask(file, where, entry["segmentation"], sizes[entry["image_id"]])
+            good["segmentation"], flaw = checked_mask(entry["segmentation"], *sizes[entry["image_id"]])
+            if flaw:
+                raise refuse(file, f"{where}: segmentation", flaw, entry["segmentation"])
         if entry.get("keypoints"):
             good["keypoints"] = _keypoints(file, where, entry["keypoints"])
             good["num_keypoints"] = entry["num_keypoints"]
@@ -106,8 +108,9 @@ def read_detections(file: Path, truth: Dict[str, List[Dict[str, Any]]]) -> List[
             if field == "bbox":
                 good[field] = _box(file, where, value)
             elif field == "segmentation":
-                runs = value if isinstance(value, dict) else {}
-                good[field] = _mask(file, where, runs, sizes[entry["image_id"]])
+                good[field], flaw = checked_runs(value, *sizes[entry["image_id"]])
+                if flaw:
+                    raise refuse(file, f"{where}: segmentation", flaw, value)
             else:
                 good[field] = _keypoints(file, where, value)
                 if len(value) != len(content[0][field]):
@@ -247,10 +250,3 @@ def _keypoints(file: Path, where: str, value: Any) -> List[float]:
     if not _numbers(value) or not value or len(value) % 3:
         raise refuse(file, f"{where}: keypoints", "must be x, y and a third number of each", value)
     return value
-
-
-def _mask(file: Path, where: str, value: Any, size: Tuple[int, int]) -> Any:
-    mask, flaw = checked_mask(value, *size)
-    if flaw:
-        raise refuse(file, f"{where}: segmentation", flaw, value)
-    return mask
