@@ -185,7 +185,10 @@ def inside(folder: PathLike, name: str, source: PathLike, links: bool = False) -
     """
     resolve = os.path.abspath if links else os.path.realpath
     root = resolve(folder)
-    path = root if "\0" in name else resolve(os.path.join(root, name))
+    try:
+        path = root if b"\0" in os.fsencode(name) else resolve(os.path.join(root, name))
+    except ValueError:  # half of a surrogate pair
+        path = root
     if not path.startswith(os.path.join(root, "")):
         raise UserError(f"{source}: the file name {name!r} does not stay inside {folder}; mend it")
     return Path(path)

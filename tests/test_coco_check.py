@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import json
 import math
 import os
@@ -10,8 +11,9 @@ import resource
 import shutil
 import stat
 import tracemalloc
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, suppress
+from functools import partial, reduce
+from operator import getitem
 
 import numpy as np
 import pycocotools.mask
@@ -23,7 +25,7 @@ from pycocotools.coco import COCO
 from support import assert_one_line_error
 
 from resnest_d2 import UserError
-from resnest_d2.data import check_coco, generate_shapes, load_coco
+from resnest_d2.data import check_coco, check_pairs, generate_shapes, load_coco
 from resnest_d2.data.annotations import read_coco, run_lengths
 from resnest_d2.data.coco_check import _real_size
 from resnest_d2.data.coco_report import KEPT, KINDS, NARROW, Report
@@ -579,6 +581,36 @@ def test_what_only_looks_like_a_list_is_none(text, tmp_path):
         read_coco(tmp_path / "a.json", "images")
 
 
+ODD = (
+    *(None, True, "", "\ud800", "1e400", [], {}, [None], [[]], math.nan, -math.inf, 0.5, 2**63, 10**400),
+    *([math.nan] * 4, [10**400] * 6, [[math.nan] * 8], [[10**400] * 6], [[1e308, -1e308] * 3], [["x"] * 6]),
+    *({"size": None, "counts": [1]}, {"size": [48, 64], "counts": [10**400]}),
+)
+
+
+@pytest.mark.parametrize("name", ["images", "annotations", "categories"])
+def test_whatever_stands_in_a_place_is_mended_or_said_and_what_is_trained_on_is_loaded(name, tmp_path):
+    Image.new("RGB", (64, 48)).save(tmp_path / "1.jpg")
+    whole = small()
+    whole["annotations"].append({**whole["annotations"][0], "id": 2, "bbox": [4, 4, 36, 30]})
+    places = [(name, 0), *((name, 0, key) for key in whole[name][0])]
+    places += [(name, 0, key, 0) for key in ("bbox", "keypoints") if key in whole[name][0]]
+    for place, value in itertools.product(places, ODD):
+        content = copy.deepcopy(whole)
+        *path, last = place
+        reduce(getitem, path, content)[last] = value
+        file = tmp_path / "a.json"
+        with suppress(UserError):
+            checked(content, tmp_path, "exist")
+            assert set(check_coco(tmp_path / "fixed.json", tmp_path).counts) <= set(KEPT), (place, value)
+        with suppress(UserError):
+            load_coco(file)
+        with suppress(UserError):
+            check_pairs([(str(file), str(tmp_path))])
+            load_coco_json(str(file), str(tmp_path))
+            read_facts(file)
+
+
 def test_a_byte_order_mark_is_named(clean, tmp_path):
     (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + (clean / "annotations.json").read_bytes())
     with pytest.raises(UserError, match=r"a\.json begins with a byte-order mark"):
@@ -1006,7 +1038,7 @@ def test_boxes_in_percent_are_said(tmp_path):
     percent = boxes / (640, 480, 640, 480) * 100
     (note,) = noted(with_boxes(percent), tmp_path)
     assert re.fullmatch(
-        r"none of 100 boxes has a number above \d\d, on images of 480 .*percent\? COCO's .*", note
+        r"none of 100 boxes has a number above \d\d, on images of at least 480 .*percent\? COCO's .*", note
     )
     for content in (
         with_boxes(percent[:19]),  # too few to tell

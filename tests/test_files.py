@@ -109,7 +109,19 @@ def test_names_that_a_file_gives_stay_in_their_folder(tmp_path):
     (tmp_path / "link").symlink_to("a")
     for name in ("x", "b/x", "b/../x", "./x", "new/x"):
         assert inside(tmp_path / "link", name, "s.json") == folder / os.path.normpath(name)
-    for name in ("../x", "/x", "b/../../x", "out/x", "", ".", "..", "../ab/x", "x\0", str(tmp_path / "ab")):
+    for name in (
+        "../x",
+        "/x",
+        "b/../../x",
+        "out/x",
+        "",
+        ".",
+        "..",
+        "../ab/x",
+        "x\0",
+        "\ud800",
+        str(tmp_path / "ab"),
+    ):
         with pytest.raises(UserError, match=r"s\.json: the file name .* does not stay inside"):
             inside(folder, name, "s.json")
     assert inside(folder, "out/x", "s.json", links=True) == folder / "out/x"

@@ -240,6 +240,11 @@ def _decoded(text: str) -> Optional[np.ndarray]:
     return runs
 
 
+def spread(count: int, most: int) -> List[int]:
+    """Indices of at most so many entries of ``count``: the first, the last, and some at even steps."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
+
+
 def whole_number(value: Any) -> Optional[int]:
     """What was meant by 7, 7.0 or "7", within 64 bits, or None."""
     if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,19}\s*", value):

@@ -15,10 +15,10 @@ from .coco_report import Report
 ROUNDING = 0.01
 #: Pixels by which a box may overlap the image's border, and a keypoint lie beyond it.
 SLACK = 1.0
-# Boxes from which a format can be told.
+# Boxes from which a format can be guessed, and told.
 _FEW, _ENOUGH = 5, 20
-# Shares of boxes that do not fit: in a format that is wrong, surely wrong, and right.
-_SOME, _MANY, _HARDLY_ANY = 0.05, 0.25, 0.01
+# Shares of boxes that do not fit: into a format that seems wrong, that is surely wrong, and that is right.
+_SOME, _MANY, _HARDLY_ANY = 0.1, 0.25, 0.01
 
 
 class ImageEntry(NamedTuple):
@@ -90,7 +90,7 @@ def are_fractions(
     inside = (start >= -SLACK).all(axis=1)
     beyond = ~inside | (start + extent > size + SLACK).any(axis=1)
     unlike_corners = ~(inside & (extent > start).all(axis=1) & (extent <= size + SLACK).all(axis=1))
-    if beyond.sum() >= _SOME * count and unlike_corners.sum() <= _HARDLY_ANY * count:
+    if beyond.sum() > max(2, _SOME * count) and unlike_corners.sum() <= _HARDLY_ANY * count:
         annotation = known[np.flatnonzero(alone)[beyond.argmax()]][-1]
         width, height = size[beyond.argmax()]
         line = (
@@ -105,7 +105,7 @@ def are_fractions(
     largest = max(start.max(), extent.max())
     if count == len(table) >= _ENOUGH and 50 < largest <= 101 and size.min() > 2 * largest:
         report.notes.append(
-            f"none of {count} boxes has a number above {largest:.0f}, on images of {size.min():.0f} pixels and "
-            "more a side: are they percent? COCO's are pixels"
+            f"none of {count} boxes has a number above {largest:.0f}, on images of at least {size.min():.0f} "
+            "pixels a side: are they percent? COCO's are pixels"
         )
     return False

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Set, Tuple
 from urllib.parse import unquote
 
-import numpy as np
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 from tqdm import tqdm
 
 from ..errors import UserError
 from ..files import atomic_write_text, check_writable, read_json
-from .annotations import LISTS, is_id, read_coco, whole_number
+from .annotations import LISTS, is_id, read_coco, spread, whole_number
 from .coco_boxes import ImageEntry, are_fractions
 from .coco_objects import Inspector, check_id
 from .coco_report import NARROW, Lost, Report
@@ -163,13 +162,13 @@ def _check_images(
     lost: Dict[int, str] = {}
     folder = _Folder(root)
     report.images = len(images)
-    spread = {*np.linspace(0, len(images) - 1, min(len(images), _SAMPLE)).round().astype(int).tolist()}
+    sample = set(spread(len(images), _SAMPLE) if how == "sample" else ())
     end = time.monotonic() + _SECONDS
     for index, image in enumerate(tqdm(images, desc="images", disable=how not in ("header", "decode"))):
         number = whole_number(image.get("id")) if isinstance(image, dict) else None
         look = how
         if how == "sample":
-            look = "header" if index in spread and time.monotonic() < end else "exist"
+            look = "header" if index in sample and time.monotonic() < end else "exist"
         try:
             mended = _mended_image(image, index, known, folder, look, report)
             width, height = mended["width"], mended["height"]

@@ -415,8 +415,9 @@ def _feed(value: Any, update: Callable[[bytes], None]) -> None:
         value = [part for key in sorted(value) for part in (key, value[key])]
     if isinstance(value, list):
         update(b"[%d" % len(value))
-        if value and all(map(is_finite, value)):
-            update(np.asarray(value, np.float64).tobytes())
+        numbers = _coordinates(value)
+        if numbers is not None:
+            update(numbers.tobytes())
         else:
             for part in value:
                 _feed(part, update)

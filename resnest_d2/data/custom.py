@@ -18,7 +18,7 @@ from ..errors import UserError
 from .annotations import read_coco, visible_keypoints
 from .coco_check import MAX_SIZE, check_coco
 from .coco_report import NARROW, Report
-from .panoptic import read_panoptic
+from .panoptic import check_panoptic
 
 Pair = Tuple[str, str]
 
@@ -125,7 +125,8 @@ def check_registered(cfg: CfgNode, train: Sequence[str], test: Sequence[str]) ->
             continue
         panoptic, file, images = (metadata.get(key) for key in ("panoptic_json", "json_file", "image_root"))
         if panoptic and _is_small(panoptic):
-            read_panoptic(panoptic)
+            segments = metadata.get("panoptic_root") if name in test else None  # of which training reads none
+            check_panoptic(*(path and PathManager.get_local_path(path) for path in (panoptic, segments)))
         if file and images and not _is_small(file):
             notes.append(
                 f"{file} is not checked at each start, as it has more than {_CHECKED / 1e6:.0f} MB: "
