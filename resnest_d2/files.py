@@ -105,6 +105,8 @@ def read_text(path: PathLike, what: str = "", limit: float = MAX_TEXT) -> str:
         raise UserError(f"{what} {path} is no text in UTF-8".strip()) from None
     except OSError as e:
         raise UserError(f"cannot read {what} {path} ({e.strerror})") from None
+    except MemoryError:
+        raise UserError(f"{what} {path} does not fit into memory".strip()) from None
 
 
 def read_json(path: PathLike, what: str = "", limit: float = MAX_TEXT) -> Any:
@@ -137,11 +139,13 @@ def parse_json(text: str, name: str) -> Any:
             )
         return result
 
-    check_depth(text, name)
     try:
+        check_depth(text, name)
         return json.loads(text, object_pairs_hook=unique)
     except UserError:
         raise
+    except MemoryError:
+        raise UserError(f"{name} does not fit into memory") from None
     except ValueError as e:
         raise UserError(f"{name} is no valid JSON ({one_line(e, 120)})") from None
 

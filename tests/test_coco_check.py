@@ -611,6 +611,13 @@ def test_whatever_stands_in_a_place_is_mended_or_said_and_what_is_trained_on_is_
             read_facts(file)
 
 
+def test_a_file_that_memory_does_not_hold_is_named(tmp_path):
+    with open(tmp_path / "a.json", "w") as file:
+        file.truncate(1 << 42)
+    with pytest.raises(UserError, match=r"a\.json has 4398046511104 bytes, more than the \d+ that are read"):
+        check_coco(tmp_path / "a.json", tmp_path)
+
+
 def test_a_byte_order_mark_is_named(clean, tmp_path):
     (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + (clean / "annotations.json").read_bytes())
     with pytest.raises(UserError, match=r"a\.json begins with a byte-order mark"):

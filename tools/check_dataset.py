@@ -28,7 +28,7 @@ if __name__ == "__main__":
     parser.add_argument("annotations", type=user_path, help="annotation file, JSON")
     parser.add_argument("images", type=user_path, help="folder of the images")
     parser.add_argument("--fix", type=user_path, metavar="OUT", help="write a mended copy of the annotations")
-    parser.add_argument("--overwrite", action="store_true", help="let it replace an annotation file")
+    parser.add_argument("--overwrite", action="store_true", help="let it replace another annotation file")
     parser.add_argument("--quick", action="store_true", help="read the images' headers only")
     with one_line_errors():
         main(parser.parse_args())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import math
 import numbers
+import os
 import re
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ _NUMERAL = re.compile(r"\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\s*", re.ASC
 _REMEDY = "tools/check_dataset.py says what is wrong, and --fix writes a mended copy"
 
 
+#: Bytes of a file that memory could hold, though not what is made of it.
+LARGEST = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 #: The lists of a COCO file.
 LISTS = ("images", "annotations", "categories")
 
@@ -36,7 +39,7 @@ def read_coco(json_file: Union[str, Path], *needed: str) -> Dict[str, List[Any]]
         UserError: the file cannot be read, is no JSON, or has something else in place of a list or nothing in
             one that is needed.
     """
-    content = read_json(json_file, limit=math.inf)
+    content = read_json(json_file, limit=LARGEST)
     with open(json_file, "rb") as file:
         if file.read(3) == codecs.BOM_UTF8:
             raise UserError(

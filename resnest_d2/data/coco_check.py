@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import time
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..files import atomic_write_text, check_writable, read_json
-from .annotations import LISTS, is_id, read_coco, spread, whole_number
+from .annotations import LARGEST, LISTS, is_id, read_coco, spread, whole_number
 from .coco_boxes import ImageEntry, are_fractions
 from .coco_objects import Inspector, check_id
 from .coco_report import NARROW, Lost, Report
@@ -94,7 +93,7 @@ def _check_target(fix: Path, json_file: Path, overwrite: bool) -> None:
     if os.path.exists(json_file) and os.path.samefile(fix, json_file):
         raise UserError(f"{fix} is the annotation file itself; name another file for the mended copy")
     try:
-        content = read_json(fix, limit=math.inf)
+        content = read_json(fix, limit=LARGEST)
     except UserError:
         content = None
     if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in LISTS):

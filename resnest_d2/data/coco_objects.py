@@ -88,10 +88,9 @@ class Inspector:
         if not isinstance(annotation, dict):
             report.give_up("entry is no object", f"annotation number {index}")
         where = self._number(annotation, index)
-        # What pandas writes for none, and programs take for something.
-        unset = [
-            k for k in ("iscrowd", "segmentation", "keypoints") if annotation.get(k) != annotation.get(k)
-        ]
+        # Not a number is what pandas writes for none, and programs take for something.
+        optional = [key for key in ("iscrowd", "segmentation", "keypoints") if is_number(annotation.get(key))]
+        unset = [key for key in optional if not is_finite(annotation[key])]
         if unset:
             report.add("number that is not finite", f"{where} ({', '.join(unset)})")
             annotation = {**annotation, **dict.fromkeys(unset)}
