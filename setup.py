@@ -28,7 +28,6 @@ setup(
     install_requires=[
         "contourpy",
         "fvcore",
-        "ijson",
         "iopath",
         "jinja2",
         "numpy",

@@ -98,9 +98,10 @@ def needs(package: str, purpose: str, command: Optional[str] = None) -> Iterator
 
 
 def one_line(text: object, limit: Optional[int] = None) -> str:
-    """An exception's message, or another text, on one line.
+    """An exception's message, or another text, on one line that can be printed.
 
     Args:
         limit: characters after which it is cut.
     """
-    return " ".join(str(text).split())[:limit]
+    whole = str(text).encode("utf-8", "backslashreplace").decode()  # halves of surrogate pairs cannot
+    return " ".join(whole.split())[:limit]

@@ -12,20 +12,23 @@ import itertools
 import json
 import os
 import re
+import reprlib
 import secrets
 import stat
+from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Iterator, Set, Union
+from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Set, Tuple, Union
 
 import numpy as np
 
 from .errors import UserError, one_line
 
-#: Bytes of a text that is read as a whole. COCO's annotations, which are larger, are streamed.
+#: Bytes of a text, by default: more than any but annotations and detections have.
 MAX_TEXT = 256 << 20
 #: Nesting of a JSON or YAML document; theirs that mean something have less than ten.
 MAX_DEPTH = 100
+_NO_MARKS = bytes(set(range(256)) - set(b'"[]{}'))
 
 #: What no room makes good.
 _CLOSED = (
@@ -102,13 +105,15 @@ def read_text(path: PathLike, what: str = "", limit: float = MAX_TEXT) -> str:
         raise UserError(f"{what} {path} is no text in UTF-8".strip()) from None
     except OSError as e:
         raise UserError(f"cannot read {what} {path} ({e.strerror})") from None
+    except MemoryError:
+        raise UserError(f"{what} {path} does not fit into memory".strip()) from None
 
 
 def read_json(path: PathLike, what: str = "", limit: float = MAX_TEXT) -> Any:
     """A JSON document.
 
     Raises:
-        UserError: as :func:`read_text`, or it is no JSON, or nested deeper than MAX_DEPTH.
+        UserError: as :func:`read_text` and :func:`parse_json`.
     """
     return parse_json(read_text(path, what, limit), f"{what} {path}".strip())
 
@@ -120,11 +125,27 @@ def parse_json(text: str, name: str) -> Any:
         name: where it is from, for the message.
 
     Raises:
-        UserError: it is no JSON, or nested deeper than MAX_DEPTH.
+        UserError: it is no JSON, nested deeper than MAX_DEPTH, or has a key twice in one object, of which
+            programs take one or the other.
     """
-    check_depth(text, name)
+
+    def unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            keys = Counter(key for key, _ in pairs)
+            raise UserError(
+                f"{name} has {keys.most_common(1)[0][0]!r:.60} twice in one object, "
+                f"{one_line(reprlib.repr(result), 100)}; leave one"
+            )
+        return result
+
     try:
-        return json.loads(text)
+        check_depth(text, name)
+        return json.loads(text, object_pairs_hook=unique)
+    except UserError:
+        raise
+    except MemoryError:
+        raise UserError(f"{name} does not fit into memory") from None
     except ValueError as e:
         raise UserError(f"{name} is no valid JSON ({one_line(e, 120)})") from None
 
@@ -134,72 +155,15 @@ def check_depth(text: str, name: str) -> None:
 
     Parsers need memory, and the stack, by the depth.
     """
-    plain = re.sub(r'"(?:[^"\\]|\\.)*"', "", text).encode("utf-8", "replace")
-    brackets = plain.translate(None, bytes(set(range(256)) - set(b"[]{}")))
-    steps = np.where(np.isin(np.frombuffer(brackets, np.uint8), [*b"[{"]), 1, -1)
-    if steps.cumsum().max(initial=0) > MAX_DEPTH:
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return
+    plain = text.encode("utf-8", "replace")
+    if b"\\" in plain:
+        plain = re.sub(rb"\\.", b"", plain, flags=re.DOTALL)
+    brackets = re.sub(rb'"[^"]*"', b"", plain.translate(None, _NO_MARKS))
+    steps = np.where(np.isin(np.frombuffer(brackets, np.uint8), [*b"[{"]), np.int8(1), np.int8(-1))
+    if steps.cumsum(dtype=np.int32).max(initial=0) > MAX_DEPTH:
         raise UserError(f"{name} is nested more than {MAX_DEPTH} deep")
-
-
-class BoundedJson:
-    """A file of JSON that is streamed; reading ends where it is nested deeper than MAX_DEPTH.
-
-    Parsers of streams need memory by the square of the depth.
-
-    Args:
-        file: what is read.
-        name: of the file, for the message.
-
-    Attributes:
-        outermost: what stands outside of the inner brackets so far, at most a mebibyte of it.
-    """
-
-    _OTHERS = bytes(set(range(256)) - set(b'"[]{}'))
-    _STEPS = np.zeros(256, np.int64)
-    _STEPS[[*b"[{"]], _STEPS[[*b"]}"]] = 1, -1
-
-    def __init__(self, file: BinaryIO, name: str) -> None:
-        self._file, self._name = file, name
-        self._depth, self._quoted, self._escape = 0, False, b""
-        self.outermost = b""
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes of the file.
-
-        Raises:
-            UserError: they are nested too deep.
-        """
-        chunk = self._file.read(size)
-        text = self._escape + chunk
-        if b"\\" in text:
-            text = re.sub(rb"\\.", b"", text, flags=re.DOTALL)
-        self._escape = b"\\" if text.endswith(b"\\") else b""  # what it escapes is in the next bytes
-        marks = np.frombuffer(text.translate(None, self._OTHERS), np.uint8)
-        if len(marks):
-            quoted = ((marks == ord('"')).cumsum() + self._quoted) % 2 == 1
-            depth = self._depth + np.where(quoted, 0, self._STEPS[marks]).cumsum()
-            if depth.max() > MAX_DEPTH:
-                raise UserError(f"{self._name} is nested more than {MAX_DEPTH} deep")
-            if min(self._depth, depth.min()) <= 1:
-                self._keep_outermost(text)
-            self._depth, self._quoted = int(depth[-1]), bool(quoted[-1])
-        elif self._depth == 1:
-            self._keep_outermost(text)
-        return chunk
-
-    def _keep_outermost(self, text: bytes) -> None:
-        """Keep what of a text, without escapes, is one bracket deep."""
-        if len(self.outermost) > 1 << 20:
-            return
-        characters = np.frombuffer(text, np.uint8)
-        quoted = ((characters == ord('"')).cumsum() + self._quoted) % 2 == 1
-        depth = self._depth + np.where(quoted, 0, self._STEPS[characters]).cumsum()
-        self.outermost += characters[depth == 1].tobytes()
-
-    def repeated(self, key: str) -> bool:
-        """Whether the object that the whole file is has, so far, a key twice."""
-        texts = re.findall(rb'"([^"]*)"\s*(:?)', self.outermost)
-        return texts.count((key.encode(), b":")) > 1
 
 
 def check_link(option: str, name: str) -> None:
@@ -225,7 +189,10 @@ def inside(folder: PathLike, name: str, source: PathLike, links: bool = False) -
     """
     resolve = os.path.abspath if links else os.path.realpath
     root = resolve(folder)
-    path = root if "\0" in name else resolve(os.path.join(root, name))
+    try:
+        path = root if b"\0" in os.fsencode(name) else resolve(os.path.join(root, name))
+    except ValueError:  # half of a surrogate pair
+        path = root
     if not path.startswith(os.path.join(root, "")):
         raise UserError(f"{source}: the file name {name!r} does not stay inside {folder}; mend it")
     return Path(path)

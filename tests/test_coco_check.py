@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import json
 import math
 import os
@@ -10,7 +11,9 @@ import resource
 import shutil
 import stat
 import tracemalloc
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial, reduce
+from operator import getitem
 
 import numpy as np
 import pycocotools.mask
@@ -22,10 +25,12 @@ from pycocotools.coco import COCO
 from support import assert_one_line_error
 
 from resnest_d2 import UserError
-from resnest_d2.data import check_coco, generate_shapes, load_coco
-from resnest_d2.data.annotations import Lenient, run_lengths
+from resnest_d2.data import check_coco, check_pairs, generate_shapes, load_coco
+from resnest_d2.data.annotations import read_coco, run_lengths
 from resnest_d2.data.coco_check import _real_size
 from resnest_d2.data.coco_report import KEPT, KINDS, NARROW, Report
+from resnest_d2.data.custom import read_facts
+from resnest_d2.data.panoptic import read_panoptic
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +249,10 @@ SPOILT = [
     ("number that is not finite", spoil_annotation(bbox=[1, 2, float("inf"), 4])),
     ("number that is not finite", spoil_annotation(bbox=[1, 2, 10**400, 4])),
     ("number that is not finite", spoil_annotation(segmentation=[[1, 2, float("nan"), 4, 5, 6, 7, 8]])),
+    ("number that is not finite", spoil_annotation(segmentation=[[1, 2, 10**400, 4, 5, 6, 7, 8]])),
+    ("number that is not finite", spoil_annotation(iscrowd=float("nan"))),
+    ("number that is not finite", spoil_annotation(segmentation=float("nan"))),
+    ("number that is not finite", spoil_annotation(keypoints=float("nan"))),
     ("box without area", spoil_annotation(bbox=[5, 5, 0, 10])),
     ("box without area", spoil_annotation(bbox=[5, 5, -3, 10])),
     ("box outside the image", spoil_annotation(bbox=[-20, 5, 60, 60])),
@@ -344,26 +353,6 @@ def test_nan_inside_a_name_is_no_number(dataset):
     assert fixed["categories"][0]["name"] == "a: NaN, b"
 
 
-def test_tokens_cut_by_the_end_of_a_chunk_are_replaced():
-    text = (
-        rb'{"a": ['
-        + rb"NaN, -Infinity, 1.5, 99999999999999999999, 9223372036854775807, 1e999, " * 30
-        + rb"NaN],"
-    )
-    texts = ["x, NaN, y", "scan 20240101120000123456 (1).jpg", 'a" [NaN, \\', "", " 1e999 "]
-    text += (
-        rb' "b": ["\ud800x", "\ud83d\ude00", "\\ud800", "\udcff"], "c": ' + json.dumps(texts).encode() + b"}"
-    )
-    for size in range(1, 60):
-        file, read = Lenient(io.BytesIO(text)), []
-        while chunk := file.read(size):
-            read.append(chunk)
-        content = json.loads(b"".join(read))
-        assert content["a"] == [None, None, 1.5, None, 2**63 - 1, None] * 30 + [None]
-        assert content["b"] == ["\ufffdx", "\U0001f600", "\\ud800", "\ufffd"]
-        assert content["c"] == texts
-
-
 def test_objects_of_an_image_listed_twice_come_together(dataset):
     folder, content = dataset
     list_twice(folder, content)
@@ -429,13 +418,29 @@ def test_a_broken_orientation_turns_nothing(how, tmp_path):
         assert _real_size(str(path), how, "", Report()) == read_image(path, "BGR").shape[1::-1]
 
 
+#: Of an annotation file, which a copy may replace.
+_EMPTY = '{"images": [], "annotations": [], "categories": []}'
+
+
 def test_the_copy_replaces_no_other_file(dataset, tmp_path):
     folder, content = dataset
     image = file_of(folder, content)
     (folder / "link.json").symlink_to("annotations.json")
     os.link(folder / "annotations.json", folder / "hard.json")
-    (folder / "earlier.json").write_text('{"images": []}')
+    (folder / "earlier.json").write_text(_EMPTY)
+    others = {
+        "package.json": '{"name": "x", "images": [], "categories": []}',
+        "config.yaml": "MODEL: {}",
+        "results.json": '{"results": {}}',
+        "coco_instances_results.json": "[]",
+        "cut.json": _EMPTY[:-1],
+        "texts.json": _EMPTY.replace("[]", '"x"'),
+        "empty.json": "",
+    }
+    for name, text in others.items():
+        (folder / name).write_text(text)
     closed = [
+        *((folder / name, "is there and no annotation file") for name in others),
         (folder / "annotations.json", "is the annotation file itself"),
         (folder / "images/../annotations.json", "is the annotation file itself"),
         (folder / "link.json", "is the annotation file itself"),
@@ -466,12 +471,12 @@ def fix_over_earlier(folder):
 
 def test_a_copy_that_has_no_room_leaves_what_was_there(dataset):
     folder, _ = dataset
-    (folder / "earlier.json").write_text("{}")
+    (folder / "earlier.json").write_text(_EMPTY)
     names = {path.name for path in folder.iterdir()}
     with files_of_at_most(5000), pytest.raises(UserError, match=r"cannot write .*File too large.*make room"):
         fix_over_earlier(folder)
     assert {path.name for path in folder.iterdir()} == names
-    assert (folder / "earlier.json").read_text() == "{}"
+    assert (folder / "earlier.json").read_text() == _EMPTY
 
 
 def test_a_folder_of_images_that_is_not_there_is_named(dataset):
@@ -484,14 +489,14 @@ def test_a_folder_of_images_that_is_not_there_is_named(dataset):
 
 def test_a_check_that_fails_leaves_what_was_there(dataset):
     folder, _ = dataset
-    (folder / "earlier.json").write_text("{}")
+    (folder / "earlier.json").write_text(_EMPTY)
     whole = (folder / "annotations.json").read_bytes()
     (folder / "annotations.json").write_bytes(whole[:-20])
     names = {path.name for path in folder.iterdir()}
     with pytest.raises(UserError, match="is no valid JSON"):
         fix_over_earlier(folder)
     assert {path.name for path in folder.iterdir()} == names
-    assert (folder / "earlier.json").read_text() == "{}"
+    assert (folder / "earlier.json").read_text() == _EMPTY
 
 
 @pytest.mark.parametrize("before", ["", '"images": [], ', '"categories": [{"id": 1, "name": "[[[\\"["}], '])
@@ -514,14 +519,111 @@ def test_what_is_no_list_is_named(name, value, clean, tmp_path):
         check_coco(tmp_path / "a.json", clean / "images", "none")
 
 
-@pytest.mark.parametrize("lenient", [False, True])
+@pytest.mark.parametrize(
+    "old, new, key",
+    [
+        (r"\Z", ', "images": []', "images"),
+        (r"\Z", r', "\u0069mages": []', "images"),
+        (r"\Z", r', "annotations": [1]', "annotations"),
+        (r"\Z", r', "info": {"a": 1, "a": 2}', "a"),
+        ('"bbox": ', '"bbox": [0, 0, 9, 9], "bbox": ', "bbox"),
+        ('"bbox": ', r'"\u0062box": null, "bbox": ', "bbox"),
+        ('"id": 2,', '"id": 2, "id": 2,', "id"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_named_by_all_readers(old, new, key, clean, tmp_path):
+    text = (clean / "annotations.json").read_text().rstrip()[:-1]
+    (tmp_path / "a.json").write_text(re.sub(old, new.replace("\\", r"\\"), text, count=1) + "}")
+    read = partial(check_coco, image_root=clean / "images", images="none")
+    for reader in (read, load_coco, read_panoptic, read_facts):
+        with pytest.raises(UserError, match=rf"a\.json has '{key}' twice in one object, .*; leave one"):
+            reader(tmp_path / "a.json")
+
+
+# What one reader of JSON takes and another does not, or takes for something else.
+_READ = {
+    "-0": 0,
+    "-0.0": -0.0,
+    "1E2": 100.0,
+    "1e400": math.inf,
+    "-Infinity": -math.inf,
+    "9" * 500: int("9" * 500),
+    r'"\ud800"': "\ud800",
+    r'"\ud83d\ude00"': "\U0001f600",
+    r'"\\ud800, NaN"': r"\ud800, NaN",
+    r'"\/"': "/",
+    '"\x7f"': "\x7f",
+}
+_NOT_READ = ["01", "+1", "1.", ".5", "0x1", "nan", "'x'", "1\v", "1\f", "1 // x", '"\t"', r'"\x41"', r'"\ud"']
+
+
+@pytest.mark.parametrize("value", [*_READ, *_NOT_READ, "9" * 5000])
+def test_the_check_reads_a_file_as_detectron2_does(value, tmp_path):
+    """That of pycocotools, by which detectron2 loads it."""
+    file = tmp_path / "a.json"
+    file.write_text(f'{{"images": [{value}], "images.item": 1, "": {{"images": [5]}}, "annotations": []}}')
+    if value in _READ:
+        assert read_coco(file)["images"] == json.load(file.open())["images"] == [_READ[value]]
+        assert str(read_coco(file)["images"]) == str([_READ[value]])  # -0.0 is no 0
+        return
+    with pytest.raises(UserError, match=r"a\.json is no valid JSON"):
+        read_coco(file)
+    with pytest.raises(ValueError):
+        json.load(file.open())
+
+
+@pytest.mark.parametrize(
+    "text", [b'{"images": {"item": {"id": 1}}}', b'{"images.item": {"id": 1}}', b"3", b"[{}]"]
+)
+def test_what_only_looks_like_a_list_is_none(text, tmp_path):
+    (tmp_path / "a.json").write_bytes(text)
+    with pytest.raises(UserError, match=r"a\.json: 'images' is no list|a\.json holds no list of images"):
+        read_coco(tmp_path / "a.json", "images")
+
+
+ODD = (
+    *(None, True, "", "\ud800", "1e400", [], {}, [None], [[]], math.nan, -math.inf, 0.5, 2**63, 10**400),
+    *([math.nan] * 4, [10**400] * 6, [[math.nan] * 8], [[10**400] * 6], [[1e308, -1e308] * 3], [["x"] * 6]),
+    *({"size": None, "counts": [1]}, {"size": [48, 64], "counts": [10**400]}),
+)
+
+
 @pytest.mark.parametrize("name", ["images", "annotations", "categories"])
-def test_a_list_that_is_there_twice_is_named(name, lenient, clean, tmp_path):
-    text = (clean / "annotations.json").read_text()
-    text = text.replace("{", '{"x": NaN, ' if lenient else "{", 1)
-    (tmp_path / "a.json").write_text(f'{text.rstrip()[:-1]}, "{name}": []}}')
-    with pytest.raises(UserError, match=f"a.json has '{name}' twice"):
+def test_whatever_stands_in_a_place_is_mended_or_said_and_what_is_trained_on_is_loaded(name, tmp_path):
+    Image.new("RGB", (64, 48)).save(tmp_path / "1.jpg")
+    whole = small()
+    whole["annotations"].append({**whole["annotations"][0], "id": 2, "bbox": [4, 4, 36, 30]})
+    places = [(name, 0), *((name, 0, key) for key in whole[name][0])]
+    places += [(name, 0, key, 0) for key in ("bbox", "keypoints") if key in whole[name][0]]
+    for place, value in itertools.product(places, ODD):
+        content = copy.deepcopy(whole)
+        *path, last = place
+        reduce(getitem, path, content)[last] = value
+        file = tmp_path / "a.json"
+        with suppress(UserError):
+            checked(content, tmp_path, "exist")
+            assert set(check_coco(tmp_path / "fixed.json", tmp_path).counts) <= set(KEPT), (place, value)
+        with suppress(UserError):
+            load_coco(file)
+        with suppress(UserError):
+            check_pairs([(str(file), str(tmp_path))])
+            load_coco_json(str(file), str(tmp_path))
+            read_facts(file)
+
+
+def test_a_file_that_memory_does_not_hold_is_named(tmp_path):
+    with open(tmp_path / "a.json", "w") as file:
+        file.truncate(1 << 42)
+    with pytest.raises(UserError, match=r"a\.json has 4398046511104 bytes, more than the \d+ that are read"):
+        check_coco(tmp_path / "a.json", tmp_path)
+
+
+def test_a_byte_order_mark_is_named(clean, tmp_path):
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + (clean / "annotations.json").read_bytes())
+    with pytest.raises(UserError, match=r"a\.json begins with a byte-order mark"):
         check_coco(tmp_path / "a.json", clean / "images", "none")
+    with pytest.raises(ValueError):
+        COCO(str(tmp_path / "a.json"))
 
 
 def test_objects_whose_masks_are_run_lengths_are_told(dataset):
@@ -541,7 +643,7 @@ def test_objects_whose_masks_are_run_lengths_are_told(dataset):
         ("", "is no valid JSON"),
         ("{", "is no valid JSON"),
         ('{"images": [1, 2', "is no valid JSON"),
-        ("[]", "holds no list of categories"),
+        ("[]", "holds no list of images"),
         ('{"categories": [{"id": 1, "name": "a"}]}', "holds no list of images"),
         ("hello", "is no valid JSON"),
         ("\x00\x01", "is no valid JSON"),
@@ -880,6 +982,77 @@ def test_boxes_in_fractions_that_start_elsewhere_are_refused(tmp_path):
     content["annotations"].append({**content["annotations"][0], "id": 2, "bbox": [0.75, 0.5, 0.5, 0.5]})
     with pytest.raises(UserError, match=r"a\.json: all boxes are fractions .* one would end at 1\.25 of it"):
         checked(content, tmp_path)
+
+
+def scattered(count, size, seed=0):
+    """Boxes x, y, width, height of small objects all over an image."""
+    rng = np.random.default_rng(seed)
+    start = rng.uniform(0, np.subtract(size, 70), (count, 2))
+    return np.hstack((start, rng.uniform(10, 69, (count, 2)))).round(1)
+
+
+def with_boxes(boxes, size=(640, 480), **values):
+    """Annotations of one image."""
+    content = small(segmentation=[], **values)
+    content["images"][0].update(width=size[0], height=size[1])
+    first = content["annotations"][0]
+    content["annotations"] = [
+        {
+            **first,
+            "id": i,
+            "bbox": list(box),
+            "area": box[2] * box[3],
+            "keypoints": [0] * 6,
+            "num_keypoints": 0,
+        }
+        for i, box in enumerate(np.asarray(boxes).tolist(), 1)
+    ]
+    return content
+
+
+def noted(content, tmp_path):
+    return [line for line in checked(content, tmp_path)[0].notes if "keypoint" not in line]
+
+
+@pytest.mark.parametrize("count", [5, 19, 20, 300])
+def test_boxes_by_two_corners_are_said_and_refused_where_they_are_many(count, tmp_path):
+    boxes = scattered(count, (640, 480))
+    assert noted(with_boxes(boxes), tmp_path) == []
+    corners = np.hstack((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]))
+    said = (
+        rf"\d+ of {count} boxes reach beyond .* when read as x, y, width, height, but none when read as x1, y1, "
+        r"x2, y2, such as that of annotation \d+, \[.*\] on 640x480 pixels; COCO's are x, y, width, height"
+    )
+    if count < 20:
+        (note,) = noted(with_boxes(corners), tmp_path)
+        assert re.fullmatch(said, note)
+        return
+    with pytest.raises(UserError, match=rf"a\.json: {said}$"):
+        checked(with_boxes(corners), tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_boxes_that_reach_beyond_their_images_are_not_taken_for_corners(share, tmp_path):
+    """Of objects that are cut by the border, somewhere."""
+    boxes = scattered(100, (640, 480))
+    cut = int(100 * share)
+    boxes[:cut, :2] += (600, 440)
+    assert noted(with_boxes(boxes), tmp_path) == []
+
+
+def test_boxes_in_percent_are_said(tmp_path):
+    boxes = scattered(100, (640, 480))
+    percent = boxes / (640, 480, 640, 480) * 100
+    (note,) = noted(with_boxes(percent), tmp_path)
+    assert re.fullmatch(
+        r"none of 100 boxes has a number above \d\d, on images of at least 480 .*percent\? COCO's .*", note
+    )
+    for content in (
+        with_boxes(percent[:19]),  # too few to tell
+        with_boxes(percent, (120, 90)),
+        with_boxes(boxes / 16),  # of objects in a corner
+    ):
+        assert noted(content, tmp_path) == []
 
 
 def test_a_copy_without_annotations_is_not_written(tmp_path):

@@ -1,11 +1,13 @@
 """Training on a user's own data without writing Python."""
 
 import json
+import os
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.transforms import ResizeShortestEdge
+from PIL import Image
 from support import assert_one_line_error
 from test_train_net import TINY, ap_tables
 
@@ -108,7 +110,7 @@ def test_fatal_problems_stop_before_training_and_harmless_ones_are_said(shapes, 
 
 
 @pytest.mark.parametrize("used", ["train", "test"])
-def test_an_image_of_which_resizing_leaves_nothing_is_named_and_no_other(used, registered):
+def test_an_image_of_which_resizing_leaves_nothing_is_named_and_no_other(used, registered, tmp_path):
     """Whether it does is as detectron2 resizes."""
     cfg, key = model_zoo.get_config("faster_resnest50"), f"MAX_SIZE_{used.upper()}"
     cfg.INPUT[key] = 100
@@ -116,9 +118,10 @@ def test_an_image_of_which_resizing_leaves_nothing_is_named_and_no_other(used, r
 
         def reshape(content, size=(longer, shorter)):
             image = content["images"][0]
-            image.update(width=size[0], height=size[1])
+            image.update(width=size[0], height=size[1], file_name=str(tmp_path / "narrow.png"))
             content["annotations"] = [a for a in content["annotations"] if a["image_id"] != image["id"]]
 
+        Image.new("RGB", (longer, shorter)).save(tmp_path / "narrow.png")
         name = registered(reshape)
         datasets = ([name], []) if used == "train" else ([], [name])
         size = ResizeShortestEdge.get_output_shape(shorter, longer, 800, cfg.INPUT[key])
@@ -131,6 +134,43 @@ def test_an_image_of_which_resizing_leaves_nothing_is_named_and_no_other(used, r
             check_registered(cfg, *datasets)
     cfg.INPUT.CROP.ENABLED, cfg.INPUT.MIN_SIZE_TEST = True, 0  # it is another that is resized, or none
     check_registered(cfg, *datasets)
+
+
+def turned(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize(
+    "spoil, kind",
+    [
+        (lambda image, file: image.rotate(90, expand=True).save(file, "JPEG"), "image of another size"),
+        (lambda image, file: image.save(file, "JPEG", exif=turned(6)), "image of another size"),
+        (lambda image, file: image.save(file, "JPEG", exif=turned(3)), None),
+        (lambda image, file: Image.new("I;16", image.size).save(file, "PNG"), "image of more than 8 bits"),
+        (lambda image, file: file.write_bytes(b"x"), "image file unreadable"),
+    ],
+)
+def test_a_start_reads_the_headers_of_some_images(spoil, kind, tmp_path):
+    """Of more than 200 the first, the last and every few between them."""
+    image = Image.new("RGB", (64, 48))
+    image.save(tmp_path / "good", "JPEG")
+    spoil(image, tmp_path / "bad")
+    for i in range(450):
+        for name in ("good", "bad"):
+            os.link(tmp_path / name, tmp_path / f"{name}{i}.jpg")
+    pairs = [(str(tmp_path / "a.json"), str(tmp_path))]
+    for bad in ([0], [449], [200, 201, 202]):
+        names = [f"{'bad' if i in bad else 'good'}{i}.jpg" for i in range(450)]
+        images = [{"id": i, "file_name": name, "width": 64, "height": 48} for i, name in enumerate(names)]
+        content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        if kind is None:
+            check_pairs(pairs)
+            continue
+        with pytest.raises(UserError, match=rf"a\.json: \d x {kind}.*: image .* .bad.*check_dataset.py"):
+            check_pairs(pairs)
 
 
 def test_a_folder_without_the_images_is_named(shapes, tmp_path):

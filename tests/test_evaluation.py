@@ -14,7 +14,7 @@ from PIL import Image
 
 from resnest_d2 import OptionError, UserError, model_zoo
 from resnest_d2.data import load_coco, register_pairs, register_shapes
-from resnest_d2.data.annotations import complete, compressed, encode_mask
+from resnest_d2.data.annotations import complete, compressed, encode_mask, run_lengths
 from resnest_d2.data.check import note_annotations
 from resnest_d2.data.loader import build_test_loader
 from resnest_d2.data.shapes import generate_shapes
@@ -90,6 +90,25 @@ def test_ground_truth_as_prediction_scores_100(shapes_val, tmp_path):
     results = evaluate(shapes_val, [instances_of(r, keep=True) for r in shapes_val], tmp_path)
     assert results["bbox"]["AP"] == pytest.approx(100)
     assert results["segm"]["AP"] == pytest.approx(100)
+
+
+def test_a_models_own_masks_are_not_decoded_to_be_checked_and_those_of_others_are(
+    shapes_val, tmp_path, monkeypatch
+):
+    decoded = []
+    monkeypatch.setattr(
+        "resnest_d2.data.annotations.run_lengths",
+        lambda counts, pixels: decoded.append(counts) or run_lengths(counts, pixels),
+    )
+    own = evaluate(shapes_val, [instances_of(r, keep=True) for r in shapes_val], tmp_path)
+    results = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    masks = {result["segmentation"]["counts"] for result in results}
+    assert own["segm"]["AP"] == pytest.approx(100) and masks and masks.isdisjoint(decoded)
+    truth = load_coco(MetadataCatalog.get("shapes_val").json_file)
+    assert evaluate_coco(truth, results, "segm").stats[0] == pytest.approx(1) and masks <= {*decoded}
+    results[0]["segmentation"]["size"] = [9, 9]
+    with pytest.raises(UserError, match=r"detection number 0, .* the run-length encoding of a mask of"):
+        evaluate_coco(truth, results, "segm", trust_masks=True)
 
 
 def test_a_model_that_finds_nothing_scores_0_not_nan(shapes_val, tmp_path):

@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import io
 import os
 import stat
 from pathlib import Path
@@ -11,11 +10,11 @@ import pytest
 
 from resnest_d2 import UserError
 from resnest_d2.files import (
-    BoundedJson,
     atomic_write_text,
     atomic_writer,
     check_depth,
     inside,
+    parse_json,
     read_json,
     read_text,
     unused_name,
@@ -51,10 +50,26 @@ def test_json_is_read_with_its_mark_and_refused_when_broken_or_deep(tmp_path):
             read_json(file)
 
 
-def test_depth_counts_brackets_outside_of_strings():
-    check_depth("[" * 100 + "]" * 100 + '"' + "[" * 1000 + '\\""', "x")
-    with pytest.raises(UserError, match="x is nested more than 100 deep"):
-        check_depth("[]" * 1000 + "[" * 101, "x")
+@pytest.mark.parametrize("text, depth", [
+    ('[{"a": [1, "]]]", {"b": []}]}, []]', 5),
+    ('["\\\\", [["\\"[["]], "\\\\\\"[", [[[]]]]', 4),
+    ('["[", [], "\\u005b[", {}]', 2),
+    ("[" * 100 + "]" * 100 + '"' + "[" * 1000 + '\\""', 100),
+    ("[]" * 1000 + "[" * 101, 101),
+])  # fmt: skip
+def test_depth_counts_brackets_outside_of_strings(text, depth, monkeypatch):
+    monkeypatch.setattr("resnest_d2.files.MAX_DEPTH", depth)
+    check_depth(text, "x")
+    monkeypatch.setattr("resnest_d2.files.MAX_DEPTH", depth - 1)
+    with pytest.raises(UserError, match=f"x is nested more than {depth - 1} deep"):
+        check_depth(text, "x")
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 1}', '[{"b": {"c": 0, "a": 1, "\\u0061": 2}}]'])
+def test_a_key_that_is_there_twice_is_named(text):
+    with pytest.raises(UserError, match=r"^x has 'a' twice in one object"):
+        parse_json(text, "x")
+    assert parse_json('{"a": {"a": 1}, "b": [{"a": 1}, {"a": 2}], "A": 3}', "x")["A"] == 3
 
 
 def test_writing_leaves_devices_folders_and_links_what_they_are(tmp_path, fifo):
@@ -87,35 +102,6 @@ def test_files_have_the_permissions_that_the_user_asks_for(tmp_path):
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
 
 
-@pytest.mark.parametrize("text, depth", [
-    (b'[{"a": [1, "]]]", {"b": []}]}, []]', 5),
-    (b'["\\\\", [["\\"[["]], "\\\\\\"[", [[[]]]]', 4),
-    (b'["[", [], "\\u005b[", {}]', 2),
-])  # fmt: skip
-def test_depth_of_a_stream_is_that_of_its_text(text, depth, monkeypatch):
-    for size in range(1, len(text) + 1):
-        for limit in (depth, depth - 1):
-            monkeypatch.setattr("resnest_d2.files.MAX_DEPTH", limit)
-            file, read = BoundedJson(io.BytesIO(text), "x.json"), []
-            if limit == depth:
-                while chunk := file.read(size):
-                    read.append(chunk)
-                assert b"".join(read) == text
-            else:
-                with pytest.raises(UserError, match=f"x.json is nested more than {limit} deep"):
-                    while file.read(size):
-                        pass
-
-
-def test_keys_of_a_stream_that_are_there_twice_are_known():
-    text = b'{"a": [{"b": 1, "b": 2}], "b": "a\\": a", "c": {"a": 3}, "d\\"": ":", "a" : 5, "e": {}, "e":[1]}'
-    for size in range(1, len(text) + 1):
-        file = BoundedJson(io.BytesIO(text), "x.json")
-        while file.read(size):
-            pass
-        assert [key for key in "abcde" if file.repeated(key)] == ["a", "e"]
-
-
 def test_names_that_a_file_gives_stay_in_their_folder(tmp_path):
     folder = tmp_path / "a"
     (folder / "b").mkdir(parents=True)
@@ -123,7 +109,19 @@ def test_names_that_a_file_gives_stay_in_their_folder(tmp_path):
     (tmp_path / "link").symlink_to("a")
     for name in ("x", "b/x", "b/../x", "./x", "new/x"):
         assert inside(tmp_path / "link", name, "s.json") == folder / os.path.normpath(name)
-    for name in ("../x", "/x", "b/../../x", "out/x", "", ".", "..", "../ab/x", "x\0", str(tmp_path / "ab")):
+    for name in (
+        "../x",
+        "/x",
+        "b/../../x",
+        "out/x",
+        "",
+        ".",
+        "..",
+        "../ab/x",
+        "x\0",
+        "\ud800",
+        str(tmp_path / "ab"),
+    ):
         with pytest.raises(UserError, match=r"s\.json: the file name .* does not stay inside"):
             inside(folder, name, "s.json")
     assert inside(folder, "out/x", "s.json", links=True) == folder / "out/x"

@@ -11,7 +11,8 @@ from PIL import Image
 from support import assert_one_line_error
 from test_coco_check import files_of_at_most
 
-from resnest_d2 import UserError
+from resnest_d2 import UserError, model_zoo
+from resnest_d2.data import check_registered
 from resnest_d2.data.panoptic import (
     panoptic_of_instances,
     read_panoptic,
@@ -301,10 +302,14 @@ def _segments(content):
         (lambda c: _segments(c)[0].update(id=2**24), "segment 16777216 .* no RGB image can hold"),
         (lambda c: _segments(c)[0].update(id=0), "segment 0 .* no RGB image can hold"),
         (lambda c: _segments(c).append(dict(_segments(c)[0])), "segment 1 of image 7 is there twice"),
-        (lambda c: _segments(c).pop(), r"7\.png has \d pixels of segments that .* does not list, such as 2"),
+        (lambda c: _segments(c).pop(), r"7\.png does not fit to .*: of image 7, segment 2 is not listed"),
+        (
+            lambda c: _segments(c).append({"id": 3, "category_id": 1}),
+            r"7\.png does not fit to .*: of image 7, segment 3 is listed, but has no pixel$",
+        ),
         (
             lambda c: c.update(images=[{"id": 7, "height": 4, "width": 3}]),
-            r"7\.png is of \(height, width\) \(3, 4\), and image 7 .* of \(4, 3\)",
+            r"7\.png is of 4x3 pixels, and its image, 7, of 3x4",
         ),
     ],
 )
@@ -315,9 +320,29 @@ def test_segments_that_are_not_those_of_their_image_are_refused(change, message,
     assert not [*tmp_path.glob("out/*")]
 
 
+@pytest.mark.parametrize("place", [0, 49])
+def test_a_start_looks_at_some_of_the_images_that_are_evaluated(place, small_evaluator, tmp_path):
+    """At the first, the last and some between them."""
+
+    def repeat(content):
+        first = content["annotations"][0]
+        content["annotations"] = [
+            {**first, "image_id": i, "file_name": "./" * i + "7.png"} for i in range(50)
+        ]
+        listed = [*first["segments_info"], {"id": 3, "category_id": 1}]
+        content["annotations"][place]["segments_info"] = listed
+
+    write_small(tmp_path, repeat)
+    MetadataCatalog.get("test_panoptic_small").evaluator_type = "coco_panoptic_seg"
+    cfg = model_zoo.get_config("panoptic_resnest200_3x")
+    assert check_registered(cfg, ["test_panoptic_small"], []) == []  # in training they are not read
+    with pytest.raises(UserError, match=rf"of image {place}, segment 3 is listed, but has no pixel"):
+        check_registered(cfg, [], ["test_panoptic_small"])
+
+
 def test_an_image_without_any_of_its_segments_is_refused(tmp_path):
     file, segments = write_small(tmp_path, ids=np.zeros((3, 4), int))
-    with pytest.raises(UserError, match=r"7\.png has no pixel of the segments that .*p\.json lists"):
+    with pytest.raises(UserError, match=r"of image 7, segment 1 is listed, but has no pixel, as 1 more"):
         write_semantic_maps(file, segments, tmp_path / "out")
 
 
@@ -382,9 +407,9 @@ def test_damaged_images_of_segments_are_named(kind, small_evaluator, tmp_path):
 @pytest.mark.parametrize(
     "ids, message",
     [
-        (np.ones((4, 3)), r"7\.png is of 3x4 pixels, and its image of 4x3"),
-        (np.array([[1, 1, 9, 9]] * 3), "segment 2 is in the annotations alone"),
-        (np.array([[1, 2, 9, 9]] * 3), "segment 9 is in the PNG alone"),
+        (np.ones((4, 3)), r"7\.png is of 3x4 pixels, and its image, 7, of 4x3"),
+        (np.array([[1, 1, 9, 9]] * 3), "segment 2 is listed, but has no pixel"),
+        (np.array([[1, 2, 9, 9]] * 3), "segment 9 is not listed"),
     ],
 )
 def test_segments_of_another_image_are_named(ids, message, small_evaluator, tmp_path):

@@ -1,146 +1,67 @@
-"""Annotation files in COCO's format: streamed, and completed for evaluation."""
+"""Annotation files in COCO's format: read, and completed for evaluation."""
 
 from __future__ import annotations
 
-import itertools
+import codecs
 import math
 import numbers
+import os
 import re
+import sys
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, Optional, Sequence, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
-import ijson
 import numpy as np
 import pycocotools.mask as mask_util
 
-from ..errors import UserError, one_line
-from ..files import BoundedJson, check_readable
+from ..errors import UserError
+from ..files import read_json
 
 _NUMERAL = re.compile(r"\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\s*", re.ASCII)
 _REMEDY = "tools/check_dataset.py says what is wrong, and --fix writes a mended copy"
 
 
-class _Plain(BoundedJson):
-    """A file that leaves surrogates, of which the reader makes question marks, to :class:`Lenient`."""
-
-    _tail = b""
-
-    def read(self, size: int = -1) -> bytes:
-        chunk = super().read(size)
-        text, self._tail = self._tail + chunk, chunk[-2:]
-        if b"\\ud" in text or b"\\uD" in text:
-            raise ijson.JSONError("a surrogate")
-        return chunk
+#: Bytes of a file that memory could hold, though not what is made of it.
+LARGEST = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+#: The lists of a COCO file.
+LISTS = ("images", "annotations", "categories")
 
 
-class Lenient:
-    """A file in which what JSON lacks reads as something that the check finds.
+def read_coco(json_file: Union[str, Path], *needed: str) -> Dict[str, List[Any]]:
+    """The :data:`LISTS` of a COCO file, empty where it has none.
 
-    NaN, Infinity and numbers of more than 64 bits, which Python's json reads, become null. Half of a
-    surrogate pair, which is no character, becomes U+FFFD.
-    """
+    detectron2 reads it by the same parser.
 
-    # A text, to its end if that is in sight, or a number outside of texts.
-    _TOKEN = re.compile(
-        rb'"[^"\\]*(?:\\.[^"\\]*)*(?P<end>"?)'
-        rb"|(?<=[\[,:\s])-?(?:NaN|Infinity|\d{19,}(?:\.\d*)?|\d+(?:\.\d*)?[eE]\+?\d{3,})(?=[\s,\]}]|\Z)",
-        re.DOTALL,
-    )
-    # Escaped backslashes and whole pairs stay.
-    _HALF = re.compile(rb"(\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)|\\u[dD][89a-fA-F]..")
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.rest = file, b""
-        self._opened = b""  # the quote of the text that the last bytes were in
-
-    def read(self, size: int = -1) -> bytes:
-        while True:
-            chunk = self.file.read(size)
-            text = self.rest + chunk
-            # The end of the chunk may cut a token: what follows the last delimiter waits for the next.
-            cut = max(text.rfind(mark) for mark in (b",", b"[", b":", b" ", b"\n")) if chunk else len(text)
-            cut = max(cut, 0)
-            text, self.rest = text[:cut], text[cut:]
-            if text or not chunk:
-                start = len(self._opened)
-                text = self._TOKEN.sub(self._token, self._opened + text)[start:]
-                return self._HALF.sub(lambda match: match[1] or rb"\ufffd", text)
-
-    def _token(self, match: re.Match[bytes]) -> bytes:
-        token = match[0]
-        if token.startswith(b'"'):
-            self._opened = b"" if match["end"] else b'"'
-            return token
-        if token.lstrip(b"-").isdigit():
-            fits = len(token) <= 20 and -(2**63) < int(token) < 2**63
-        else:
-            fits = math.isfinite(float(token))
-        return token if fits else b"null"
-
-
-def read_list(json_file: Union[str, Path], name: str) -> Iterator[Any]:
-    """Elements of the list ``name`` in a COCO file, one after the other; none where there is no such list.
+    Args:
+        needed: which must not be empty.
 
     Raises:
-        UserError: the file cannot be read, is no JSON, is nested too deep, or has something else there, or
-            two such lists.
+        UserError: the file cannot be read, is no JSON, or has something else in place of a list or nothing in
+            one that is needed.
     """
-    path = check_readable(json_file)
-    count = 0
-    try:
-        with path.open("rb") as file:
-            bounded: BoundedJson = _Plain(file, str(path))
-            try:
-                for entry in _items(bounded, name):
-                    count += 1
-                    yield entry
-            except (ijson.JSONError, UnicodeDecodeError):
-                file.seek(0)  # again from the start, as only a number or a name may be at fault
-                bounded = BoundedJson(file, str(path))
-                for entry in itertools.islice(_items(Lenient(bounded), name), count, None):
-                    count += 1
-                    yield entry
-        if bounded.repeated(name):  # they come as one here
+    content = read_json(json_file, limit=LARGEST)
+    with open(json_file, "rb") as file:
+        if file.read(3) == codecs.BOM_UTF8:
             raise UserError(
-                f"{path} has {name!r} twice, of which readers of JSON take the last alone; leave one list"
+                f"{json_file} begins with a byte-order mark, at which detectron2 stops; save it without one"
             )
-        if not count:
-            _check_type(path, name)
-    except ijson.JSONError as e:
-        reason = one_line(e, 120)
-        raise UserError(f"{path} is no valid JSON ({reason})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no text in UTF-8") from None
-    except OSError as e:
-        raise UserError(f"cannot read {path} ({e.strerror})") from None
-
-
-def _items(file: Any, name: str) -> Iterator[Any]:
-    return ijson.items(file, f"{name}.item", use_float=True, buf_size=1 << 20)
-
-
-def _check_type(path: Path, name: str) -> None:
-    """Raise UserError where the file has something under ``name``, but no list."""
-    with path.open("rb") as file:
-        events = ijson.parse(Lenient(BoundedJson(file, str(path))), use_float=True, buf_size=1 << 20)
-        event = next((event for prefix, event, _ in events if prefix == name), "start_array")
-    if event != "start_array":
-        raise UserError(f"{path}: {name!r} is no list; is it a COCO annotation file?")
+    lists = {name: content.get(name, []) if isinstance(content, dict) else [] for name in LISTS}
+    for name, entries in lists.items():
+        if not isinstance(entries, list):
+            raise UserError(f"{json_file}: {name!r} is no list; is it a COCO annotation file?")
+        if not entries and name in needed:
+            raise UserError(f"{json_file} holds no list of {name}; is it a COCO annotation file?")
+    return lists
 
 
 def load_coco(json_file: Union[str, Path]) -> Dict[str, List[Any]]:
-    """The lists of a COCO file, all at once, by :func:`complete`.
+    """The lists of a COCO file by :func:`complete`.
 
     Raises:
-        UserError: the file cannot be read, is no JSON, holds no images or no categories, or has entries
-            that cannot be used.
+        UserError: as :func:`read_coco`, or it holds no images or no categories, or has entries that cannot be
+            used.
     """
-    names = ("images", "annotations", "categories")
-    content = {name: list(read_list(json_file, name)) for name in names}
-    for name in ("images", "categories"):
-        if not content[name]:
-            raise UserError(f"{json_file} holds no list of {name}; is it a COCO annotation file?")
-    return complete(content, str(json_file))
+    return complete(read_coco(json_file, "images", "categories"), str(json_file))
 
 
 def complete(content: Mapping[str, Any], source: str = "the ground truth") -> Dict[str, Any]:
@@ -232,26 +153,47 @@ def encode_mask(segmentation: Any, height: int, width: int) -> Dict[str, Any]:
     return segmentation
 
 
-def mask_flaw(segmentation: Any, height: int, width: int) -> Optional[str]:
-    """What a mask must be that COCO's programs can take, or None where it is so.
+def checked_mask(mask: Any, height: int, width: int) -> Tuple[Any, Optional[str]]:
+    """A mask in the form that all of COCO's programs read alike.
 
-    Where run lengths are damaged they write past their memory, and the rasteriser of polygons needs memory by
-    the length of the sides.
+    The rasteriser of polygons needs memory by the length of the sides. Of a polygon of four numbers,
+    pycocotools would take all for boxes.
 
     Args:
         height, width: of the image, in pixels.
+
+    Returns:
+        The polygons of three points or more, or what :func:`checked_runs` makes of others; and what it must
+        be, or None where it is so.
     """
-    if isinstance(segmentation, dict):
-        runs = run_lengths(segmentation.get("counts"), height * width)
-        if runs is None or segmentation.get("size") != [height, width]:
-            return f"must be the run-length encoding of a mask of {height}x{width} pixels"
-        return None
-    polygons = segmentation if isinstance(segmentation, list) else [None]
+    if isinstance(mask, dict):
+        return checked_runs(mask, height, width)
+    polygons = mask if isinstance(mask, list) else [None]
     sound = all(isinstance(p, list) and all(map(is_finite, p)) for p in polygons)
     drawn = [polygon for polygon in polygons if is_polygon(polygon)] if sound else []
     if not drawn or max(max(map(abs, polygon)) for polygon in drawn) > 2 * max(height, width):
-        return f"must be polygons of three points or more on an image of {height}x{width} pixels"
-    return None
+        return None, f"must be polygons of three points or more on an image of {height}x{width} pixels"
+    return drawn, None
+
+
+def checked_runs(
+    mask: Any, height: int, width: int, trusted: bool = False
+) -> Tuple[Optional[Dict[str, Any]], Optional[str]]:
+    """Run lengths, compressed, as JSON has them; and what they must be, or None where they are so.
+
+    COCO's programs write past their memory, or hang, where they are damaged.
+
+    Args:
+        height, width: of the image, in pixels.
+        trusted: they are known to be sound, so that only their size is looked at.
+    """
+    counts, size = (mask.get("counts"), mask.get("size")) if isinstance(mask, dict) else (None, None)
+    counts = counts.decode("latin-1") if isinstance(counts, bytes) else counts
+    fits = isinstance(size, (list, tuple, np.ndarray)) and list(size) == [height, width]
+    if not fits or not (trusted or run_lengths(counts, height * width) is not None):
+        return None, f"must be the run-length encoding of a mask of {height}x{width} pixels"
+    runs = {"size": [height, width], "counts": counts}
+    return compressed(encode_mask(runs, height, width)) if isinstance(counts, list) else runs, None
 
 
 def is_polygon(coordinates: Any) -> bool:
@@ -301,6 +243,11 @@ def _decoded(text: str) -> Optional[np.ndarray]:
     return runs
 
 
+def spread(count: int, most: int) -> List[int]:
+    """Indices of at most so many entries of ``count``: the first, the last, and some at even steps."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
+
+
 def whole_number(value: Any) -> Optional[int]:
     """What was meant by 7, 7.0 or "7", within 64 bits, or None."""
     if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,19}\s*", value):
@@ -311,12 +258,12 @@ def whole_number(value: Any) -> Optional[int]:
 
 
 def number_meant(value: Any) -> Optional[float]:
-    """What was meant by 7.5, "7.5" or null, which is NaN; None for what is no number."""
+    """What was meant by 7.5 or "7.5"; NaN for null and what no float holds, None for what is no number."""
     if value is None:
         return math.nan
     if isinstance(value, str) and _NUMERAL.fullmatch(value):
         return float(value)
-    return value if is_number(value) else None
+    return value if is_finite(value) else math.nan if is_number(value) else None
 
 
 def is_id(value: Any) -> bool:
@@ -333,7 +280,8 @@ def is_number(value: Any) -> bool:
 
 
 def is_finite(value: Any) -> bool:
-    return is_number(value) and math.isfinite(value)
+    """Whether it is a number that a float holds; JSON has some that none does."""
+    return is_number(value) and abs(value) <= sys.float_info.max
 
 
 def is_area(value: Any) -> bool:

@@ -13,7 +13,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..errors import OptionError, UserError, nearest, one_line
 from ..files import check_readable
-from .annotations import read_list
+from .annotations import read_coco
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
         metadata = MetadataCatalog.get(name)
         classes, file = metadata.get("thing_classes"), metadata.get("json_file")
         if classes is None and file:
-            classes = list(read_list(PathManager.get_local_path(file), "categories"))
+            classes = read_coco(PathManager.get_local_path(file))["categories"]
         if classes and len(classes) != given:
             raise OptionError(key, given, f"must be {len(classes)}, the number of classes of {name}")
         stuff, labels = metadata.get("stuff_classes"), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES

@@ -1,19 +1,14 @@
-"""What is wrong with a COCO-format dataset, and a mended copy of it.
-
-The annotation file is streamed, so memory grows with the number of images and annotations (their ids), not
-with the size of the file.
-"""
+"""What is wrong with a COCO-format dataset, and a mended copy of it."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
+import time
 import unicodedata
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 from urllib.parse import unquote
 
 from detectron2.data.detection_utils import read_image
@@ -21,13 +16,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..files import atomic_writer, writing
-from .annotations import is_id, read_list, whole_number
-from .coco_objects import ROUNDING, ImageEntry, Inspector, check_id, end_in_fractions
+from ..files import atomic_write_text, check_writable, read_json
+from .annotations import LARGEST, LISTS, is_id, read_coco, spread, whole_number
+from .coco_boxes import ImageEntry, are_fractions
+from .coco_objects import Inspector, check_id
 from .coco_report import NARROW, Lost, Report
 
 #: detectron2's default of INPUT.MAX_SIZE_TRAIN and INPUT.MAX_SIZE_TEST.
 MAX_SIZE = 1333
+# Images of a sample, and how long it may take to read their headers.
+_SAMPLE, _SECONDS = 200, 2.0
 
 
 def check_coco(
@@ -46,50 +44,46 @@ def check_coco(
     polygons become masks, an image that is listed twice has the annotations of both.
 
     Args:
-        images: what of the image files is looked at: ``none``, ``exist``, ``header`` or ``decode``.
+        images: what of the image files is looked at: ``none``, ``exist``, ``header`` or ``decode``; with
+            ``sample``, whether they exist, and the headers of some.
         overwrite: the copy may replace an annotation file, but not the one that is checked.
         max_size: pixels that the longer side of an image keeps at most when it is resized.
 
     Raises:
-        UserError: the file cannot be read, is no JSON, holds no lists of images and categories, or boxes in
-            fractions that cannot be x, y, width and height; there is no folder of images; or the copy
-            cannot be written, would hold no image or none of the annotations, or would replace a file
-            that is to stay.
+        UserError: the file cannot be read, is no JSON, holds no lists of images and categories, or boxes that
+            cannot be x, y, width and height; there is no folder of images; or the copy cannot be written,
+            would hold no image or none of the annotations, or would replace a file that is to stay.
     """
     report, json_file = Report(), Path(json_file)
     if images != "none" and not os.path.isdir(image_root):
         raise UserError(f"there is no folder of images {os.path.abspath(image_root)}")
     if fix:
+        check_writable(fix)
         _check_target(Path(fix), json_file, overwrite)
-    with atomic_writer(fix) if fix else nullcontext() as file:
-        kept: Dict[str, Any] = {}
-        keypoints = _check_categories(json_file, report, kept)
-        known, lost = _check_images(json_file, Path(image_root), images, max_size, report, kept)
-        for name, entries in kept.items() if fix else ():
-            if not entries:
-                raise _nothing_left(json_file, name, report)
-        writer = _Writer(file, kept) if file else None
-        inspector = Inspector(known, keypoints, lost, _in_fractions(json_file), report)
-        for index, annotation in enumerate(read_list(json_file, "annotations")):
-            mended = inspector.inspect(annotation, index)
-            if mended is not None and writer:
-                writer.annotation(mended)
-        report.empty = len({image.id for image in known.values()} - inspector.annotated)
-        if any(keypoints.values()) and report.objects and not report.visible:
-            report.notes.append("no object has a visible keypoint, without which keypoints cannot be learned")
-        if not report.annotations:
-            report.notes.append("there are no annotations, which is right for images of a test alone")
-        if writer:
-            if report.annotations and not writer.count:
-                raise _nothing_left(json_file, "annotations", report)
-            writer.close()
+    content = read_coco(json_file, "categories", "images")
+    copy: Dict[str, Any] = {}
+    copy["categories"], keypoints = _check_categories(content["categories"], report)
+    copy["images"], known, lost = _check_images(content["images"], Path(image_root), images, max_size, report)
+    annotations = content["annotations"]
+    fractions = are_fractions(json_file, annotations, known, report)
+    inspector = Inspector(known, keypoints, lost, fractions, report)
+    copy["annotations"] = []
+    for index, annotation in enumerate(annotations):
+        mended = inspector.inspect(annotation, index)
+        if fix and mended is not None:
+            copy["annotations"].append({**mended, "id": len(copy["annotations"]) + 1})
+    report.empty = len({image.id for image in known.values()} - inspector.annotated)
+    if any(keypoints.values()) and report.objects and not report.visible:
+        report.notes.append("no object has a visible keypoint, without which keypoints cannot be learned")
+    if not annotations:
+        report.notes.append("there are no annotations, which is right for images of a test alone")
+    if fix:
+        for name, entries in copy.items():
+            if not entries and content[name]:
+                reasons = "; ".join(map(report.line, report.lost.get(name) or report.counts))
+                raise UserError(f"{json_file}: none of the {name} is left for the mended copy: {reasons}")
+        atomic_write_text(fix, json.dumps(copy))
     return report
-
-
-def _nothing_left(json_file: Path, name: str, report: Report) -> UserError:
-    """Of a copy that would hold none of the images, categories or annotations."""
-    reasons = "; ".join(map(report.line, report.lost.get(name) or report.counts))
-    return UserError(f"{json_file}: none of the {name} is left for the mended copy: {reasons}")
 
 
 def _check_target(fix: Path, json_file: Path, overwrite: bool) -> None:
@@ -98,9 +92,11 @@ def _check_target(fix: Path, json_file: Path, overwrite: bool) -> None:
         return
     if os.path.exists(json_file) and os.path.samefile(fix, json_file):
         raise UserError(f"{fix} is the annotation file itself; name another file for the mended copy")
-    with writing(fix, "name another file for the mended copy"), fix.open("rb") as file:
-        start = file.read(100).lstrip(b"\xef\xbb\xbf \t\r\n")
-    if start and not start.startswith(b"{"):
+    try:
+        content = read_json(fix, limit=LARGEST)
+    except UserError:
+        content = None
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in LISTS):
         raise UserError(f"{fix} is there and no annotation file; name another file for the mended copy")
     if not overwrite:  # it may be another part of the dataset
         raise UserError(
@@ -108,33 +104,13 @@ def _check_target(fix: Path, json_file: Path, overwrite: bool) -> None:
         )
 
 
-def _in_fractions(json_file: Path) -> bool:
-    """Whether all boxes are in fractions of their images. Reading ends at the first that is not.
-
-    Raises:
-        UserError: they are, but of something else than x, y, width and height.
-    """
-    last = 0.0
-    for annotation in read_list(json_file, "annotations"):
-        end = end_in_fractions(annotation)
-        if end == math.inf:
-            return False
-        last = max(last, end or 0)
-    if last > 1 + ROUNDING:
-        raise UserError(
-            f"{json_file}: all boxes are fractions of the image, but not x, y, width and height, as one "
-            f"would end at {last:.2f} of it; write x, y, width, height in pixels"
-        )
-    return last > 0
-
-
-def _check_categories(json_file: Path, report: Report, kept: Dict[str, Any]) -> Dict[int, int]:
-    """How many keypoints each category names, by id."""
+def _check_categories(categories: List[Any], report: Report) -> Tuple[List[Dict[str, Any]], Dict[int, int]]:
+    """The categories that are kept, and how many keypoints each names, by id."""
+    kept: List[Dict[str, Any]] = []
     keypoints: Dict[int, int] = {}
     names: Set[str] = set()
-    kept["categories"] = []
-    for index, category in enumerate(read_list(json_file, "categories")):
-        report.categories += 1
+    report.categories = len(categories)
+    for index, category in enumerate(categories):
         where = f"category {index}"
         if not isinstance(category, dict):
             report.add("entry is no object", where)
@@ -149,9 +125,10 @@ def _check_categories(json_file: Path, report: Report, kept: Dict[str, Any]) -> 
         if not isinstance(name, str):
             report.add("category name that is no text", f"{where} ({name!r:.60})")
             name = f"class {number}"
-        if "\ufffd" in name:
+        plain = name.encode("utf-8", "replace").decode()  # without halves of surrogate pairs
+        if name != plain:
             report.add("name that is no Unicode", f"{where} ({name})")
-            name = name.replace("\ufffd", "?")
+            name = plain
         if name in names:
             report.add("duplicate category name", f"{where} ({name})")
             while name in names:
@@ -164,33 +141,35 @@ def _check_categories(json_file: Path, report: Report, kept: Dict[str, Any]) -> 
             del mended["keypoints"]
         names.add(name)
         keypoints[number] = len(points)
-        kept["categories"].append(mended)
-    if not report.categories:
-        raise UserError(f"{json_file} holds no list of categories; is it a COCO annotation file?")
-    lists = {tuple(c["keypoints"]): c["name"] for c in kept["categories"] if c.get("keypoints")}
+        kept.append(mended)
+    lists = {tuple(c["keypoints"]): c["name"] for c in kept if c.get("keypoints")}
     if len(lists) > 1:
         one, other, *_ = lists.values()
         report.notes.append(
             f"the categories {one!r:.60} and {other!r:.60} name different keypoints, and a model has one list"
         )
-    return keypoints
+    return kept, keypoints
 
 
 def _check_images(
-    json_file: Path, root: Path, how: str, max_size: float, report: Report, kept: Dict[str, Any]
-) -> Tuple[Dict[int, ImageEntry], Dict[int, str]]:
-    """The images that are kept, and why others are not, by id."""
+    images: List[Any], root: Path, how: str, max_size: float, report: Report
+) -> Tuple[List[Dict[str, Any]], Dict[int, ImageEntry], Dict[int, str]]:
+    """The images that are kept, in which of them an id is, and why others are not."""
+    kept: List[Dict[str, Any]] = []
     known: Dict[int, ImageEntry] = {}
     by_name: Dict[str, ImageEntry] = {}
     lost: Dict[int, str] = {}
-    kept["images"] = []
     folder = _Folder(root)
-    entries = read_list(json_file, "images")
-    for index, image in enumerate(tqdm(entries, desc="images", disable=how in ("none", "exist"))):
-        report.images += 1
+    report.images = len(images)
+    sample = set(spread(len(images), _SAMPLE) if how == "sample" else ())
+    end = time.monotonic() + _SECONDS
+    for index, image in enumerate(tqdm(images, desc="images", disable=how not in ("header", "decode"))):
         number = whole_number(image.get("id")) if isinstance(image, dict) else None
+        look = how
+        if how == "sample":
+            look = "header" if index in sample and time.monotonic() < end else "exist"
         try:
-            mended = _mended_image(image, index, known, folder, how, report)
+            mended = _mended_image(image, index, known, folder, look, report)
             width, height = mended["width"], mended["height"]
             if max(width, height) > 2 * max_size * min(width, height):
                 report.give_up(NARROW, f"image {number} ({mended['file_name']} is {width}x{height})")
@@ -205,10 +184,8 @@ def _check_images(
             known[number] = by_name[path]
             continue
         known[number] = by_name[path] = ImageEntry(number, width, height)
-        kept["images"].append(mended)
-    if not report.images:
-        raise UserError(f"{json_file} holds no list of images; is it a COCO annotation file?")
-    return known, lost
+        kept.append(mended)
+    return kept, known, lost
 
 
 def _mended_image(
@@ -329,25 +306,3 @@ def _is_turned(image: Image.Image) -> bool:
         return image.getexif().get(0x0112) in (5, 6, 7, 8)
     except Exception:
         return False
-
-
-class _Writer:
-    """The mended copy, written as the annotations come.
-
-    Args:
-        file: where to.
-        kept: the lists that come first.
-    """
-
-    def __init__(self, file: BinaryIO, kept: Dict[str, Any]) -> None:
-        self.file, self.count = file, 0
-        lists = ", ".join(f'"{name}": {json.dumps(entries)}' for name, entries in kept.items())
-        self.file.write(f'{{{lists}, "annotations": ['.encode())
-
-    def annotation(self, annotation: Dict[str, Any]) -> None:
-        self.count += 1
-        entry = json.dumps({**annotation, "id": self.count})
-        self.file.write(f"{', ' if self.count > 1 else ''}{entry}".encode())
-
-    def close(self) -> None:
-        self.file.write(b"]}")

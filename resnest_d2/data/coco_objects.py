@@ -22,31 +22,20 @@ from .annotations import (
     visible_keypoints,
     whole_number,
 )
+from .coco_boxes import ROUNDING, SLACK, ImageEntry, is_pixel, read_box
 from .coco_report import Lost, Report
 
-#: Pixels by which a box may overlap the image's border, and a keypoint lie beyond it.
-_SLACK = 1.0
 #: Square pixels by which areas may differ, since some programs count those that an outline touches.
 _AREA_SLACK = 16.0
 # Areas of boxes, which some programs write for all objects, are right enough; below that of a mask, or
 # above that of the box, by this factor they are of something else.
 _AREA_FACTOR = 2.0
-#: By which coordinates in fractions may lie beyond the image.
-ROUNDING = 0.01
 #: Visibility of a keypoint is 0, 1 or 2; some programs write 3.
 _MOST_VISIBLE = 3
 #: Overlap of a box with that of its mask below which they are not of the same object, or in another format.
 _UNLIKE = 0.5
 #: A thin object may fill so little of its box.
 _THIN = 1e-3
-
-
-class ImageEntry(NamedTuple):
-    """Id that an image is kept under, and its size in pixels."""
-
-    id: int
-    width: int
-    height: int
 
 
 class _Mask(NamedTuple):
@@ -99,6 +88,12 @@ class Inspector:
         if not isinstance(annotation, dict):
             report.give_up("entry is no object", f"annotation number {index}")
         where = self._number(annotation, index)
+        # Not a number is what pandas writes for none, and programs take for something.
+        optional = [key for key in ("iscrowd", "segmentation", "keypoints") if is_number(annotation.get(key))]
+        unset = [key for key in optional if not is_finite(annotation[key])]
+        if unset:
+            report.add("number that is not finite", f"{where} ({', '.join(unset)})")
+            annotation = {**annotation, **dict.fromkeys(unset)}
         image = self._find("image_id", self._images, "unknown image", annotation, where)
         category = self._find("category_id", self._keypoints, "unknown category", annotation, where)
         size, crowd = self._images[image], self._crowd(annotation, where)
@@ -169,11 +164,11 @@ class Inspector:
     def _box(self, given: Any, mask: Optional[_Mask], size: ImageEntry, where: str) -> List[float]:
         """The box, cut at the image's border; that of the mask where there is none that can be read."""
         report = self._report
-        box, kind = _read_box(given)
+        box, kind = read_box(given)
         within = box and min(box) >= -ROUNDING and _end(box) <= 1 + ROUNDING
         if within and not self._fractions and min(size[1:]) > 2 and (mask is None or mask.area > 2):
             kind = "box within the image's first pixel"
-            box = box if _is_pixel(box) and mask is None else None  # one pixel, or all of it in fractions
+            box = box if is_pixel(box) and mask is None else None  # one pixel, or all of it in fractions
         if kind:
             report.add(kind, where if given is None else f"{where} ({given!r:.60})")
         if box is None:
@@ -184,7 +179,7 @@ class Inspector:
             report.add("box in fractions of the image, not in pixels", where)
             box = np.multiply(box, (size.width, size.height) * 2).tolist()
         x, y, w, h = box
-        if min(x, y) < -_SLACK or x + w > size.width + _SLACK or y + h > size.height + _SLACK:
+        if min(x, y) < -SLACK or x + w > size.width + SLACK or y + h > size.height + SLACK:
             report.add("box outside the image", where)
             box = x, y, w, h = _within(box, size)
             if w <= 0 or h <= 0:
@@ -192,7 +187,7 @@ class Inspector:
         if mask:
             left, top, width, height = mask.extent
             apart = max(left - x - w, x - left - width, top - y - h, y - top - height)
-            if apart > _SLACK:  # either may be wrong
+            if apart > SLACK:  # either may be wrong
                 report.give_up("mask outside its box", where)
             if _overlap(box, _within(mask.extent, size)) < _UNLIKE:
                 report.add("box unlike its mask", where)
@@ -264,7 +259,7 @@ class Inspector:
             if visible not in (0, 1, 2):
                 kinds.add("keypoint visibility other than 0, 1 and 2")
                 visible = 2 if visible > 0 else 0
-            inside = -_SLACK <= x <= size.width + _SLACK and -_SLACK <= y <= size.height + _SLACK
+            inside = -SLACK <= x <= size.width + SLACK and -SLACK <= y <= size.height + SLACK
             if visible and not inside:  # training hides it, too
                 kinds.add("keypoint outside the image")
                 x = y = visible = 0
@@ -377,18 +372,6 @@ def check_id(value: Any, where: str, report: Report) -> Optional[int]:
     return whole_number(value)
 
 
-def end_in_fractions(annotation: Any) -> Optional[float]:
-    """Where its box ends if it is in fractions of the image: at 1 at most, if those are x, y, width, height.
-
-    Returns:
-        infinity for a box in pixels, and None where there is none that tells, as one of zeros and ones.
-    """
-    box, _ = _read_box(annotation.get("bbox") if isinstance(annotation, dict) else None)
-    if box is None or _is_pixel(box):
-        return None
-    return _end(box) if min(box) >= -ROUNDING and max(box) <= 1 + ROUNDING else math.inf
-
-
 def _end(box: Sequence[float]) -> float:
     x, y, w, h = box
     return max(x + w, y + h)
@@ -408,24 +391,6 @@ def _overlap(box: Sequence[float], other: Sequence[float]) -> float:
     down = min(y + h, top + height) - max(y, top) + 2
     common = max(across, 0) * max(down, 0)
     return common / ((w + 2) * (h + 2) + (width + 2) * (height + 2) - common)
-
-
-def _is_pixel(box: Sequence[float]) -> bool:
-    return all(value in (0, 1) for value in box)
-
-
-def _read_box(given: Any) -> Tuple[Optional[List[float]], Optional[str]]:
-    """The box that was meant, or None; and what is wrong with it, or None."""
-    if given is None:
-        return None, "box missing"
-    box = [number_meant(value) for value in given] if isinstance(given, list) else []
-    if len(box) != 4 or None in box:
-        return None, "box of a wrong type"
-    if not all(map(math.isfinite, box)):
-        return None, "number that is not finite"
-    if min(box[2:]) <= 0:
-        return None, "box without area"
-    return box, None if all(map(is_number, given)) else "box of a wrong type"
 
 
 def _flag(given: Any) -> Optional[int]:
@@ -449,8 +414,9 @@ def _feed(value: Any, update: Callable[[bytes], None]) -> None:
         value = [part for key in sorted(value) for part in (key, value[key])]
     if isinstance(value, list):
         update(b"[%d" % len(value))
-        if value and all(map(is_finite, value)):
-            update(np.asarray(value, np.float64).tobytes())
+        numbers = _coordinates(value)
+        if numbers is not None:
+            update(numbers.tobytes())
         else:
             for part in value:
                 _feed(part, update)
@@ -462,7 +428,7 @@ def _any_in_box(points: Sequence[float], box: Sequence[float]) -> bool:
     """Whether any visible keypoint is in the box, or a pixel beside it."""
     left, top, w, h = box
     return any(
-        visible and -_SLACK <= x - left <= w + _SLACK and -_SLACK <= y - top <= h + _SLACK
+        visible and -SLACK <= x - left <= w + SLACK and -SLACK <= y - top <= h + SLACK
         for x, y, visible in zip(points[0::3], points[1::3], points[2::3])
     )
 
@@ -480,7 +446,7 @@ def _coordinates(polygon: Any) -> Optional[np.ndarray]:
     if points.ndim != 1:
         return None
     if points.dtype == object and all(value is None or is_number(value) for value in polygon):
-        points = np.array(polygon, dtype=float)
+        points = np.array(list(map(number_meant, polygon)), dtype=float)
     return points.astype(float) if points.dtype.kind in "iuf" else None
 
 

@@ -138,6 +138,7 @@ class Report:
             )
         lines += [
             f"{'problem' if KINDS[kind] else 'warning'}: {self.line(kind)}"
+            + (" (which --fix leaves, as it may be meant)" if kind in KEPT else "")
             for kind, _ in self.counts.most_common()
         ]
         lines += [f"warning: {note}" for note in self.notes]

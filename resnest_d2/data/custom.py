@@ -15,10 +15,10 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError
-from .annotations import read_list, visible_keypoints
+from .annotations import read_coco, visible_keypoints
 from .coco_check import MAX_SIZE, check_coco
 from .coco_report import NARROW, Report
-from .panoptic import read_panoptic
+from .panoptic import check_panoptic
 
 Pair = Tuple[str, str]
 
@@ -75,7 +75,7 @@ def register_pairs(split: str, pairs: Sequence[Pair], metadata: Dict[str, Any]) 
 
 
 def check_pairs(pairs: Sequence[Pair], max_size: float = MAX_SIZE) -> List[str]:
-    """The dataset check in brief: annotations, and whether the images exist.
+    """The dataset check in brief: annotations, whether the images exist, and the sizes of some.
 
     Args:
         max_size: of :func:`check_coco`, or see :func:`max_size_of`.
@@ -96,7 +96,7 @@ def max_size_of(cfg: CfgNode, train: bool) -> float:
 
 
 def _check_pair(json_file: str, images: str, max_size: float) -> Tuple[Report, List[str]]:
-    report = check_coco(Path(json_file), Path(images), images="exist", max_size=max_size)
+    report = check_coco(Path(json_file), Path(images), images="sample", max_size=max_size)
     if report.fatal:
         line = report.line(report.fatal[0])
         if report.counts["image file missing"] == report.images:
@@ -125,7 +125,8 @@ def check_registered(cfg: CfgNode, train: Sequence[str], test: Sequence[str]) ->
             continue
         panoptic, file, images = (metadata.get(key) for key in ("panoptic_json", "json_file", "image_root"))
         if panoptic and _is_small(panoptic):
-            read_panoptic(panoptic)
+            segments = metadata.get("panoptic_root") if name in test else None  # of which training reads none
+            check_panoptic(*(path and PathManager.get_local_path(path) for path in (panoptic, segments)))
         if file and images and not _is_small(file):
             notes.append(
                 f"{file} is not checked at each start, as it has more than {_CHECKED / 1e6:.0f} MB: "
@@ -173,12 +174,12 @@ def _check_visible(files: str, objects: int, visible: int) -> None:
 
 
 def read_facts(json_file: str) -> Facts:
-    """Classes, sizes and kinds of annotation in a file, streamed."""
-    path = Path(json_file)
-    categories = sorted(read_list(path, "categories"), key=lambda category: category["id"])
-    short = {i["id"]: min(i["width"], i["height"]) for i in read_list(path, "images")}
+    """Classes, sizes and kinds of annotation in a file."""
+    content = read_coco(json_file)
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    short = {i["id"]: min(i["width"], i["height"]) for i in content["images"]}
     sizes, annotated, objects, without_mask, encoded, without_keypoints, visible = [], set(), 0, 0, 0, 0, 0
-    for annotation in read_list(path, "annotations"):
+    for annotation in content["annotations"]:
         if annotation.get("iscrowd", 0):
             continue
         _, _, width, height = annotation["bbox"]

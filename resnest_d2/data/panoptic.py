@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 import numpy as np
 import pycocotools.mask
@@ -14,25 +14,29 @@ from tqdm import tqdm
 
 from ..errors import UserError, one_line
 from ..files import atomic_write_text, atomic_writer, check_readable, inside, unused_name, writing
-from .annotations import encode_mask, is_id, load_coco, read_list
+from .annotations import encode_mask, is_id, load_coco, read_coco, spread
 
-#: Label of pixels that do not count, in semantic maps.
+#: Segment id of pixels that nobody has labelled.
+VOID = 0
+# Label of pixels that do not count, in semantic maps.
 _IGNORED = 255
 _WALL = 199
+# PNGs that are looked at before a run.
+_SAMPLE = 20
 _STUFF = [category["id"] for category in COCO_CATEGORIES if not category["isthing"]]
 
 
 def read_panoptic(annotations: Union[str, Path]) -> Dict[str, List[Dict[str, Any]]]:
-    """Annotations and categories of a file in COCO's panoptic format.
+    """Annotations and categories of a file in COCO's panoptic format, and its images, if any.
 
     Raises:
         UserError: the file cannot be read, is no JSON, or is not in that format.
     """
-    content = {name: list(read_list(annotations, name)) for name in ("categories", "annotations")}
-    for name, entries in content.items():
-        if not entries:
+    content = read_coco(annotations)
+    for name in ("categories", "annotations"):
+        if not content[name]:
             raise UserError(f"{annotations} is not COCO's panoptic format: it holds no {name}")
-    reason = _panoptic_fault(**content)
+    reason = _panoptic_fault(content["categories"], content["annotations"])
     if reason:
         raise UserError(f"{annotations} is not COCO's panoptic format: {reason}")
     return content
@@ -97,6 +101,55 @@ def read_segment_ids(path: Union[str, Path]) -> np.ndarray:
     return rgb @ np.array([1, 256, 256**2])
 
 
+def read_segments(
+    path: Union[str, Path],
+    annotation: Mapping[str, Any],
+    source: object,
+    size: Optional[Tuple[int, ...]] = None,
+) -> np.ndarray:
+    """:func:`read_segment_ids` of an image whose segments are those of its annotation, no more and no less.
+
+    Args:
+        annotation: of :func:`read_panoptic`.
+        source: its file, for the message.
+        size: height and width of the image in pixels, where they are known.
+
+    Raises:
+        UserError: as :func:`read_segment_ids`, the size is another, or a segment is in one of both alone.
+    """
+    ids = read_segment_ids(path)
+    if size and ids.shape != size:
+        sizes = [f"{width}x{height}" for height, width in (ids.shape, size)]
+        raise UserError(
+            f"{path} is of {sizes[0]} pixels, and its image, {annotation['image_id']}, of {sizes[1]}; mend it"
+        )
+    listed, painted = ({s["id"] for s in annotation["segments_info"]}, {*np.unique(ids).tolist()} - {VOID})
+    for alone, where in (
+        (listed - painted, "is listed, but has no pixel"),
+        (painted - listed, "is not listed"),
+    ):
+        if alone:
+            raise UserError(
+                f"{path} does not fit to {source}: of image {annotation['image_id']}, segment {min(alone)} "
+                f"{where}{f', as {len(alone) - 1} more' if len(alone) > 1 else ''}"
+            )
+    return ids
+
+
+def check_panoptic(annotations: Union[str, Path], segments: Optional[Union[str, Path]]) -> None:
+    """Check a file in COCO's panoptic format, and some of its PNGs.
+
+    Args:
+        segments: folder of the PNGs; None for none of them.
+
+    Raises:
+        UserError: as :func:`read_panoptic` and :func:`read_segments`.
+    """
+    entries = read_panoptic(annotations)["annotations"]
+    for index in spread(len(entries), _SAMPLE) if segments else ():
+        read_segments(Path(segments, entries[index]["file_name"]), entries[index], annotations)
+
+
 def write_segment_ids(ids: np.ndarray, path: Union[str, Path]) -> None:
     """The reverse of :func:`read_segment_ids`."""
     rgb = np.stack((ids % 256, ids // 256 % 256, ids // 256**2), -1)
@@ -132,7 +185,7 @@ def write_semantic_maps(annotations: Path, segments: Path, output: Path) -> int:
             )
     sizes = {
         image["id"]: (image["height"], image["width"])
-        for image in read_list(annotations, "images")
+        for image in content["images"]
         if isinstance(image, dict) and all(is_id(image.get(key)) for key in ("id", "height", "width"))
     }
     with writing(output):
@@ -141,25 +194,10 @@ def write_semantic_maps(annotations: Path, segments: Path, output: Path) -> int:
         raise UserError(f"{output} is the folder of the segments themselves; name another for the maps")
     for image in tqdm(content["annotations"], desc=f"semantic maps into {output}"):
         target = inside(output, image["file_name"], annotations)
-        file = segments / image["file_name"]
-        ids = read_segment_ids(file)
-        size = sizes.get(image["image_id"], ids.shape)
-        if ids.shape != size:
-            raise UserError(
-                f"{file} is of (height, width) {ids.shape}, and image {image['image_id']} in {annotations} "
-                f"of {size}; mend one of them"
-            )
+        ids = read_segments(segments / image["file_name"], image, annotations, sizes.get(image["image_id"]))
         semantic = np.full(ids.shape, _IGNORED, dtype=np.uint8)
         for segment in image["segments_info"]:
             semantic[ids == segment["id"]] = label[segment["category_id"]]
-        if image["segments_info"] and (semantic == _IGNORED).all():
-            raise UserError(f"{file} has no pixel of the segments that {annotations} lists; is it another's?")
-        unknown = ids[(semantic == _IGNORED) & (ids != 0)]
-        if len(unknown):
-            raise UserError(
-                f"{file} has {len(unknown)} pixels of segments that {annotations} does not list, such as "
-                f"{unknown[0]}; is it of another file, or were its colours changed?"
-            )
         with atomic_writer(target) as written:
             Image.fromarray(semantic).save(written, "PNG")
     return len(content["annotations"])

@@ -16,16 +16,7 @@ import pycocotools.cocoeval
 from detectron2 import evaluation
 from detectron2.utils.logger import create_small_table
 
-from ..data.annotations import (
-    complete,
-    compressed,
-    encode_mask,
-    is_finite,
-    is_id,
-    is_number,
-    is_polygon,
-    mask_flaw,
-)
+from ..data.annotations import checked_mask, checked_runs, complete, is_finite, is_id, is_number
 from ..data.check import loading
 from ..errors import OptionError, UserError
 from ..files import writing
@@ -78,6 +69,7 @@ def evaluate_coco(
     backend: Optional[str] = None,
     image_ids: Optional[Sequence[int]] = None,
     keypoint_sigmas: Sequence[float] = (),
+    trust_masks: bool = False,
 ) -> Any:
     """COCO's evaluation of detections, accumulated and summarised.
 
@@ -90,6 +82,7 @@ def evaluate_coco(
         backend: one of :data:`BACKENDS`; None for :func:`default_backend`.
         image_ids: which images of ``truth`` count; None for all.
         keypoint_sigmas: OKS constant per keypoint; empty for COCO's person.
+        trust_masks: this process has encoded or checked the masks of the results: it need not again.
 
     Returns:
         The backend's COCOeval, with ``stats`` (fractions, -1 where undefined), ``eval`` and ``params``.
@@ -100,7 +93,7 @@ def evaluate_coco(
         OptionError: the keypoints are not as many as the constants, or one of those is not above 0.
     """
     coco_eval, images, categories = _coco_eval(
-        truth, results, iou_type, backend or default_backend(), keypoint_sigmas
+        truth, results, iou_type, backend or default_backend(), keypoint_sigmas, trust_masks
     )
     if image_ids is not None:
         if isinstance(image_ids, (str, bytes)) or not isinstance(image_ids, Iterable):
@@ -155,13 +148,18 @@ class Match(NamedTuple):
 
 
 def match_detections(
-    truth: Dict[str, Any], results: List[Dict[str, Any]], iou_type: str, iou: float = 0.5
+    truth: Dict[str, Any],
+    results: List[Dict[str, Any]],
+    iou_type: str,
+    iou: float = 0.5,
+    trust_masks: bool = False,
 ) -> List[Match]:
     """Which detection found which object, by COCO's rules at one IoU.
 
     Detections that COCO ignores, such as those on crowds, and those beyond 100 an image are left out.
     """
-    coco_eval, *_ = _coco_eval(truth, results, iou_type, "pycocotools")  # the other tells no matches
+    # The other backend tells no matches.
+    coco_eval, *_ = _coco_eval(truth, results, iou_type, "pycocotools", trust_masks=trust_masks)
     coco_eval.params.iouThrs = np.array([iou])
     coco_eval.params.areaRng, coco_eval.params.areaRngLbl = coco_eval.params.areaRng[:1], ["all"]
     coco_eval.params.maxDets = [20 if iou_type == "keypoints" else 100]
@@ -182,6 +180,7 @@ def _coco_eval(
     iou_type: str,
     backend: str,
     keypoint_sigmas: Sequence[float] = (),
+    trust_masks: bool = False,
 ) -> Tuple[Any, Dict[int, int], Dict[int, int]]:
     """A backend's COCOeval that has not run yet, and what it has for the ids of images and of categories.
 
@@ -205,7 +204,7 @@ def _coco_eval(
         _check_keypoints([*truth["annotations"], *results[:1]], sigmas)
     sizes = {image["id"]: (image.get("height"), image.get("width")) for image in truth["images"]}
     results = [
-        _readable(result, number, iou_type, sizes[result["image_id"]], len(sigmas))
+        _readable(result, number, iou_type, sizes[result["image_id"]], len(sigmas), trust_masks)
         for number, result in enumerate(results)
     ]
     for entry in truth["images"]:
@@ -272,7 +271,12 @@ def _check_keypoints(entries: List[Dict[str, Any]], sigmas: List[float]) -> None
 
 
 def _readable(
-    result: Dict[str, Any], number: int, iou_type: str, size: Tuple[Any, Any], keypoints: int
+    result: Dict[str, Any],
+    number: int,
+    iou_type: str,
+    size: Tuple[Any, Any],
+    keypoints: int,
+    trust_masks: bool,
 ) -> Dict[str, Any]:
     """A copy of a detection, since loading adds to it, in types that all backends take.
 
@@ -290,8 +294,7 @@ def _readable(
     for field in ("score", _FIELDS[iou_type]):
         value, flaw = result.get(field), None
         if field == "segmentation":
-            value = result[field] = _plain_runs(value)
-            flaw = mask_flaw(value, *size)
+            result[field], flaw = checked_runs(value, *size, trusted=trust_masks)
         else:
             numbers = [value] if field == "score" else value if isinstance(value, _LISTS) else ()
             if not len(numbers) or not all(map(is_finite, numbers)):
@@ -305,16 +308,6 @@ def _readable(
                 f"which {flaw}; evaluate the model again, or leave it out"
             )
     return result
-
-
-def _plain_runs(mask: Any) -> Dict[str, Any]:
-    """Run lengths as JSON has them; nothing of what is none. Uncompressed ones are compressed."""
-    if not isinstance(mask, dict) or not isinstance(mask.get("size"), _LISTS):
-        return {}
-    size, counts = list(mask["size"]), mask.get("counts")
-    if isinstance(counts, list) and mask_flaw({"size": size, "counts": counts}, *size) is None:
-        return compressed(encode_mask({"size": size, "counts": counts}, *size))
-    return {"size": size, "counts": counts.decode("latin-1") if isinstance(counts, bytes) else counts}
 
 
 def _check_annotated(truth: Dict[str, Any], iou_type: str, numbers: int) -> None:
@@ -334,14 +327,14 @@ def _check_annotated(truth: Dict[str, Any], iou_type: str, numbers: int) -> None
         )
     for annotation in truth["annotations"] if key == "segmentation" else ():
         size = sizes.get(annotation["image_id"])
-        flaw = annotation.get(key) and size and mask_flaw(annotation[key], *size)
+        if not size or not annotation.get(key):
+            continue
+        annotation[key], flaw = checked_mask(annotation[key], *size)
         if flaw:
             raise UserError(
                 f"annotation {annotation['id']}: its segmentation {flaw}; tools/check_dataset.py says what "
                 "is wrong, and --fix writes a mended copy"
             )
-        if isinstance(annotation.get(key), list):  # of four numbers, pycocotools would take all for boxes
-            annotation[key] = [polygon for polygon in annotation[key] if is_polygon(polygon)]
     objects = [a for a in lacking if not a["iscrowd"]]
     if objects and key == "segmentation":
         raise UserError(
@@ -425,6 +418,7 @@ class COCOEvaluator(evaluation.COCOEvaluator):
                 backend=backend,
                 image_ids=img_ids,
                 keypoint_sigmas=self._kpt_oks_sigmas or (),
+                trust_masks=True,  # detectron2 has encoded them
             )
             self._results[task] = self._derive_coco_results(
                 coco_eval, task, class_names=self._metadata.get("thing_classes")

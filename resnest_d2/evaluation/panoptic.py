@@ -19,13 +19,11 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
-from ..data.panoptic import read_panoptic, read_segment_ids
+from ..data.panoptic import VOID, read_panoptic, read_segments
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 
-#: Segment id of pixels that nobody has labelled.
-VOID = 0
 #: Sum of the IoU of matched segments, and the numbers of true positives, false positives, false negatives.
 Counts = np.ndarray
 
@@ -141,25 +139,10 @@ class PanopticEvaluator(DatasetEvaluator):
                 for s in segments
             ]
             ids = ids.cpu().numpy()
-            truth = self._read_truth(annotation, ids.shape)
+            path = os.path.join(self._metadata.panoptic_root, annotation["file_name"])
+            truth = read_segments(path, annotation, self._metadata.panoptic_json, ids.shape)
             counts = match_segments(truth, annotation["segments_info"], ids, predicted)
             self._images.append((image_id, counts))
-
-    def _read_truth(self, annotation: Dict[str, Any], shape: Tuple[int, ...]) -> np.ndarray:
-        """The segments of an image of (height, width)."""
-        path = os.path.join(self._metadata.panoptic_root, annotation["file_name"])
-        truth = read_segment_ids(path)
-        if truth.shape != shape:
-            sizes = [f"{width}x{height}" for height, width in (truth.shape, shape)]
-            raise UserError(f"{path} is of {sizes[0]} pixels, and its image of {sizes[1]}")
-        named = {segment["id"] for segment in annotation["segments_info"]}
-        differ = named ^ ({*np.unique(truth).tolist()} - {VOID})
-        if differ:
-            where = "the annotations alone" if differ & named else "the PNG alone"
-            raise UserError(
-                f"{path} does not fit to {self._metadata.panoptic_json}: segment {min(differ)} is in {where}"
-            )
-        return truth
 
     def evaluate(self) -> Optional[OrderedDict]:
         """``panoptic_seg``: the nine figures, in percent. On the main process only."""

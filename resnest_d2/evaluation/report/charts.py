@@ -18,6 +18,7 @@ from .measure import SCORE_THRESHOLD, Task
 # Distinguishable with any colour vision (Okabe and Ito), darkened to be read as thin lines on white.
 _COLOURS = ["#0072b2", "#d55e00", "#009e73", "#b5599a", "#a8741a", "#56708a"]
 _MOST_LINES = 16  # in a chart
+_MOST_POINTS = 3000  # of a line, of which a chart is 600 pixels wide
 RIGHT, WRONG, MISSED = _COLOURS[2], _COLOURS[1], _COLOURS[3]
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: crisp, small and selectable
@@ -149,7 +150,7 @@ def training(metrics: Sequence[Dict[str, Any]]) -> List[Dict[str, str]]:
             key: [(line["iteration"], line[key]) for line in metrics if line.get(key) is not None]
             for key in keys
         }
-        series = {key: points for key, points in series.items() if points}
+        series = {key: points[:: -(-len(points) // _MOST_POINTS)] for key, points in series.items() if points}
         if any(len(points) > 1 for points in series.values()):
             charts.append({"title": title, "svg": _chart(partial(_lines, series, unit), title)})
     return charts

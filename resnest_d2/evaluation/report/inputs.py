@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from ...data import load_coco
-from ...data.annotations import compressed, encode_mask, is_polygon, mask_flaw
+from ...data.annotations import checked_mask, checked_runs
 from ...errors import UserError
 from ...files import check_readable, parse_json, read_json, read_text
 from ..labels import label
@@ -66,7 +66,9 @@ def _read_truth(file: Path, content: Dict[str, List[Any]]) -> Dict[str, List[Dic
         good = {key: entry[key] for key in ("id", "image_id", "category_id", "area", "iscrowd")}
         good["bbox"] = _box(file, where, entry["bbox"])
         if entry.get("segmentation"):
-            good["segmentation"] = _mask(file, where, entry["segmentation"], sizes[entry["image_id"]])
+            good["segmentation"], flaw = checked_mask(entry["segmentation"], *sizes[entry["image_id"]])
+            if flaw:
+                raise refuse(file, f"{where}: segmentation", flaw, entry["segmentation"])
         if entry.get("keypoints"):
             good["keypoints"] = _keypoints(file, where, entry["keypoints"])
             good["num_keypoints"] = entry["num_keypoints"]
@@ -106,7 +108,9 @@ def read_detections(file: Path, truth: Dict[str, List[Dict[str, Any]]]) -> List[
             if field == "bbox":
                 good[field] = _box(file, where, value)
             elif field == "segmentation":
-                good[field] = _rle(file, where, value, sizes[entry["image_id"]])
+                good[field], flaw = checked_runs(value, *sizes[entry["image_id"]])
+                if flaw:
+                    raise refuse(file, f"{where}: segmentation", flaw, value)
             else:
                 good[field] = _keypoints(file, where, value)
                 if len(value) != len(content[0][field]):
@@ -246,27 +250,3 @@ def _keypoints(file: Path, where: str, value: Any) -> List[float]:
     if not _numbers(value) or not value or len(value) % 3:
         raise refuse(file, f"{where}: keypoints", "must be x, y and a third number of each", value)
     return value
-
-
-def _mask(file: Path, where: str, value: Any, size: Tuple[int, int]) -> Any:
-    """The polygons that are some, or compressed run lengths."""
-    flaw = mask_flaw(value, *size)
-    if flaw:
-        raise refuse(file, f"{where}: segmentation", flaw, value)
-    return list(filter(is_polygon, value)) if isinstance(value, list) else _compressed(value, size)
-
-
-def _rle(file: Path, where: str, value: Any, size: Tuple[int, int]) -> Dict[str, Any]:
-    flaw = mask_flaw(value if isinstance(value, dict) else {}, *size)
-    if flaw:
-        raise refuse(file, f"{where}: segmentation", flaw, value)
-    return _compressed(value, size)
-
-
-def _compressed(value: Dict[str, Any], size: Tuple[int, int]) -> Dict[str, Any]:
-    counts = value["counts"]
-    return (
-        compressed(encode_mask(value, *size))
-        if isinstance(counts, list)
-        else {"size": [*size], "counts": counts}
-    )

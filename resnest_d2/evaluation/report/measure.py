@@ -60,7 +60,7 @@ class Evaluation:
         """Which detections found which objects at IoU 0.5."""
         if kind not in self._matches:
             with contextlib.redirect_stdout(io.StringIO()):
-                self._matches[kind] = match_detections(self.truth, self.results, kind)
+                self._matches[kind] = match_detections(self.truth, self.results, kind, trust_masks=True)
         return self._matches[kind]
 
 
@@ -164,7 +164,7 @@ def measure(evaluation: Evaluation, kind: str) -> Task:
     """All figures of one task, anew from the detections."""
     truth, results = evaluation.truth, evaluation.results
     with contextlib.redirect_stdout(io.StringIO()):  # the backends print their tables
-        coco_eval = evaluate_coco(truth, results, kind)
+        coco_eval = evaluate_coco(truth, results, kind, trust_masks=True)  # read_detections has checked
     matches = evaluation.matches(kind)
     precision, ar, summary = precisions(coco_eval), average_recalls(coco_eval), statistics(coco_eval, kind)
     ap = precision.mean(axis=1)
