@@ -92,7 +92,7 @@ def check_equal(state, expected):
 def test_authors_files(authors):
     conversion = convert(authors)
     assert conversion.source == AUTHORS
-    assert (conversion.mapped, conversion.unplaced, conversion.missing) == (len(authors), [], [])
+    assert (conversion.mapped, conversion.unexpected_keys, conversion.missing_keys) == (len(authors), [], [])
     assert conversion.options["depth"] == 50 and conversion.options["num_classes"] == 1000
 
 
@@ -103,7 +103,11 @@ def test_timm_files(features_only, tmp_path):
     torch.save(state, tmp_path / "model.pth")
     for name in ("model.safetensors", "model.pth"):
         conversion = convert(read_weights(tmp_path / name))
-        assert (conversion.mapped, conversion.unplaced, conversion.missing) == (len(state), [], [])
+        assert (conversion.mapped, conversion.unexpected_keys, conversion.missing_keys) == (
+            len(state),
+            [],
+            [],
+        )
         assert ("num_classes" in conversion.options) != features_only
         assert torch.equal(conversion.state["stem.conv1_3.norm.weight"], state["bn1.weight"])
 
@@ -120,21 +124,21 @@ def test_radix_cardinality_and_width_are_read_off_the_shapes(variant):
 def test_mmdetection_files(authors, expected):
     conversion = convert(as_mmdetection(authors))
     assert conversion.source == "MMDetection's ResNeSt"
-    assert (conversion.unplaced, conversion.missing) == ([], [])
+    assert (conversion.unexpected_keys, conversion.missing_keys) == ([], [])
     check_equal(conversion.state, expected)
 
 
 def test_backbone_inside_a_whole_mmdetection_detector(authors, expected):
     state = {f"backbone.{k}": v for k, v in as_mmdetection(authors)["state_dict"].items()}
     conversion = convert({**state, "rpn_head.rpn_conv.weight": torch.zeros(1)})
-    assert conversion.unplaced == ["rpn_head.rpn_conv.weight"]
+    assert conversion.unexpected_keys == ["rpn_head.rpn_conv.weight"]
     check_equal(conversion.state, expected)
 
 
 @pytest.mark.parametrize("prefix", ["", "bottom_up.", "backbone.bottom_up."])
 def test_backbones_keyed_as_detectron2_keys_them(expected, prefix):
     conversion = convert({"model": {f"{prefix}{k}": v.numpy() for k, v in expected.items()}})
-    assert conversion.source == "a detectron2-keyed backbone" and conversion.missing == []
+    assert conversion.source == "a detectron2-keyed backbone" and conversion.missing_keys == []
     check_equal(conversion.state, expected)
 
 
@@ -152,7 +156,7 @@ def test_whole_released_detectors(released):
 def test_checkpoints_of_this_package(options):
     state = ResNeSt(14, **options).state_dict()
     conversion = convert({"model": state, "iteration": 3})
-    assert (conversion.mapped, conversion.unplaced, conversion.missing) == (len(state), [], [])
+    assert (conversion.mapped, conversion.unexpected_keys, conversion.missing_keys) == (len(state), [], [])
     assert {k: v.shape for k, v in conversion.state.items()} == {k: v.shape for k, v in state.items()}
 
 
@@ -174,7 +178,7 @@ def test_checkpoints_of_this_package(options):
 def test_any_wrapping(wrap, timm14, tmp_path):
     torch.save(wrap(timm14), tmp_path / "x.pth")
     conversion = convert(read_weights(tmp_path / "x.pth"))
-    assert (conversion.unplaced, conversion.missing) == ([], [])
+    assert (conversion.unexpected_keys, conversion.missing_keys) == ([], [])
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
@@ -325,7 +329,7 @@ def test_tensor_of_another_shape_is_missing_and_unplaced():
     state = dict(ResNeSt(14).state_dict())
     state["res4.0.conv1.weight"] = torch.zeros(3, 3, 1, 1)
     conversion = convert(state)
-    assert conversion.missing == conversion.unplaced == ["res4.0.conv1.weight"]
+    assert conversion.missing_keys == conversion.unexpected_keys == ["res4.0.conv1.weight"]
 
 
 NARROW = {"stem_width": 4, "res2_out_channels": 8, "bottleneck_width": 4}

@@ -29,7 +29,7 @@ from resnest_d2 import UserError, model_zoo
 from resnest_d2.checkpoint import Checkpointer, LinkHandler, ResNeStHandler, convert, local_weights, resolve
 from resnest_d2.engine import load_config
 from resnest_d2.model_zoo.records import DETECTORS
-from resnest_d2.model_zoo.weights import BACKBONES, Backbone
+from resnest_d2.model_zoo.weights import BACKBONES, PretrainedWeights
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def server(file, monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         official = f"resnest_test-{hashlib.sha256(file).hexdigest()[:8]}.pth"
         server.files[official] = file
-        monkeypatch.setitem(BACKBONES, "resnest_test", Backbone(official, "timm/test"))
+        monkeypatch.setitem(BACKBONES, "resnest_test", PretrainedWeights(official, "timm/test"))
         monkeypatch.delenv("RESNEST_D2_WEIGHTS", raising=False)
         yield server
         server.shutdown()
@@ -328,7 +328,7 @@ WRONG = {
 @pytest.fixture
 def unhashed(server, state, monkeypatch):
     """A backbone of a depth in its name, on the hub and nowhere else."""
-    monkeypatch.setitem(BACKBONES, "resnest14", Backbone(hub="timm/test"))
+    monkeypatch.setitem(BACKBONES, "resnest14", PretrainedWeights(hub="timm/test"))
     server.files = {HUB: safetensors.torch.save(state)}
     return "resnest14"
 
@@ -345,7 +345,7 @@ def test_what_is_no_weight_never_enters_the_cache(wrong, handler, server, unhash
 
 
 def test_the_next_source_is_asked_after_what_is_no_weight(handler, server, state, monkeypatch):
-    monkeypatch.setitem(BACKBONES, "resnest14", Backbone("resnest14.pth", "timm/test"))
+    monkeypatch.setitem(BACKBONES, "resnest14", PretrainedWeights("resnest14.pth", "timm/test"))
     server.files = {"resnest14.pth": PAGE, HUB: safetensors.torch.save(state)}
     check(handler.resolve("resnest14"), state)
     assert server.requests == ["resnest14.pth", HUB]

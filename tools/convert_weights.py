@@ -20,9 +20,9 @@ def main(args):
         check_target(args.target, args.source)
     conversion = convert(read_weights(args.source), args.source)
     print(f"{args.source}: {conversion.source}, {conversion.mapped} tensors mapped")
-    for key in conversion.unplaced:
+    for key in conversion.unexpected_keys:
         print(f"  no place for {label(key, 200)}")
-    for key in conversion.missing:
+    for key in conversion.missing_keys:
         print(f"  nothing for {key}")
     conversion.check_complete(args.source)
     if args.target is not None:

@@ -58,8 +58,8 @@ class Conversion(NamedTuple):
         source: what the file was recognised as.
         state: name to tensor. Backbones have no prefix; whole detectors keep their names.
         mapped: how many tensors of the file are in ``state``.
-        unplaced: keys of the file that have no place.
-        missing: names of the backbone that the file has nothing for.
+        unexpected_keys: names in the file that have no place.
+        missing_keys: names of the backbone that the file has nothing for.
         options: arguments of :class:`ResNeSt` for the backbone that was found.
         is_detector: there are weights beside the backbone's.
     """
@@ -67,8 +67,8 @@ class Conversion(NamedTuple):
     source: str
     state: State
     mapped: int
-    unplaced: List[str]
-    missing: List[str]
+    unexpected_keys: List[str]
+    missing_keys: List[str]
     options: Dict[str, Any]
     is_detector: bool
 
@@ -83,11 +83,11 @@ class Conversion(NamedTuple):
 
     def check_complete(self, name: str) -> None:
         """Raise WeightsError, naming the file ``name``, unless the backbone is covered by numbers."""
-        if self.missing:
+        if self.missing_keys:
             raise WeightsError(
                 name,
-                f"({self.source}) does not cover the backbone: nothing for {len(self.missing)} "
-                f"tensors ({some(self.missing)})",
+                f"({self.source}) does not cover the backbone: nothing for {len(self.missing_keys)} "
+                f"tensors ({some(self.missing_keys)})",
                 "it is incomplete or of another architecture",
             )
         check_types(self.state, name)

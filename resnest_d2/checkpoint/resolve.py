@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..errors import UserError, nearest, one_line
 from ..files import atomic_write_text, atomic_writer, check_readable, check_writable
 from ..model_zoo.records import DETECTORS
-from ..model_zoo.weights import BACKBONES, HUB_URL, OFFICIAL_URL, Backbone
+from ..model_zoo.weights import BACKBONES, HUB_URL, OFFICIAL_URL, PretrainedWeights
 from .convert import convert
 from .read import WeightsError, damage, read_weights
 
@@ -149,7 +149,7 @@ class ResNeStHandler(PathHandler):
 
     def _fetch(self, name: str) -> Tuple[Path, Optional[Dict[str, Any]]]:
         """The file, and its converted content unless another process has fetched it."""
-        record = BACKBONES.get(name, Backbone())
+        record = BACKBONES.get(name, PretrainedWeights())
         sources = []
         if record.official:
             sources.append((self.official_url + record.official, record.official))
