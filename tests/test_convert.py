@@ -92,7 +92,11 @@ def check_equal(state, expected):
 def test_authors_files(authors):
     conversion = convert(authors)
     assert conversion.source == AUTHORS
-    assert (conversion.mapped, conversion.unexpected_keys, conversion.missing_keys) == (len(authors), [], [])
+    assert (len(conversion.state), conversion.unexpected_keys, conversion.missing_keys) == (
+        len(authors),
+        [],
+        [],
+    )
     assert conversion.options["depth"] == 50 and conversion.options["num_classes"] == 1000
 
 
@@ -103,7 +107,7 @@ def test_timm_files(features_only, tmp_path):
     torch.save(state, tmp_path / "model.pth")
     for name in ("model.safetensors", "model.pth"):
         conversion = convert(read_weights(tmp_path / name))
-        assert (conversion.mapped, conversion.unexpected_keys, conversion.missing_keys) == (
+        assert (len(conversion.state), conversion.unexpected_keys, conversion.missing_keys) == (
             len(state),
             [],
             [],
@@ -156,7 +160,11 @@ def test_whole_released_detectors(released):
 def test_checkpoints_of_this_package(options):
     state = ResNeSt(14, **options).state_dict()
     conversion = convert({"model": state, "iteration": 3})
-    assert (conversion.mapped, conversion.unexpected_keys, conversion.missing_keys) == (len(state), [], [])
+    assert (len(conversion.state), conversion.unexpected_keys, conversion.missing_keys) == (
+        len(state),
+        [],
+        [],
+    )
     assert {k: v.shape for k, v in conversion.state.items()} == {k: v.shape for k, v in state.items()}
 
 

@@ -19,7 +19,7 @@ def main(args):
     if args.target is not None:
         check_target(args.target, args.source)
     conversion = convert(read_weights(args.source), args.source)
-    print(f"{args.source}: {conversion.source}, {conversion.mapped} tensors mapped")
+    print(f"{args.source}: {conversion.source}, {len(conversion.state)} tensors mapped")
     for key in conversion.unexpected_keys:
         print(f"  no place for {label(key, 200)}")
     for key in conversion.missing_keys:
