@@ -18,6 +18,7 @@ import safetensors.torch
 import timm
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_resnet_backbone
@@ -91,7 +92,11 @@ def check_equal(state, expected):
 def test_authors_files(authors):
     conversion = convert(authors)
     assert conversion.source == AUTHORS
-    assert (conversion.mapped, conversion.unplaced, conversion.missing) == (len(authors), [], [])
+    assert (len(conversion.state), conversion.unexpected_keys, conversion.missing_keys) == (
+        len(authors),
+        [],
+        [],
+    )
     assert conversion.options["depth"] == 50 and conversion.options["num_classes"] == 1000
 
 
@@ -102,7 +107,11 @@ def test_timm_files(features_only, tmp_path):
     torch.save(state, tmp_path / "model.pth")
     for name in ("model.safetensors", "model.pth"):
         conversion = convert(read_weights(tmp_path / name))
-        assert (conversion.mapped, conversion.unplaced, conversion.missing) == (len(state), [], [])
+        assert (len(conversion.state), conversion.unexpected_keys, conversion.missing_keys) == (
+            len(state),
+            [],
+            [],
+        )
         assert ("num_classes" in conversion.options) != features_only
         assert torch.equal(conversion.state["stem.conv1_3.norm.weight"], state["bn1.weight"])
 
@@ -119,21 +128,21 @@ def test_radix_cardinality_and_width_are_read_off_the_shapes(variant):
 def test_mmdetection_files(authors, expected):
     conversion = convert(as_mmdetection(authors))
     assert conversion.source == "MMDetection's ResNeSt"
-    assert (conversion.unplaced, conversion.missing) == ([], [])
+    assert (conversion.unexpected_keys, conversion.missing_keys) == ([], [])
     check_equal(conversion.state, expected)
 
 
 def test_backbone_inside_a_whole_mmdetection_detector(authors, expected):
     state = {f"backbone.{k}": v for k, v in as_mmdetection(authors)["state_dict"].items()}
     conversion = convert({**state, "rpn_head.rpn_conv.weight": torch.zeros(1)})
-    assert conversion.unplaced == ["rpn_head.rpn_conv.weight"]
+    assert conversion.unexpected_keys == ["rpn_head.rpn_conv.weight"]
     check_equal(conversion.state, expected)
 
 
 @pytest.mark.parametrize("prefix", ["", "bottom_up.", "backbone.bottom_up."])
 def test_backbones_keyed_as_detectron2_keys_them(expected, prefix):
     conversion = convert({"model": {f"{prefix}{k}": v.numpy() for k, v in expected.items()}})
-    assert conversion.source == "a detectron2-keyed backbone" and conversion.missing == []
+    assert conversion.source == "a detectron2-keyed backbone" and conversion.missing_keys == []
     check_equal(conversion.state, expected)
 
 
@@ -151,7 +160,11 @@ def test_whole_released_detectors(released):
 def test_checkpoints_of_this_package(options):
     state = ResNeSt(14, **options).state_dict()
     conversion = convert({"model": state, "iteration": 3})
-    assert (conversion.mapped, conversion.unplaced, conversion.missing) == (len(state), [], [])
+    assert (len(conversion.state), conversion.unexpected_keys, conversion.missing_keys) == (
+        len(state),
+        [],
+        [],
+    )
     assert {k: v.shape for k, v in conversion.state.items()} == {k: v.shape for k, v in state.items()}
 
 
@@ -173,7 +186,7 @@ def test_checkpoints_of_this_package(options):
 def test_any_wrapping(wrap, timm14, tmp_path):
     torch.save(wrap(timm14), tmp_path / "x.pth")
     conversion = convert(read_weights(tmp_path / "x.pth"))
-    assert (conversion.unplaced, conversion.missing) == ([], [])
+    assert (conversion.unexpected_keys, conversion.missing_keys) == ([], [])
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
@@ -190,7 +203,7 @@ def test_prefixes_of_wrappers_go_where_a_model_has_none_itself(resnest, own, giv
     torch.nn.init.zeros_(detector["head"].weight)
     checkpointer = Checkpointer(torch.nn.ModuleDict({own: detector}) if own else detector)
     checkpointer.load(str(tmp_path / "x.pth"))
-    assert checkpointer.missing == checkpointer.unexpected == []
+    assert checkpointer.missing_keys == checkpointer.unexpected_keys == []
     assert torch.equal(detector["head"].weight, state[f"{given}.head.weight"])
 
 
@@ -255,7 +268,7 @@ def test_released_detector_loads_completely(released, tmp_path):
     model = build_model(cfg)
     checkpointer = Checkpointer(model)
     checkpointer.load(str(tmp_path / "released.pth"))
-    assert checkpointer.missing == []
+    assert checkpointer.missing_keys == []
     assert all(torch.equal(value, released[key]) for key, value in model.state_dict().items())
 
 
@@ -324,7 +337,7 @@ def test_tensor_of_another_shape_is_missing_and_unplaced():
     state = dict(ResNeSt(14).state_dict())
     state["res4.0.conv1.weight"] = torch.zeros(3, 3, 1, 1)
     conversion = convert(state)
-    assert conversion.missing == conversion.unplaced == ["res4.0.conv1.weight"]
+    assert conversion.missing_keys == conversion.unexpected_keys == ["res4.0.conv1.weight"]
 
 
 NARROW = {"stem_width": 4, "res2_out_channels": 8, "bottleneck_width": 4}
@@ -385,7 +398,9 @@ def test_weights_of_the_backbone_start_training_whatever_the_heads_are(heads, op
     same = {"norm": "LN"} if options.get("norm") == "LN" else {}
     content = as_detector(narrow(**same), **heads) if heads else narrow(**same)
     checkpointer = start(backbone_only(ResNeSt(14, **NARROW, **options)), content, tmp_path / "x.pth")
-    assert ("head.weight" in checkpointer.missing) == (heads.get("head.weight", torch.zeros(0)).sum() == 0)
+    assert ("head.weight" in checkpointer.missing_keys) == (
+        heads.get("head.weight", torch.zeros(0)).sum() == 0
+    )
 
 
 def test_replaced_heads_are_one_line_of_the_log(tmp_path, caplog):
@@ -658,6 +673,15 @@ def test_a_byte_of_a_pickle_cannot_cost_memory_without_end(tmp_path, monkeypatch
         read_weights(tmp_path / "x.pkl")
 
 
+def test_more_records_than_weights_have_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("resnest_d2.checkpoint.read._MAX_RECORDS", 50)
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        for name in ("data.pkl", *(f"data/{i}" for i in range(50))):
+            archive.writestr(f"x/{name}", b"")
+    with pytest.raises(UserError, match="51 records, more than a file of weights has"):
+        read_weights(tmp_path / "x.pth")
+
+
 def test_damaged_files_by_the_hundred(tmp_path):
     result = fuzz(tmp_path, 400, seed=1)
     assert result.bad == [] and sum(result.outcomes.values()) == 400
@@ -693,6 +717,23 @@ def test_pycls_models_are_matched_by_the_ends_of_their_names(tmp_path):
     )
     Checkpointer(model).load(str(tmp_path / "x.pyth"))
     assert model["backbone"].weight.eq(1).all()
+
+
+@pytest.mark.parametrize("suffix", [".pth?matching_heuristics=True", ".pkl"], ids=["named", "caffe2"])
+def test_names_that_fit_nowhere_are_not_compared_with_each_of_the_model(suffix, tmp_path, monkeypatch):
+    def compare(own, given, **options):
+        compared.extend(given)
+        return align_and_update_state_dicts(own, given, **options)
+
+    compared, extra = [], [f"x{i}.weight" for i in range(100)]
+    monkeypatch.setattr("resnest_d2.checkpoint.checkpointer.align_and_update_state_dicts", compare)
+    weights = {"weight": np.ones((2, 2), np.float32), **dict.fromkeys(extra, np.ones(1, np.float32))}
+    (tmp_path / f"x{suffix[:4]}").write_bytes(pickle.dumps(weights))
+    model = torch.nn.ModuleDict({"inner": torch.nn.Linear(2, 2, bias=False)})
+    loaded = Checkpointer(model)
+    loaded.load(f"{tmp_path}/x{suffix}")
+    assert (model["inner"].weight == 1).all() and compared == ["weight"]
+    assert loaded.missing_keys == [] and sorted(loaded.unexpected_keys) == sorted(extra)
 
 
 def test_only_detectron2s_query_is_known(tmp_path):

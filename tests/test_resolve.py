@@ -4,8 +4,10 @@ import gzip
 import hashlib
 import http.server
 import io
+import math
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,7 +31,7 @@ from resnest_d2 import UserError, model_zoo
 from resnest_d2.checkpoint import Checkpointer, LinkHandler, ResNeStHandler, convert, local_weights, resolve
 from resnest_d2.engine import load_config
 from resnest_d2.model_zoo.records import DETECTORS
-from resnest_d2.model_zoo.weights import BACKBONES, Backbone
+from resnest_d2.model_zoo.weights import BACKBONES, PretrainedWeights
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +84,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     time.sleep(0.05)
             return
         step = len(content) // (20 if server.behave == "slow" else 1) or 1
-        for start in range(0, len(content), step):
-            self.wfile.write(content[start : start + step])
-            if server.behave == "slow":
-                time.sleep(0.1)
+        with suppress(OSError):
+            for start in range(0, len(content), step):
+                self.wfile.write(content[start : start + step])
+                if server.behave == "slow":
+                    time.sleep(0.1)
 
     def log_message(self, *args):
         pass
@@ -98,7 +101,7 @@ def server(file, monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         official = f"resnest_test-{hashlib.sha256(file).hexdigest()[:8]}.pth"
         server.files[official] = file
-        monkeypatch.setitem(BACKBONES, "resnest_test", Backbone(official, "timm/test"))
+        monkeypatch.setitem(BACKBONES, "resnest_test", PretrainedWeights(official, "timm/test"))
         monkeypatch.delenv("RESNEST_D2_WEIGHTS", raising=False)
         yield server
         server.shutdown()
@@ -232,7 +235,9 @@ def test_a_link_cannot_lead_out_of_the_cache(scheme, cache, tmp_path):
 )
 def test_what_a_link_sends_that_is_no_weight_is_not_kept(content, server, cache, file):
     server.files["good.pth"] = content
-    with pytest.raises(UserError, match=r"^MODEL.WEIGHTS: cannot get .*good.pth \(OSError: what was sent is"):
+    with pytest.raises(
+        UserError, match=r"^MODEL.WEIGHTS: cannot get .*good.pth \(TransferError: what was sent is"
+    ):
         local_weights(server.url + "good.pth")
     assert files_in(cache) == []
     server.files["good.pth"] = file
@@ -253,6 +258,28 @@ def test_a_server_that_never_ends_fills_no_disk(server, cache, monkeypatch):
     with pytest.raises(UserError, match="more than 1000 bytes, which no weights have"):
         local_weights(server.url + "good.pth")
     assert files_in(cache) == []
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_what_finds_no_room_is_not_written(declared, server, cache, monkeypatch):
+    monkeypatch.setattr(resolve, "_MOST_BYTES", math.inf)
+    server.instead["good.pth"] = {"length": False, "headers": {"Content-Length": 1 << 60} if declared else {}}
+    if not declared:
+        used = shutil.disk_usage("/")
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: used._replace(free=1000))
+    needed = str(1 << 60) if declared else r"\d+"
+    folder = cache / f"links/127.0.0.1:{server.server_port}"
+    with pytest.raises(
+        UserError, match=rf"{needed} bytes are needed, and \d+ are free in {folder}; make room"
+    ):
+        local_weights(server.url + "good.pth")
+    assert files_in(cache) == []
+
+
+def test_the_hub_may_be_a_mirror(server, state, tmp_path, monkeypatch):
+    server.files = {"timm/test/resolve/main/model.safetensors": safetensors.torch.save(state)}
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    check(ResNeStHandler(tmp_path, server.url).resolve("resnest_test"), state)
 
 
 def test_a_folder_that_is_none_is_named(handler, tmp_path, monkeypatch, caplog):
@@ -328,7 +355,7 @@ WRONG = {
 @pytest.fixture
 def unhashed(server, state, monkeypatch):
     """A backbone of a depth in its name, on the hub and nowhere else."""
-    monkeypatch.setitem(BACKBONES, "resnest14", Backbone(hub="timm/test"))
+    monkeypatch.setitem(BACKBONES, "resnest14", PretrainedWeights(hub="timm/test"))
     server.files = {HUB: safetensors.torch.save(state)}
     return "resnest14"
 
@@ -345,7 +372,7 @@ def test_what_is_no_weight_never_enters_the_cache(wrong, handler, server, unhash
 
 
 def test_the_next_source_is_asked_after_what_is_no_weight(handler, server, state, monkeypatch):
-    monkeypatch.setitem(BACKBONES, "resnest14", Backbone("resnest14.pth", "timm/test"))
+    monkeypatch.setitem(BACKBONES, "resnest14", PretrainedWeights("resnest14.pth", "timm/test"))
     server.files = {"resnest14.pth": PAGE, HUB: safetensors.torch.save(state)}
     check(handler.resolve("resnest14"), state)
     assert server.requests == ["resnest14.pth", HUB]

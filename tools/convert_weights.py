@@ -19,10 +19,10 @@ def main(args):
     if args.target is not None:
         check_target(args.target, args.source)
     conversion = convert(read_weights(args.source), args.source)
-    print(f"{args.source}: {conversion.source}, {conversion.mapped} tensors mapped")
-    for key in conversion.unplaced:
+    print(f"{args.source}: {conversion.source}, {len(conversion.state)} tensors mapped")
+    for key in conversion.unexpected_keys:
         print(f"  no place for {label(key, 200)}")
-    for key in conversion.missing:
+    for key in conversion.missing_keys:
         print(f"  nothing for {key}")
     conversion.check_complete(args.source)
     if args.target is not None:

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts, convert_c2_detectron_names
 
 from ..errors import UserError, one_line
 from ..files import atomic_write_text, atomic_writer, read_text
@@ -29,7 +30,7 @@ from .read import WeightsError, read_checkpoint, read_weights
 logger = logging.getLogger(__name__)
 
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
-#: Of a file. detectron2 compares each name with each of the model.
+#: More than any file of weights has. The log lists those that the model has no place for.
 _MAX_TENSORS = 20_000
 
 
@@ -46,21 +47,21 @@ class Checkpointer(DetectionCheckpointer):
 
     Attributes:
         file: that was loaded last.
-        missing: names of the model's parameters and buffers that the last file held nothing for.
-        unexpected: names in that file that the model has no place for.
+        missing_keys: the model's parameters and buffers that the last file held nothing for.
+        unexpected_keys: what that file held and the model has no place for.
         check: is told how weights fit the model, before anything else of their file is loaded, and raises
             UserError where that does not suffice.
     """
 
     file = ""
-    missing: List[str] = []
-    unexpected: List[str] = []
+    missing_keys: List[str] = []
+    unexpected_keys: List[str] = []
     check: Optional[Callable[[Coverage], None]] = None
 
     def __init__(self, *arguments: Any, keep: int = 0, run: str = "", **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self._keep, self._run = keep, run
-        self._excepted = wrong_numbers(self.model.state_dict())  # such as it is before any training
+        self._oddities: Optional[Dict[str, str]] = None
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name.pth``, then forget the oldest.
@@ -74,8 +75,9 @@ class Checkpointer(DetectionCheckpointer):
         data = {"model": self.model.state_dict(), "run": self._run, **kwargs}
         data.update({key: thing.state_dict() for key, thing in self.checkpointables.items()})
         path = self._folder() / f"{name}.pth"
+        excepted = self._own_oddities()
         for key, reason in wrong_numbers(self.model.state_dict()).items():
-            if key not in self._excepted:
+            if key not in excepted:
                 remedy = "lower SOLVER.BASE_LR; earlier checkpoints are untouched, --resume goes on from them"
                 raise WeightsError(path, f"is not written: {key} {reason}", remedy)
         for stale in self._folder().glob(".model_*.pth-*"):  # of a process that was killed
@@ -132,7 +134,7 @@ class Checkpointer(DetectionCheckpointer):
         for path in self._checkpoints():
             try:
                 content = read_checkpoint(path)
-                check_checkpoint(content, str(path), self._excepted)
+                check_checkpoint(content, str(path), self._own_oddities())
             except WeightsError as e:
                 logger.warning("Skipping %s: it %s", path, e.reason)
                 damaged.append(f"{path.name} {e.reason}")
@@ -178,6 +180,7 @@ class Checkpointer(DetectionCheckpointer):
         Raises:
             UserError: the state of a training in the file is not that of this one, or a link leads nowhere.
         """
+        self._own_oddities()  # before anything is loaded
         if path and is_link(path):
             link, mark, query = path.partition("?")
             file = fetched(path)
@@ -196,6 +199,12 @@ class Checkpointer(DetectionCheckpointer):
                 f"({type(e).__name__}: {one_line(e, 200)}); name another in last_checkpoint, "
                 "or start anew without --resume"
             ) from None
+
+    def _own_oddities(self) -> Dict[str, str]:
+        """Tensors that held numbers as no trained network has when the model was first loaded or saved."""
+        if self._oddities is None:
+            self._oddities = wrong_numbers(self.model.state_dict())
+        return self._oddities
 
     def _folder(self) -> Path:
         return Path(self.path_manager.get_local_path(self.save_dir))
@@ -262,8 +271,10 @@ class Checkpointer(DetectionCheckpointer):
         return loaded
 
     def _load_model(self, checkpoint: Dict[str, Any]) -> Any:
-        weights, excepted = dict(checkpoint["model"]), wrong_numbers(self.model.state_dict())
+        weights = dict(checkpoint["model"])
         try:
+            if checkpoint.pop("matching_heuristics", False):
+                checkpoint["model"] = self._matched(weights, checkpoint.get("__author__") == "Caffe2")
             incompatible = super()._load_model(checkpoint)
         except (AssertionError, LookupError, ValueError, RuntimeError) as e:  # detectron2's matching of names
             if isinstance(e, (UserError, torch.OutOfMemoryError)):
@@ -271,12 +282,25 @@ class Checkpointer(DetectionCheckpointer):
             reason = one_line(e, 200)
             raise UserError(f"{self.file} does not fit the model ({type(e).__name__}: {reason})") from None
         misshapen = [k for k, *_ in incompatible.incorrect_shapes]
-        self.missing = list(dict.fromkeys([*incompatible.missing_keys, *misshapen]))
-        self.unexpected = [*incompatible.unexpected_keys, *misshapen]
+        self.missing_keys = list(dict.fromkeys([*incompatible.missing_keys, *misshapen]))
+        self.unexpected_keys = [*incompatible.unexpected_keys, *misshapen]
         if self.check is not None:
-            self.check(cover(self.model, self.file, weights, self.missing, self.unexpected))
-        check_numbers(self.model.state_dict(), self.file, excepted)
+            self.check(cover(self.model, self.file, weights, self.missing_keys, self.unexpected_keys))
+        check_numbers(self.model.state_dict(), self.file, self._own_oddities())
         return incompatible
+
+    def _matched(self, weights: Dict[str, torch.Tensor], are_caffe2: bool) -> Dict[str, torch.Tensor]:
+        """Weights by the model's names where detectron2's heuristics find one that ends in theirs."""
+        if are_caffe2:
+            weights, _ = convert_c2_detectron_names(weights)
+        own = self.model.state_dict()
+        ends = {key.split(".", parts)[-1] for key in own for parts in range(key.count(".") + 1)}
+        # They compare each name with each of the model: they are given those only that one can end in.
+        candidates = {key: value for key, value in weights.items() if key in ends}
+        others = {key: value for key, value in weights.items() if key not in ends}
+        if candidates:
+            candidates = align_and_update_state_dicts(own, candidates, c2_conversion=False)
+        return {**candidates, **others}
 
 
 def _iteration(path: Path) -> float:

@@ -6,7 +6,7 @@ import functools
 import os
 import re
 from pathlib import Path
-from typing import Any, Callable, Container, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, Container, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import safetensors.torch
@@ -33,11 +33,22 @@ _TELLING = ("stem.conv1_1", "stem.conv1", "res2.0.conv1", "res2.0.conv2.conv", "
 #: Where a detectron2 model keeps its backbone.
 _PREFIXES = ("backbone.bottom_up.", "backbone.", "bottom_up.", "")
 
-# Positions of convolution and norm in the stem's nn.Sequential. The authors' and timm's last norm stands
-# outside of it as bn1; MMDetection's is number 7.
-_SEQUENTIAL_STEM = {
-    **{"0": "conv1_1", "1": "conv1_1.norm", "3": "conv1_2", "4": "conv1_2.norm"},
-    **{"6": "conv1_3", "7": "conv1_3.norm"},
+#: Convolutions and norms of the stem by their place in an nn.Sequential, where ReLUs have no tensors.
+_SEQUENTIAL = {"0": "conv1_1", "1": "conv1_1.norm", "3": "conv1_2", "4": "conv1_2.norm", "6": "conv1_3"}
+#: By a tensor that tells the format: what it is called, and its modules outside of the stages.
+_FORMATS: Dict[str, Tuple[str, Dict[str, str]]] = {
+    "stem.0.weight": (
+        "MMDetection's ResNeSt",
+        {**{f"stem.{i}": f"stem.{ours}" for i, ours in _SEQUENTIAL.items()}, "stem.7": "stem.conv1_3.norm"},
+    ),
+    "conv1.0.weight": (
+        "the authors' or timm's classification network (their names agree)",
+        {**{f"conv1.{i}": f"stem.{ours}" for i, ours in _SEQUENTIAL.items()}, "bn1": "stem.conv1_3.norm"},
+    ),
+    "conv1.weight": (
+        "a classification network with a plain stem",
+        {"conv1": "stem.conv1", "bn1": "stem.conv1.norm"},
+    ),
 }
 _BLOCK = {
     **{"conv1": "conv1", "bn1": "conv1.norm", "conv2": "conv2", "bn2": "conv2.norm"},
@@ -57,18 +68,16 @@ class Conversion(NamedTuple):
     Attributes:
         source: what the file was recognised as.
         state: name to tensor. Backbones have no prefix; whole detectors keep their names.
-        mapped: how many tensors of the file are in ``state``.
-        unplaced: keys of the file that have no place.
-        missing: names of the backbone that the file has nothing for.
+        unexpected_keys: names in the file that have no place.
+        missing_keys: names of the backbone that the file has nothing for.
         options: arguments of :class:`ResNeSt` for the backbone that was found.
         is_detector: there are weights beside the backbone's.
     """
 
     source: str
     state: State
-    mapped: int
-    unplaced: List[str]
-    missing: List[str]
+    unexpected_keys: List[str]
+    missing_keys: List[str]
     options: Dict[str, Any]
     is_detector: bool
 
@@ -83,11 +92,11 @@ class Conversion(NamedTuple):
 
     def check_complete(self, name: str) -> None:
         """Raise WeightsError, naming the file ``name``, unless the backbone is covered by numbers."""
-        if self.missing:
+        if self.missing_keys:
             raise WeightsError(
                 name,
-                f"({self.source}) does not cover the backbone: nothing for {len(self.missing)} "
-                f"tensors ({some(self.missing)})",
+                f"({self.source}) does not cover the backbone: nothing for {len(self.missing_keys)} "
+                f"tensors ({some(self.missing_keys)})",
                 "it is incomplete or of another architecture",
             )
         check_types(self.state, name)
@@ -114,20 +123,21 @@ def convert(content: Dict[str, Any], name: str = "the file", own: Container[str]
         raise UnknownFormatError(name, "holds no tensors")
     for prefix in _PREFIXES:
         if f"{prefix}res2.0.conv1.weight" in state:
-            return _from_detectron2(state, prefix, name)
+            ours = {key: key[len(prefix) :] for key in state if key.startswith(prefix)}
+            conversion = _convert("a detectron2-keyed backbone", state, ours, name)
+            if not prefix or len(ours) == len(state):
+                return conversion
+            return conversion._replace(
+                source="a whole detector", state=state, unexpected_keys=[], is_detector=True
+            )
     for prefix in ("backbone.", ""):
-        part = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
-        if "layer1.0.conv1.weight" not in part:
+        if f"{prefix}layer1.0.conv1.weight" not in state:
             continue
-        heads = [k for k in state if not k.startswith(prefix)]
-        if "stem.0.weight" in part:
-            return _from_layers(part, "MMDetection's ResNeSt", lambda k: _stem(k, "stem."), heads, name)
-        if "conv1.0.weight" in part:
-            source = "the authors' or timm's classification network (their names agree)"
-            return _from_layers(part, source, _authors_stem, heads, name)
-        if "conv1.weight" in part:
-            source = "a classification network with a plain stem"
-            return _from_layers(part, source, _plain_stem, heads, name)
+        for telling, (source, stem) in _FORMATS.items():
+            if f"{prefix}{telling}" in state:
+                theirs = [key for key in state if key.startswith(prefix)]
+                ours = {key: _rename(key[len(prefix) :], state[key], stem) for key in theirs}
+                return _convert(source, state, ours, name)
     found = f"its {len(state)} tensors are {some(state)}"
     raise UnknownFormatError(name, "holds no ResNeSt in a known format", found)
 
@@ -243,69 +253,38 @@ def _equal(one: Dict[str, Any], other: Dict[str, Any]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def _from_detectron2(state: State, prefix: str, name: str) -> Conversion:
-    backbone = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
-    is_detector = prefix != "" and len(backbone) < len(state)
+def _convert(source: str, state: State, ours: Dict[str, Optional[str]], name: str) -> Conversion:
+    """The backbone in a file.
+
+    Args:
+        ours: names in the file to this package's; None where there is none.
+        name: of the file, for errors.
+    """
+    backbone = {new: state[key] for key, new in ours.items() if new is not None}
     expected, options = _expected(backbone, name)
     missing = _missing(backbone, expected)
-    if is_detector:
-        return Conversion("a whole detector", state, len(state), [], missing, options, True)
-    placed = {k: v for k, v in backbone.items() if k in expected and k not in missing}
-    unplaced = [k for k in state if k[len(prefix) :] not in placed or not k.startswith(prefix)]
-    source = "a detectron2-keyed backbone"
-    return Conversion(source, placed, len(placed), unplaced, missing, options, False)
+    placed = {key: value for key, value in backbone.items() if key in expected and key not in missing}
+    unexpected = [key for key in state if ours.get(key) not in placed]
+    return Conversion(source, placed, unexpected, missing, options, False)
 
 
-def _from_layers(
-    part: State, source: str, stem: Callable[[str], Optional[str]], heads: List[str], name: str
-) -> Conversion:
-    renamed: Dict[str, str] = {}
-    for key, value in part.items():
-        new = _rename(key, value, stem)
-        if new is not None:
-            renamed[key] = new
-    backbone = {new: part[key] for key, new in renamed.items()}
-    expected, options = _expected(backbone, name)
-    missing = _missing(backbone, expected)
-    placed = {k: v for k, v in backbone.items() if k in expected and k not in missing}
-    unplaced = [*heads, *(key for key in part if renamed.get(key) not in placed)]
-    return Conversion(source, placed, len(placed), unplaced, missing, options, False)
-
-
-def _rename(key: str, value: Tensor, stem: Callable[[str], Optional[str]]) -> Optional[str]:
-    if key in ("fc.weight", "fc.bias"):
-        return key.replace("fc", "linear")
+def _rename(key: str, value: Tensor, stem: Dict[str, str]) -> Optional[str]:
+    module, _, tensor = key.rpartition(".")
+    if module in stem:
+        return f"{stem[module]}.{tensor}"
+    if module == "fc":
+        return f"linear.{tensor}"
     match = _LAYER.fullmatch(key)
     if match is None:
-        return stem(key)
+        return None
     layer, block, module, tensor = match.groups()
     if module.startswith("downsample."):
         # With an average pool before it the convolution is number 1, without it 0: only it and its
         # norm have tensors, and the convolution's has four dimensions.
-        conv = value.dim() == 4
-        new: Optional[str] = "shortcut" if conv else "shortcut.norm"
+        new: Optional[str] = "shortcut" if value.dim() == 4 else "shortcut.norm"
     else:
         new = _BLOCK.get(module)
     return None if new is None else f"res{int(layer) + 1}.{block}.{new}.{tensor}"
-
-
-def _stem(key: str, prefix: str) -> Optional[str]:
-    match = re.fullmatch(re.escape(prefix) + r"(\d)\.(\w+)", key)
-    if match is None or match[1] not in _SEQUENTIAL_STEM:
-        return None
-    return f"stem.{_SEQUENTIAL_STEM[match[1]]}.{match[2]}"
-
-
-def _authors_stem(key: str) -> Optional[str]:
-    if key.startswith("bn1."):
-        return key.replace("bn1", "stem.conv1_3.norm", 1)
-    return _stem(key, "conv1.")
-
-
-def _plain_stem(key: str) -> Optional[str]:
-    if key.startswith("bn1."):
-        return key.replace("bn1", "stem.conv1.norm", 1)
-    return f"stem.{key}" if key == "conv1.weight" else None
 
 
 def _expected(backbone: State, name: str) -> Tuple[Dict[str, Tuple[int, ...]], Dict[str, Any]]:

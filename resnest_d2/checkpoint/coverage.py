@@ -24,7 +24,7 @@ class Coverage(NamedTuple):
 
     Attributes:
         file: its path.
-        missing: names of the model that the file has nothing for, or a tensor of another shape.
+        missing_keys: names of the model that the file has nothing for, or a tensor of another shape.
         backbone: those of them that belong to the backbone, and have to come from somewhere.
         misplaced: names of the file that make it another backbone.
         norms: the norms of one have running statistics, those of the other have not.
@@ -33,7 +33,7 @@ class Coverage(NamedTuple):
     """
 
     file: str
-    missing: List[str]
+    missing_keys: List[str]
     backbone: List[str]
     misplaced: List[str]
     norms: bool
@@ -43,8 +43,8 @@ class Coverage(NamedTuple):
 
     @property
     def parts(self) -> str:
-        """The parts of the model in ``missing``."""
-        return ", ".join(sorted({".".join(key.split(".")[:2]) for key in self.missing}))
+        """The parts of the model in ``missing_keys``."""
+        return ", ".join(sorted({".".join(key.split(".")[:2]) for key in self.missing_keys}))
 
     def check_backbone(self) -> None:
         """Raise UserError unless training may start from these weights of the model's backbone.
@@ -64,8 +64,8 @@ class Coverage(NamedTuple):
 
     def check_all(self) -> None:
         """Raise UserError unless there are weights for all of the model."""
-        if self.missing:
-            offsets = all(_is_offset(key) for key in self.missing)
+        if self.missing_keys:
+            offsets = all(_is_offset(key) for key in self.missing_keys)
             other = f"; {self._seems()}" if self.backbone or self.misplaced else ""
             raise UserError(
                 f"MODEL.WEIGHTS: {self.file} holds no weights for {self.parts}, which would stay "

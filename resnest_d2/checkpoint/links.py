@@ -16,7 +16,7 @@ from iopath.common.file_io import PathHandler, get_cache_dir
 from ..errors import UserError, one_line
 from ..files import check_link, check_readable
 from .read import read_weights
-from .resolve import TIMEOUT, ResNeStHandler, download
+from .resolve import TIMEOUT, ResNeStHandler, TransferError, download
 
 _SCRATCH = 'MODEL.WEIGHTS "" trains from scratch'
 _ELSEWHERE = "fetch it elsewhere and name the local file"
@@ -141,7 +141,7 @@ def fetched(weights: str) -> Path:
         return check_readable(download(link, kept, read_weights), "MODEL.WEIGHTS")
     except UserError:
         raise
-    except (OSError, ValueError) as e:
+    except (TransferError, OSError, ValueError) as e:
         raise _lost(weights, e) from None
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import http.client
 import logging
+import math
 import os
 import re
+import shutil
 import time
 import urllib.request
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import portalocker
 import torch
@@ -20,9 +22,9 @@ from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 from tqdm import tqdm
 
 from ..errors import UserError, nearest, one_line
-from ..files import atomic_write_text, atomic_writer, check_readable, check_writable
+from ..files import atomic_write_text, atomic_writer, check_readable, check_writable, writing
 from ..model_zoo.records import DETECTORS
-from ..model_zoo.weights import BACKBONES, HUB_URL, OFFICIAL_URL, Backbone
+from ..model_zoo.weights import BACKBONES, HUB_URL, OFFICIAL_URL, PretrainedWeights
 from .convert import convert
 from .read import WeightsError, damage, read_weights
 
@@ -52,7 +54,8 @@ class ResNeStHandler(PathHandler):
         cache: folder for downloaded and converted files; None for ``resnest_d2`` in iopath's cache,
             which is ``~/.torch/iopath_cache`` unless $FVCORE_CACHE says otherwise.
         official_url: where the authors' files are.
-        hub_url: where a hub model's weights are, with ``{model}`` for its id.
+        hub_url: where a hub model's weights are, with ``{model}`` for its id and ``{endpoint}`` for the hub,
+            or for the mirror of it that HF_ENDPOINT names.
     """
 
     PREFIX = "resnest://"
@@ -149,19 +152,21 @@ class ResNeStHandler(PathHandler):
 
     def _fetch(self, name: str) -> Tuple[Path, Optional[Dict[str, Any]]]:
         """The file, and its converted content unless another process has fetched it."""
-        record = BACKBONES.get(name, Backbone())
+        record = BACKBONES.get(name, PretrainedWeights())
         sources = []
         if record.official:
             sources.append((self.official_url + record.official, record.official))
         if record.hub:
-            sources.append((self.hub_url.format(model=record.hub), f"{name}.safetensors"))
+            endpoint = os.getenv("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+            hub = self.hub_url.format(endpoint=endpoint, model=record.hub)
+            sources.append((hub, f"{name}.safetensors"))
         failures: List[str] = []
         content: List[Dict[str, Any]] = []
         for url, file in sources:
             try:
                 path = download(url, self.cache / file, lambda path: content.append(_read(name, path)))
                 return path, content[0] if content else None
-            except OSError as e:
+            except TransferError as e:
                 failures.append(f"{url}: {e}")
                 logger.warning("Cannot fetch %s (%s)", url, e)
         wanted, *_ = self._files(name)
@@ -186,19 +191,23 @@ class ResNeStHandler(PathHandler):
         if name in DETECTORS:
             note = self.cache / f"{stem}.checked"
             if not note.is_file():
-                _verify(source)
+                _check_hash(source, source.name)
                 with suppress(UserError):  # it needs no cache
                     atomic_write_text(note, f"{source}\n")
             return source
         target = self.cache / f"{stem}.d2.pth"
         if not target.is_file() or damage(target):
             if content is None:
-                _verify(source)
+                _check_hash(source, source.name)
                 content = _read(name, source)
             with atomic_writer(target) as file:
                 torch.save(content, file)
             logger.info("Converted %s to %s", source, target)
         return target
+
+
+class TransferError(Exception):
+    """A file could not be fetched, for a reason that is not this machine's disk."""
 
 
 def download(url: str, target: Path, check: Callable[[Path], object] = lambda path: None) -> Path:
@@ -211,24 +220,24 @@ def download(url: str, target: Path, check: Callable[[Path], object] = lambda pa
         check: raises WeightsError where the file that was fetched is not what it should be.
 
     Raises:
-        OSError: no answer, a bad answer, a broken, slow or incomplete transfer, a wrong hash or file.
+        TransferError: no answer, a bad answer, a broken, slow or incomplete transfer, a wrong hash or file.
         UserError: the file cannot be written, or another process fetches it for an hour.
     """
-    try:
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone(target):
             if not target.is_file():
                 for stale in target.parent.glob(f".{target.name}-*"):  # of a download that was killed
                     stale.unlink()
                 with atomic_writer(target) as file:
-                    _transfer(url, file, target.name)
+                    for chunk in _chunks(url, target):
+                        file.write(chunk)
                     file.flush()
                     try:
+                        _check_hash(Path(file.name), target.name)
                         check(Path(file.name))
                     except WeightsError as e:
                         raise TransferError(f"what was sent {e.reason}") from e
-    except TransferError as e:
-        raise OSError(str(e)) from e
     return target
 
 
@@ -252,36 +261,28 @@ def _alone(target: Path) -> Iterator[None]:
         lock.release()
 
 
-class TransferError(Exception):
-    """A file could not be fetched, for a reason that is not this machine's disk."""
-
-
-def _transfer(url: str, file: BinaryIO, name: str) -> None:
-    digest = hashlib.sha256()
-    for chunk in _chunks(url, name):
-        file.write(chunk)
-        digest.update(chunk)
-    try:
-        _compare(name, digest.hexdigest())
-    except OSError as e:
-        raise TransferError(str(e)) from e
-
-
-def _chunks(url: str, name: str) -> Iterator[bytes]:
-    """What a server sends, with progress."""
+def _chunks(url: str, target: Path) -> Iterator[bytes]:
+    """What a server sends, with progress, as long as there is room for it beside the target."""
+    disk = shutil.disk_usage(target.parent)
+    room = disk.free if disk.total else math.inf  # some network file systems do not tell
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "resnest_d2"})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             if response.status != 200:  # 206 sends a part
                 raise TransferError(f"HTTP status {response.status} {response.reason}")
             size, received = int(response.headers.get("Content-Length") or 0), 0
-            with tqdm(total=size or None, unit="B", unit_scale=True, desc=name) as progress:
+            with tqdm(total=size or None, unit="B", unit_scale=True, desc=target.name) as progress:
                 begun, before = time.monotonic(), 0
                 while chunk := response.read1(1 << 20):  # what there is: read would wait for all of it
                     received += len(chunk)
                     progress.update(len(chunk))
                     if max(size, received) > _MOST_BYTES:
                         raise TransferError(f"more than {_MOST_BYTES} bytes, which no weights have")
+                    if max(size, received) > room:
+                        raise UserError(
+                            f"cannot write {target}: {max(size, received)} bytes are needed, and {room} are "
+                            f"free in {target.parent}; make room, or name another cache in FVCORE_CACHE"
+                        )
                     yield chunk
                     if time.monotonic() - begun >= TIMEOUT:
                         if received - before < _LEAST_RATE * TIMEOUT:
@@ -289,6 +290,8 @@ def _chunks(url: str, name: str) -> Iterator[bytes]:
                         begun, before = time.monotonic(), received
         if size and received != size:
             raise TransferError(f"connection ended after {received} of {size} bytes")
+    except UserError:
+        raise
     except http.client.HTTPException as e:
         raise TransferError(f"bad answer ({type(e).__name__} {e})") from e
     except (OSError, ValueError) as e:
@@ -335,26 +338,15 @@ def _in_words(options: Dict[str, int]) -> str:
     return ", ".join(f"{key} {value}" for key, value in options.items())
 
 
-def _verify(path: Path) -> None:
-    """Raise WeightsError where the file's name holds the start of a SHA-256 that its content has not."""
-    if _expected_hash(path.name) is None:
+def _check_hash(path: Path, name: str) -> None:
+    """Raise WeightsError where a file's name holds the start of a SHA-256 that its content has not."""
+    expected = re.search(r"-([0-9a-f]{8})\.\w+$", name)
+    if expected is None:
         return
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    try:
-        _compare(path.name, digest.hexdigest())
-    except OSError as e:
-        raise WeightsError(path, f"is damaged: {e}", "remove it or fetch it again") from None
-
-
-def _compare(name: str, digest: str) -> None:
-    expected = _expected_hash(name)
-    if expected is not None and not digest.startswith(expected):
-        raise OSError(f"its SHA-256 starts with {digest[:8]}, not {expected}")
-
-
-def _expected_hash(name: str) -> Optional[str]:
-    match = re.search(r"-([0-9a-f]{8})\.\w+$", name)
-    return match[1] if match else None
+    if not digest.hexdigest().startswith(expected[1]):
+        reason = f"its SHA-256 starts with {digest.hexdigest()[:8]}, not {expected[1]}"
+        raise WeightsError(path, f"is damaged: {reason}", "remove it or fetch it again")

@@ -25,7 +25,7 @@ def check_same(
         checkpointer: the checkpointer that has just loaded the model from the same checkpoint.
     """
     different = _different_keys(state.get("config", ""), cfg)
-    misfits = [*checkpointer.missing, *checkpointer.unexpected]
+    misfits = [*checkpointer.missing_keys, *checkpointer.unexpected_keys]
     solver = "SOLVER.OPTIMIZER"
     if not misfits and solver not in different and _fits(state["_trainer"]["optimizer"], optimizer):
         return

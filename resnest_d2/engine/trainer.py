@@ -339,7 +339,7 @@ def _check_start(coverage: Coverage, allow_random: bool) -> None:
     """Refuse weights of another backbone, and log which heads start at random."""
     if not allow_random:
         coverage.check_backbone()
-    if coverage.missing:
+    if coverage.missing_keys:
         logger.info("MODEL.WEIGHTS has nothing for %s: they start at random", coverage.parts)
 
 
