@@ -7,7 +7,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 from resnest_d2 import UserError, model_zoo
-from resnest_d2.model_zoo.records import DETECTORS
+from resnest_d2.published.detectors import DETECTORS
 
 # Not rows of the published tables.
 OURS = {"quickstart", *(f"{m}_resnest{d}" for m in ("retinanet", "keypoint") for d in (50, 101))}

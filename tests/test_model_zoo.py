@@ -12,8 +12,8 @@ from resnest_d2 import UserError, model_zoo
 from resnest_d2.checkpoint import ResNeStHandler
 from resnest_d2.model_zoo import __main__ as zoo
 from resnest_d2.model_zoo.page import markdown
-from resnest_d2.model_zoo.records import DETECTORS
-from resnest_d2.model_zoo.weights import BACKBONES, OFFICIAL_URL
+from resnest_d2.published.backbones import BACKBONES, OFFICIAL_URL
+from resnest_d2.published.detectors import DETECTORS
 
 
 def test_weight_records_equal_the_published_ones(facts):

@@ -19,7 +19,7 @@ from support import ROOT, assert_one_line_error
 from resnest_d2 import UserError, model_zoo
 from resnest_d2.engine import reproduce
 from resnest_d2.engine.reproduce import Reproduction, markdown, select
-from resnest_d2.model_zoo.records import DETECTORS
+from resnest_d2.published.detectors import DETECTORS
 
 
 def reproduction(tmp_path, num_gpus=8, **options):

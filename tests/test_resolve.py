@@ -30,8 +30,8 @@ from support import assert_one_line_error
 from resnest_d2 import UserError, model_zoo
 from resnest_d2.checkpoint import Checkpointer, LinkHandler, ResNeStHandler, convert, local_weights, resolve
 from resnest_d2.engine import load_config
-from resnest_d2.model_zoo.records import DETECTORS
-from resnest_d2.model_zoo.weights import BACKBONES, PretrainedWeights
+from resnest_d2.published.backbones import BACKBONES, PretrainedWeights
+from resnest_d2.published.detectors import DETECTORS
 
 
 @pytest.fixture(scope="module")

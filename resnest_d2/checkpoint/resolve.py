@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from ..errors import UserError, nearest, one_line
 from ..files import atomic_write_text, atomic_writer, check_readable, check_writable, writing
-from ..model_zoo.records import DETECTORS
-from ..model_zoo.weights import BACKBONES, HUB_URL, OFFICIAL_URL, PretrainedWeights
+from ..published.backbones import BACKBONES, HUB_URL, OFFICIAL_URL, PretrainedWeights
+from ..published.detectors import DETECTORS
 from .convert import convert
 from .read import WeightsError, damage, read_weights
 

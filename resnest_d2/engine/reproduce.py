@@ -24,8 +24,8 @@ from ..errors import UserError, check_number, nearest
 from ..evaluation.labels import label
 from ..evaluation.results import read_results
 from ..files import atomic_write_text, check_writable, read_json, read_text, writing
-from ..model_zoo.records import DETECTORS
 from ..processes import Interrupted
+from ..published.detectors import DETECTORS
 from .config import load_config
 from .results import FILE as RESULTS
 from .signals import end_with_parent, noted_signals

@@ -13,9 +13,10 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import nn
 
+from ..checkpoint import Checkpointer
 from ..config import add_resnest_config
 from ..errors import UserError, nearest
-from .records import DETECTORS
+from ..published.detectors import DETECTORS
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -27,8 +28,9 @@ def config_dir() -> Path:
 
 
 def available() -> List[str]:
-    """Names of all configurations, e.g. ``cascade_resnest101``."""
-    return sorted(path.stem for path in config_dir().glob("*.yaml"))
+    """Names of all configurations, e.g. ``cascade_resnest101``; those in a subfolder carry its name."""
+    paths = (path.relative_to(config_dir()) for path in config_dir().rglob("*.yaml"))
+    return sorted(path.with_suffix("").as_posix() for path in paths if path.parts[0] != "base")
 
 
 def get_config_file(name: str) -> str:
@@ -37,12 +39,11 @@ def get_config_file(name: str) -> str:
     Raises:
         UserError: there is none of that name.
     """
-    name = str(name)[:100]
-    stem = name[: -len(".yaml")] if name.endswith(".yaml") else name
-    if stem not in available():
-        hint = nearest(stem, available(), limit=50)
+    name = str(name)[:100].removesuffix(".yaml")
+    if name not in available():
+        hint = nearest(name, available(), limit=50)
         raise UserError(f"no configuration {name!r} in {config_dir()}; {hint}")
-    return str(config_dir() / f"{stem}.yaml")
+    return str(config_dir() / f"{name}.yaml")
 
 
 def get_config(name: str, trained: bool = False) -> CfgNode:
@@ -68,10 +69,11 @@ def get_checkpoint_url(name: str) -> str:
     Raises:
         UserError: none was published for it.
     """
-    stem = Path(get_config_file(name)).stem
-    if stem not in DETECTORS:
-        raise UserError(f"nobody has published a trained detector for {stem}")
-    return f"resnest://{stem}"
+    get_config_file(name)
+    name = str(name).removesuffix(".yaml")
+    if name not in DETECTORS:
+        raise UserError(f"nobody has published a trained detector for {name}")
+    return f"resnest://{name}"
 
 
 def get(name: str, trained: bool = False, device: Optional[str] = None) -> nn.Module:
@@ -84,8 +86,6 @@ def get(name: str, trained: bool = False, device: Optional[str] = None) -> nn.Mo
     Raises:
         UserError: see :func:`get_config`; or the trained weights are not on this machine.
     """
-    from ..checkpoint import Checkpointer  # it reads the records of this package
-
     cfg = get_config(name, trained)
     cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(cfg)

@@ -11,10 +11,10 @@ from tabulate import tabulate
 from ..checkpoint import ResNeStHandler
 from ..command_line import Parser, one_line_errors
 from ..files import atomic_write_text, user_path
+from ..published.backbones import BACKBONES
+from ..published.detectors import DETECTORS
 from . import available, get_config
 from .page import markdown
-from .records import DETECTORS
-from .weights import BACKBONES
 
 
 def place(handler: ResNeStHandler, name: str) -> str:

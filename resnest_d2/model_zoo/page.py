@@ -6,9 +6,9 @@ from typing import Any, List, Sequence
 
 from tabulate import tabulate
 
+from ..published.backbones import BACKBONES, OFFICIAL_URL
+from ..published.detectors import DETECTORS
 from . import available
-from .records import DETECTORS
-from .weights import BACKBONES, OFFICIAL_URL
 
 _HEAD = """# Model zoo
 

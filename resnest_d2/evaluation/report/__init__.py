@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ...errors import UserError, check_number, needs
 from ...files import atomic_write_text, check_writable, writing
-from ...model_zoo.records import DETECTORS
+from ...published.detectors import DETECTORS
 from ..labels import label
 from .measure import SCORE_THRESHOLD, TITLES, Evaluation, Task, load_evaluation, measure, rank_pictures
 

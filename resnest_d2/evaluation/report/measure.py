@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Mapping, Optional
 import numpy as np
 
 from ...errors import UserError, nearest
-from ...model_zoo.records import DETECTORS
+from ...published.detectors import DETECTORS
 from ..coco import Match, average_recalls, evaluate_coco, match_detections, precisions, statistics
 from ..results import read_results
 from .inputs import FIELDS, comparable, read_detections, read_metrics, read_truth, remedied
