@@ -717,6 +717,8 @@ _HALVES = [
     {"size": [48, 64], "counts": [4 * 48 + 22, *[18, 30] * 35, 18, 1160]},
 ]
 MEANT = {
+    "iscrowd as pandas writes none": ({"iscrowd": math.nan}, {"iscrowd": 0}),
+    "keypoints as pandas writes none": ({"keypoints": math.nan}, {"keypoints": [0] * 6, "num_keypoints": 0}),
     "iscrowd as text": ({"iscrowd": "0"}, {"iscrowd": 0}),
     "iscrowd as a word": ({"iscrowd": "false"}, {"iscrowd": 0}),
     "box as text": ({"bbox": ["4", " 4.0", "36", "3.6e1"]}, {"bbox": [4, 4, 36, 36]}),
@@ -1051,6 +1053,7 @@ def test_boxes_in_percent_are_said(tmp_path):
         with_boxes(percent[:19]),  # too few to tell
         with_boxes(percent, (120, 90)),
         with_boxes(boxes / 16),  # of objects in a corner
+        with_boxes(boxes * 0.3),
     ):
         assert noted(content, tmp_path) == []
 

@@ -93,7 +93,7 @@ class Inspector:
         unset = [key for key in optional if not is_finite(annotation[key])]
         if unset:
             report.add("number that is not finite", f"{where} ({', '.join(unset)})")
-            annotation = {**annotation, **dict.fromkeys(unset)}
+            annotation = {key: value for key, value in annotation.items() if key not in unset}
         image = self._find("image_id", self._images, "unknown image", annotation, where)
         category = self._find("category_id", self._keypoints, "unknown category", annotation, where)
         size, crowd = self._images[image], self._crowd(annotation, where)
