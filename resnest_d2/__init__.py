@@ -4,14 +4,13 @@ Importing the package registers the backbones, the datasets and the weight names
 """
 
 from . import prerequisites
-
-prerequisites.check()
-
-from . import checkpoint, data, model_zoo
-from .config import add_resnest_config
-from .errors import OptionError, UserError
-from .modeling import ResNeSt, SplitAttentionConv2d, optimize_for_inference
 from .version import __version__
+
+if prerequisites.met():
+    from . import checkpoint, data, model_zoo
+    from .config import add_resnest_config
+    from .errors import OptionError, UserError
+    from .modeling import ResNeSt, SplitAttentionConv2d, optimize_for_inference
 
 __all__ = [
     "OptionError",

@@ -9,19 +9,30 @@ import argparse
 import copy
 import os
 import platform
+from importlib import import_module
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
-import detectron2
 import torch
 import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor
 
-from .engine.results import environment
-from .modeling import ResNeSt, SplitAttentionConv2d, optimize_for_inference
-from .modeling.deform_conv import DeformConv2d
-from .ops import radix_weighted_sum, relu_pool, relu_weighted_sum, split_pool, triton_kernels
+from . import prerequisites
+from .errors import one_line
+from .version import __version__
+
+_broken = ""  # what keeps this package from being imported
+try:
+    prerequisites.check()
+    import detectron2
+
+    from .engine.results import environment
+    from .modeling import ResNeSt, SplitAttentionConv2d, optimize_for_inference
+    from .modeling.deform_conv import DeformConv2d
+    from .ops import radix_weighted_sum, relu_pool, relu_weighted_sum, split_pool, triton_kernels
+except Exception as e:  # whatever it is, the rest is told
+    _broken = f"FAILS: {type(e).__name__}: {one_line(e)}"
 
 #: Variables that change what runs, and whose values tell nothing about their owner.
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF", "TRITON_INTERPRET")
@@ -39,15 +50,24 @@ def processor() -> str:
 
 def collect() -> List[Tuple[str, str]]:
     """Names and values, those of each device below its own name."""
-    here = environment(torch.device("cpu"))  # the GPUs follow, each for itself
-    versions = {**here["versions"], "detectron2": detectron2.__version__, "CUDA of torch": torch.version.cuda}
-    rows = [(name, version or "–") for name, version in versions.items()]
-    rows.insert(2, ("commit", here["commit"] or "–"))
+    rows = [(name, version or "–") for name, version in _versions().items()]
     rows += [("platform", platform.platform())]
     rows += [(name, os.environ[name]) for name in _VARIABLES if name in os.environ]
     for device in _devices():
-        rows += [("", ""), (str(device), _outcome(lambda d=device: _name(d))), *_of_device(device)]
+        rows += [("", ""), (str(device), _outcome(lambda d=device: _name(d)))]
+        if not _broken:
+            rows += _of_device(device)
     return rows
+
+
+def _versions() -> Dict[str, Optional[str]]:
+    if _broken:
+        own = {"python": platform.python_version(), "resnest_d2": f"{__version__}, {_broken}"}
+        packages = ("torch", "torchvision", "detectron2")
+        return {**own, **{name: _outcome(lambda n=name: import_module(n).__version__) for name in packages}}
+    here = environment(torch.device("cpu"))  # the GPUs follow, each for itself
+    others = {"detectron2": detectron2.__version__, "CUDA of torch": torch.version.cuda}
+    return {**here["versions"], **others, "commit": here["commit"]}
 
 
 def _devices() -> List[torch.device]:

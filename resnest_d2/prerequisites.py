@@ -6,6 +6,7 @@ import shlex
 import sys
 import warnings
 from importlib import metadata
+from pathlib import Path
 
 _DETECTRON2 = (
     "resnest_d2 needs detectron2, which is not installed. Build it from source "
@@ -13,6 +14,26 @@ _DETECTRON2 = (
     "&& pip install --no-deps --only-binary=:all: --python-version 3.10 --target "
     '"$(python -c \'import sysconfig; print(sysconfig.get_path("purelib"))\')" sal-detectron2==0.7.2'
 )
+
+
+def met() -> bool:
+    """Whether to import the package; not for ``collect_env``, which finds out what cannot be imported.
+
+    Raises:
+        ImportError: as :func:`check`.
+        SystemExit: the same in this package's command lines, which end with one line and status 2.
+    """
+    command = _command()
+    if command == f"{__package__}.collect_env":
+        return False
+    try:
+        check()
+    except ImportError as e:
+        if not command:
+            raise
+        print(f"error: {e}", file=sys.stderr)
+        raise SystemExit(2) from None
+    return True
 
 
 def check() -> None:
@@ -33,12 +54,19 @@ def check() -> None:
     except Exception as e:  # one that was built for another torch raises RuntimeError or OSError
         import torch
 
-        # With the name, `python -m resnest_d2.collect_env` says it in one line.
         raise ImportError(
             f"resnest_d2 needs torchvision, which cannot be imported ({type(e).__name__}: {str(e)[:200]}); "
-            f"install the version that goes with torch {torch.__version__} (Python {sys.version.split()[0]})",
-            name=__package__,
+            f"install the version that goes with torch {torch.__version__} (Python {sys.version.split()[0]})"
         ) from None
+
+
+def _command() -> str:
+    """The command line of this package that runs: a module, or a file in tools/; empty for other programs."""
+    program = Path(sys.argv[0])
+    if program.name == "-m":  # the module is not known yet, as its package is imported first
+        return next((word for word in sys.orig_argv if word.startswith(f"{__package__}.")), "")
+    tools = Path(__file__).resolve().parents[1] / "tools"
+    return str(program) if program.suffix == ".py" and program.resolve().parent == tools else ""
 
 
 def _needs_of_detectron2() -> str:
