@@ -29,7 +29,7 @@ from resnest_d2.data import check_coco, check_pairs, generate_shapes, load_coco
 from resnest_d2.data.annotations import read_coco, run_lengths
 from resnest_d2.data.coco_check import _real_size
 from resnest_d2.data.coco_report import KEPT, KINDS, NARROW, Report
-from resnest_d2.data.custom import read_facts
+from resnest_d2.data.custom import read_stats
 from resnest_d2.data.panoptic import read_panoptic
 
 
@@ -535,7 +535,7 @@ def test_a_key_that_is_there_twice_is_named_by_all_readers(old, new, key, clean,
     text = (clean / "annotations.json").read_text().rstrip()[:-1]
     (tmp_path / "a.json").write_text(re.sub(old, new.replace("\\", r"\\"), text, count=1) + "}")
     read = partial(check_coco, image_root=clean / "images", images="none")
-    for reader in (read, load_coco, read_panoptic, read_facts):
+    for reader in (read, load_coco, read_panoptic, read_stats):
         with pytest.raises(UserError, match=rf"a\.json has '{key}' twice in one object, .*; leave one"):
             reader(tmp_path / "a.json")
 
@@ -608,7 +608,7 @@ def test_whatever_stands_in_a_place_is_mended_or_said_and_what_is_trained_on_is_
         with suppress(UserError):
             check_pairs([(str(file), str(tmp_path))])
             load_coco_json(str(file), str(tmp_path))
-            read_facts(file)
+            read_stats(file)
 
 
 def test_a_file_that_memory_does_not_hold_is_named(tmp_path):

@@ -18,7 +18,7 @@ from detectron2.data.samplers import TrainingSampler
 from PIL import Image
 
 from resnest_d2 import UserError, model_zoo
-from resnest_d2.data.loader import SHARED_MEMORY, CheckedMapper, TrainingBatches, build_train_loader
+from resnest_d2.data.loader import SHARED_MEMORY, CheckedMapper, ResumableBatchSampler, build_train_loader
 from resnest_d2.data.seeding import seed_all, seeded
 from resnest_d2.engine.failures import named_failures
 from resnest_d2.engine.fit import fit_workers
@@ -28,7 +28,7 @@ SIZE = 10
 
 def drawn(start=0, batch_size=2, groups=None, count=20, seed=3):
     """So many batches of positions and indices."""
-    sampler = TrainingBatches(TrainingSampler(SIZE, seed=seed), batch_size, groups)
+    sampler = ResumableBatchSampler(TrainingSampler(SIZE, seed=seed), batch_size, groups)
     sampler.start = start
     return list(itertools.islice(sampler, count))
 

@@ -26,7 +26,7 @@ Pair = Tuple[str, str]
 _CHECKED = 100e6
 
 
-class Facts(NamedTuple):
+class DatasetStats(NamedTuple):
     """What a configuration must know of an annotation file.
 
     Attributes:
@@ -173,7 +173,7 @@ def _check_visible(files: str, objects: int, visible: int) -> None:
         )
 
 
-def read_facts(json_file: str) -> Facts:
+def read_stats(json_file: str) -> DatasetStats:
     """Classes, sizes and kinds of annotation in a file."""
     content = read_coco(json_file)
     categories = sorted(content["categories"], key=lambda category: category["id"])
@@ -191,7 +191,7 @@ def read_facts(json_file: str) -> Facts:
         visible += visible_keypoints(annotation.get("keypoints") or ()) > 0
         if width > 0 and height > 0:
             sizes.append(math.sqrt(width * height) / short[annotation["image_id"]])
-    return Facts(
+    return DatasetStats(
         [category["name"] for category in categories],
         list(categories[0].get("keypoints", [])),
         len(annotated),
@@ -222,27 +222,27 @@ def fit_config(
     Raises:
         UserError: the files disagree on their classes, or lack what the recipe learns from.
     """
-    facts = [read_facts(json_file) for json_file, _ in (*train, *val)]
+    stats = [read_stats(json_file) for json_file, _ in (*train, *val)]
     files = [json_file for json_file, _ in (*train, *val)]
-    for file, other in zip(files, facts):
-        if other.classes != facts[0].classes:
-            raise UserError(f"{file} has the classes {other.classes}, {files[0]} has {facts[0].classes}")
-    metadata, notes = _set_classes(cfg, facts[0], files[0])
+    for file, other in zip(files, stats):
+        if other.classes != stats[0].classes:
+            raise UserError(f"{file} has the classes {other.classes}, {files[0]} has {stats[0].classes}")
+    metadata, notes = _set_classes(cfg, stats[0], files[0])
     if train:
         cfg.DATASETS.TRAIN = tuple(register_pairs("train", train, metadata))
     if train or val:
         cfg.DATASETS.TEST = tuple(register_pairs("val", val, metadata))
-    if train and not any(f.images for f in facts[: len(train)]):
+    if train and not any(f.images for f in stats[: len(train)]):
         raise UserError(f"{', '.join(files[: len(train)])}: no image holds an object")
     if cfg.MODEL.KEYPOINT_ON and train:
-        trained = facts[: len(train)]
+        trained = stats[: len(train)]
         _check_visible(
             ", ".join(files[: len(train)]), sum(f.objects for f in trained), sum(f.visible for f in trained)
         )
-    for file, f in zip(files, facts):
+    for file, f in zip(files, stats):
         if cfg.MODEL.MASK_ON:
             _check_masks(file, f.objects, f.without_mask)
-        if cfg.MODEL.KEYPOINT_ON and (f.keypoint_lists > 1 or f.keypoints != facts[0].keypoints):
+        if cfg.MODEL.KEYPOINT_ON and (f.keypoint_lists > 1 or f.keypoints != stats[0].keypoints):
             raise UserError(
                 f"{file}: its categories name different keypoints, or others than those of {files[0]}, and "
                 "MODEL.KEYPOINT_ON has one list for all; give all the same"
@@ -252,37 +252,37 @@ def fit_config(
                 f"{file}: {f.without_keypoints} of {f.objects} objects have no keypoints, which "
                 "MODEL.KEYPOINT_ON needs; tools/check_dataset.py --fix writes a copy with hidden ones"
             )
-    if _takes_polygons(cfg) and any(f.encoded for f in facts[: len(train)]):
+    if _takes_polygons(cfg) and any(f.encoded for f in stats[: len(train)]):
         cfg.INPUT.MASK_FORMAT = "bitmask"
         notes.append("INPUT.MASK_FORMAT bitmask instead of polygon, as some masks are run lengths")
     notes += [
         f"{file}: no image holds an object, so there is nothing to find and AP will be undefined"
-        for file, f in zip(files[len(train) :], facts[len(train) :])
+        for file, f in zip(files[len(train) :], stats[len(train) :])
         if not f.objects
     ]
-    return notes + (_fit_schedule(cfg, facts[: len(train)], epochs) if train else []), metadata
+    return notes + (_fit_schedule(cfg, stats[: len(train)], epochs) if train else []), metadata
 
 
-def _set_classes(cfg: CfgNode, facts: Facts, file: str) -> Tuple[Dict[str, Any], List[str]]:
+def _set_classes(cfg: CfgNode, stats: DatasetStats, file: str) -> Tuple[Dict[str, Any], List[str]]:
     """Sets numbers of classes and keypoints. Returns the metadata of both, and notes."""
     if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN":
         raise UserError(
             "MODEL.META_ARCHITECTURE PanopticFPN needs semantic annotations, which a file of instances "
             "lacks; take a cascade_mask_... configuration"
         )
-    count = len(facts.classes)
+    count = len(stats.classes)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = count
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = count + 1  # background
-    metadata: Dict[str, Any] = {"thing_classes": facts.classes}
+    metadata: Dict[str, Any] = {"thing_classes": stats.classes}
     if not cfg.MODEL.KEYPOINT_ON:
         return metadata, []
-    if not facts.keypoints:
+    if not stats.keypoints:
         raise UserError(f"MODEL.KEYPOINT_ON: the first category in {file} names no keypoints")
-    cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(facts.keypoints)
-    if len(facts.keypoints) != 17 and not cfg.TEST.KEYPOINT_OKS_SIGMAS:
-        cfg.TEST.KEYPOINT_OKS_SIGMAS = [0.05] * len(facts.keypoints)
-    pairs, alone = pair_keypoints(facts.keypoints)
-    metadata.update(keypoint_names=facts.keypoints, keypoint_flip_map=pairs)
+    cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(stats.keypoints)
+    if len(stats.keypoints) != 17 and not cfg.TEST.KEYPOINT_OKS_SIGMAS:
+        cfg.TEST.KEYPOINT_OKS_SIGMAS = [0.05] * len(stats.keypoints)
+    pairs, alone = pair_keypoints(stats.keypoints)
+    metadata.update(keypoint_names=stats.keypoints, keypoint_flip_map=pairs)
     if pairs and not alone:
         return metadata, []
     what = f"{', '.join(alone[:5])} have no other side" if alone else "none are left and right of a pair"
@@ -325,8 +325,8 @@ def _other_side(match: re.Match[str]) -> str:
     return {"left": "right", "right": "left", "l": "r", "r": "l"}[match[0].casefold()]
 
 
-def _fit_schedule(cfg: CfgNode, facts: Sequence[Facts], epochs: Optional[float]) -> List[str]:
-    solver, images = cfg.SOLVER, sum(f.images for f in facts)
+def _fit_schedule(cfg: CfgNode, stats: Sequence[DatasetStats], epochs: Optional[float]) -> List[str]:
+    solver, images = cfg.SOLVER, sum(f.images for f in stats)
     notes = []
     per_epoch = images / solver.IMS_PER_BATCH
     if epochs is None:
@@ -347,7 +347,7 @@ def _fit_schedule(cfg: CfgNode, facts: Sequence[Facts], epochs: Optional[float])
                 f"SOLVER.BASE_LR {solver.BASE_LR:g} is high for SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH}; "
                 f"the linear rule gives {rule:g}"
             )
-    sizes = np.concatenate([f.sizes for f in facts]) * np.mean(cfg.INPUT.MIN_SIZE_TRAIN)
+    sizes = np.concatenate([f.sizes for f in stats]) * np.mean(cfg.INPUT.MIN_SIZE_TRAIN)
     anchors = [size for level in cfg.MODEL.ANCHOR_GENERATOR.SIZES for size in level]
     outside = np.mean((sizes < min(anchors) / 2) | (sizes > max(anchors) * 2))
     if outside > 0.05:

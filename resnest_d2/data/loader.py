@@ -36,7 +36,7 @@ PREFETCHED = 2
 _REJECTED = 100
 
 
-class TrainingBatches(Sampler):
+class ResumableBatchSampler(Sampler):
     """Endless batches of one process, each sample an image with its place in training.
 
     A batch is of one group: images wider than high, or not. detectron2 groups after loading, and so cannot
@@ -74,7 +74,7 @@ class TrainingBatches(Sampler):
 
 
 class _Samples(Dataset):
-    """What a mapper makes of the images that :class:`TrainingBatches` names.
+    """What a mapper makes of the images that :class:`ResumableBatchSampler` names.
 
     Args:
         mapper: its random choices follow from ``seed`` and the sample's position alone.
@@ -197,7 +197,7 @@ def build_train_loader(cfg: CfgNode, mapper: Optional[Any] = None) -> DataLoader
     batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
     return DataLoader(
         _Samples(records, CheckedMapper(config["mapper"]), cfg.SEED),
-        batch_sampler=TrainingBatches(sampler, batch_size, groups),
+        batch_sampler=ResumableBatchSampler(sampler, batch_size, groups),
         num_workers=config["num_workers"],
         collate_fn=in_shared_memory,
         worker_init_fn=_outlive_group_signals,
