@@ -122,6 +122,12 @@ def test_signals_write_a_checkpoint_and_have_a_status_of_their_own(tmp_path):
         assert stop.seconds < 20
 
 
+@pytest.mark.slow
+def test_an_evaluation_by_two_processes_ends_by_a_signal_without_a_traceback(tmp_path):
+    stops = kills.stop_evaluations(tmp_path, ["SIGTERM to the launcher", "SIGINT to the group"], seed=1)
+    assert [(stop.way, stop.wrong) for stop in stops if stop.wrong] == []
+
+
 def test_an_evaluation_that_another_process_has_left_loses_no_iteration(data, tmp_path, monkeypatch):
     def evaluate(trainer):
         raise RuntimeError("Connection closed by peer")

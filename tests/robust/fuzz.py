@@ -277,7 +277,7 @@ _WAYS: Tuple[Callable, ...] = (
 )
 
 
-def fuzz(folder: Path, count: int, seed: int = 0) -> Fuzzed:
+def fuzz(folder: Path, count: int, seed: int = 0, report: Callable[[str], None] = print) -> Fuzzed:
     """Read ``count`` damaged files, a share in each processor. What went wrong with one is kept in ``folder``."""
     torch.set_num_threads(1)  # threads do not survive a fork
     files, start = originals(), time.time()
@@ -292,8 +292,13 @@ def fuzz(folder: Path, count: int, seed: int = 0) -> Fuzzed:
                 _read_share(folder, files, seed, share, outcomes)
             finally:
                 os._exit(0)
+    said = start
     for child in children:
-        os.waitpid(child, 0)
+        while not os.waitpid(child, os.WNOHANG)[0]:
+            time.sleep(0.05)
+            if time.time() > said + 10:
+                said = time.time()
+                report(f"{count - outcomes[:].count(0)} of {count} files")
     names = [_OUTCOMES[code] for code in outcomes[:]]
     bad = []
     for index, outcome in enumerate(names):

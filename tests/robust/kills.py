@@ -112,7 +112,11 @@ class Stop(NamedTuple):
 
 
 def stop_and_go_on(
-    folder: Path, numbers: List[int], seed: int, start: Callable[..., Any] = tiny.start
+    folder: Path,
+    numbers: List[int],
+    seed: int,
+    report: Callable[[str], None] = print,
+    start: Callable[..., Any] = tiny.start,
 ) -> List[Stop]:
     """Stop runs by signals at random moments of training, go on with ``--resume``, and compare the weights."""
     rng = random.Random(seed)
@@ -136,6 +140,7 @@ def stop_and_go_on(
         seconds = time.time() - begin
         assert start(words, log).wait(_LIMIT) == 0, log.read_text()[-2000:]
         stops.append(Stop(number, status, seconds, tiny.equal(expected, tiny.weights(output))))
+        report(f"{i + 1} of {len(numbers)}")
     return stops
 
 
@@ -173,12 +178,16 @@ class GroupStop(NamedTuple):
 
 
 def stop_processes(
-    folder: Path, ways: Sequence[str], seed: int, start: Callable[..., Any] = tiny.start
+    folder: Path,
+    ways: Sequence[str],
+    seed: int,
+    report: Callable[[str], None] = print,
+    start: Callable[..., Any] = tiny.start,
 ) -> Tuple[List[GroupStop], bool]:
     """Stop one run of two processes in each of these ways, going on with ``--resume`` in between.
 
     Args:
-        start: starts the process that starts the others.
+        start: starts the process that starts the others, where it is to be stopped.
 
     Returns:
         The stops, and whether the final weights are those of a run that was not stopped, bit for bit.
@@ -192,7 +201,7 @@ def stop_processes(
         *("MODEL.DEVICE", "cpu"),
     )
 
-    def two(output: Path, how: str) -> Any:
+    def two(output: Path, how: str, start: Callable[..., Any] = tiny.fork) -> Any:
         python, flags = _STARTS[how]
         words = tiny.command(data, output, iterations, *settings, flags=("--resume", *flags))
         words[0] = str(Path(__file__).with_name("losses.py"))
@@ -204,23 +213,103 @@ def stop_processes(
     stops, done = [], 0
     for way in ways:
         how, number, everyone = WAYS[way]
-        process = two(output, how)
+        process = two(output, how, start)
         while _last(output) < done:
             assert process.poll() is None, log.read_text()[-2000:]
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.5))
-        family = _descendants(process.pid)
-        begin = time.time()
-        for pid in [process.pid, *family] if everyone else [process.pid]:
-            os.kill(pid, number)
-        status = process.wait(_LIMIT)
-        while (left := [pid for pid in family if alive(pid)]) and time.time() < begin + 60:
-            time.sleep(0.05)
+        status, left, seconds = _stop(process, number, everyone)
         newest = max((int(file.stem[6:]) for file in output.glob("model_0*.pth")), default=-1)
-        stops.append(GroupStop(way, status, max(0, _last(output) - newest), len(left), time.time() - begin))
+        stops.append(GroupStop(way, status, max(0, _last(output) - newest), left, seconds))
         done = newest + 1
+        report(way)
     assert two(output, "launch").wait(_LIMIT) == 0, log.read_text()[-2000:]
     return stops, tiny.equal(tiny.weights(reference), tiny.weights(output))
+
+
+#: Ways to end an evaluation by two processes, as above, and the exit status; torchrun has one of its own.
+EVALUATION_WAYS = {
+    "SIGTERM to the launcher": ("launch", signal.SIGTERM, False, 143),
+    "SIGINT to the launcher": ("launch", signal.SIGINT, False, 130),
+    "SIGTERM to the group": ("launch", signal.SIGTERM, True, 143),
+    "SIGINT to the group": ("launch", signal.SIGINT, True, 130),
+    "SIGTERM to torchrun": ("torchrun", signal.SIGTERM, False, 1),
+    "SIGINT to torchrun": ("torchrun", signal.SIGINT, False, 1),
+}
+
+
+class EvaluationStop(NamedTuple):
+    """One stop of an evaluation by two processes.
+
+    Attributes:
+        way: of :data:`EVALUATION_WAYS`.
+        status: exit status of the process that started the others.
+        left: processes that outlived it.
+        seconds: until all were gone.
+        wrong: what should not be: another status, results, processes that are left, a traceback.
+    """
+
+    way: str
+    status: int
+    left: int
+    seconds: float
+    wrong: str
+
+
+def stop_evaluations(
+    folder: Path, ways: Sequence[str], seed: int, report: Callable[[str], None] = print
+) -> List[EvaluationStop]:
+    """Stop evaluations by two processes in each of these ways, while images go through the network."""
+    rng = random.Random(seed)
+    data, trained = tiny.make_data(folder), folder / "trained"
+    words = tiny.command(data, trained, 1, "TEST.PRECISE_BN.ENABLED", False)
+    assert tiny.fork(words, folder / "trained.log").wait(_LIMIT) == 0, (folder / "trained.log").read_text()
+    data[5::2] = data[1:4:2]  # all images are evaluated, and large, for it to take seconds
+    settings = (
+        *("MODEL.WEIGHTS", trained / "model_final.pth", "MODEL.DEVICE", "cpu"),
+        *("INPUT.MIN_SIZE_TEST", 1200),
+    )
+    stops = []
+    for i, way in enumerate(ways):
+        how, number, everyone, expected = EVALUATION_WAYS[way]
+        python, flags = _STARTS[how]
+        output, log = folder / f"evaluation{i}", folder / f"evaluation{i}.log"
+        words = tiny.command(data, output, 1, *settings, flags=("--eval-only", *flags))
+        log.touch()
+        process = tiny.fork(words, log, *python)
+        while "Start inference on 12 batches" not in log.read_text():
+            assert process.poll() is None, log.read_text()[-2000:]
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        status, left, seconds = _stop(process, number, everyone)
+        said = log.read_text()
+        faults = {
+            f"status {status}": status != expected,
+            f"{left} processes left": left,
+            "it had ended before": (output / "results.json").exists(),
+            # torchrun ends by an exception of its own.
+            said[-3000:]: said.count("Traceback") > (how == "torchrun"),
+        }
+        wrong = ", ".join(fault for fault, there in faults.items() if there)
+        stops.append(EvaluationStop(way, status, left, seconds, wrong))
+        report(way)
+    return stops
+
+
+def _stop(process: Any, number: int, everyone: bool) -> Tuple[int, int, float]:
+    """Send the signal to a process, or to all under it as well.
+
+    Returns:
+        Its exit status, how many processes under it are left, and the seconds until all were gone.
+    """
+    family = _descendants(process.pid)
+    begin = time.time()
+    for pid in [process.pid, *family] if everyone else [process.pid]:
+        os.kill(pid, number)
+    status = process.wait(_LIMIT)
+    while (left := [pid for pid in family if alive(pid)]) and time.time() < begin + 60:
+        time.sleep(0.05)
+    return status, len(left), time.time() - begin
 
 
 def _last(output: Path) -> int:

@@ -44,7 +44,7 @@ SIZES = (
 )
 
 
-def soak(folder: Path, iterations: int, *settings: object) -> Soak:
+def soak(folder: Path, iterations: int, *settings: object, report: Callable[[str], None] = print) -> Soak:
     """Train with evaluation, checkpoints and loader workers, and watch.
 
     Args:
@@ -58,6 +58,7 @@ def soak(folder: Path, iterations: int, *settings: object) -> Soak:
     start = time.time()
     process = tiny.start(words, log)
     samples: List[Tuple[int, float, int, int]] = []
+    said = 0
     while process.poll() is None:
         assert time.time() - start < _LIMIT, "hung"
         time.sleep(0.2)
@@ -65,6 +66,9 @@ def soak(folder: Path, iterations: int, *settings: object) -> Soak:
         usage = _usage(process.pid)
         if usage and done < iterations - 1:
             samples.append((done, *usage))
+        if done >= said + iterations // 10:
+            report(f"{done} of {iterations} iterations")
+            said = done
     assert process.returncode == 0, log.read_text()[-2000:]
     quarter = [s for s in samples if iterations * 0.2 <= s[0] <= iterations * 0.35]
     end = [s for s in samples if s[0] >= iterations * 0.8]
@@ -115,7 +119,7 @@ class CtrlC(NamedTuple):
     left: int
 
 
-def ctrl_c(folder: Path, times: int, seed: int) -> List[CtrlC]:
+def ctrl_c(folder: Path, times: int, seed: int, report: Callable[[str], None] = print) -> List[CtrlC]:
     """Interrupt runs with loader workers at random moments, as a terminal does, and look who is left."""
     rng = random.Random(seed)
     data = tiny.make_data(folder)
@@ -132,6 +136,7 @@ def ctrl_c(folder: Path, times: int, seed: int) -> List[CtrlC]:
         while _session(process.pid) and time.time() - start < 15:
             time.sleep(0.05)
         outcomes.append(CtrlC(after, status, time.time() - start, len(_session(process.pid))))
+        report(f"{i + 1} of {times}")
     return outcomes
 
 
