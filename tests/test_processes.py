@@ -11,6 +11,8 @@ import torch
 from robust import kills, tiny
 from support import ROOT
 
+from resnest_d2.engine.launch import _free_port
+
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 FOUR = ("SOLVER.IMS_PER_BATCH", 4)
 # So many sizes that two processes hardly choose alike.
@@ -26,6 +28,8 @@ DETERMINATE = (
     # from one iteration to the next; with others they agree to 6e-6.
     *("SEED", 11),
 )
+# Of each image as many detections as there may be.
+EVERYTHING = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +45,27 @@ def bccd(coco_root):
     return tiny.own_data(*((file, folder / "images") for file in annotations))
 
 
-def run(words, log, *python, **options):
+def run(words, log, *python):
     start = tiny.start if python else tiny.fork  # torchrun starts new interpreters anyway
-    process = start(words, log, *python, **options)
-    status = process.wait(300)
-    assert status == 0, log.read_text()[-3000:]
+    assert start(words, log, *python).wait(300) == 0, log.read_text()[-3000:]
+    return log.read_text()
+
+
+class Two:
+    """Two forked processes in the environment that torchrun gives to its own, without its seconds."""
+
+    def __init__(self, words, log):
+        values = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "two"}
+        values.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+        self._processes = [tiny.fork(words, log, env={**values, "RANK": r, "LOCAL_RANK": r}) for r in "01"]
+
+    def wait(self, timeout):
+        """The worse of their statuses."""
+        return max((process.wait(timeout) for process in self._processes), key=abs)
+
+
+def run_two(words, log):
+    assert Two(words, log).wait(300) == 0, log.read_text()[-3000:]
     return log.read_text()
 
 
@@ -54,36 +74,42 @@ def losses(output):
     return [values[key] for key in sorted(values, key=int)]
 
 
-def test_two_processes_with_an_image_each_lose_as_one_with_two(bccd, tmp_path):
-    for name, python in (("one", ()), ("two", (*TORCHRUN, "2"))):
-        words = tiny.command(bccd, tmp_path / name, 10, *DETERMINATE)
-        words[0] = str(ROOT / "tests/robust/losses.py")
-        log = run(words, tmp_path / f"{name}.log", *python)
-        assert ("naiveSyncBN instead of" in log) == (name == "two")
-        assert ("BN instead of a synchronised norm, as there is one process" in log) == (name == "one")
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert len(one) == 10 and one[-1] != one[0]
-    assert two == pytest.approx(one, rel=1e-4)
-    a, b = tiny.weights(tmp_path / "one"), tiny.weights(tmp_path / "two")
+def lossy(data, output):
+    words = tiny.command(data, output, 10, *DETERMINATE, *EVERYTHING)
+    return [str(ROOT / "tests/robust/losses.py"), *words[1:]]
+
+
+@pytest.fixture(scope="module")
+def one(bccd, tmp_path_factory):
+    """Where one process has trained with two images an iteration, and evaluated."""
+    output = tmp_path_factory.mktemp("one") / "out"
+    log = run(lossy(bccd, output), output.with_suffix(".log"))
+    assert "BN instead of a synchronised norm, as there is one process" in log
+    return output
+
+
+def test_two_processes_with_an_image_each_lose_as_one_with_two(one, bccd, tmp_path):
+    log = run_two(lossy(bccd, tmp_path / "two"), tmp_path / "two.log")
+    assert "naiveSyncBN instead of" in log and "as there is one process" not in log
+    expected, got = losses(one), losses(tmp_path / "two")
+    assert len(expected) == 10 and expected[-1] != expected[0]
+    assert got == pytest.approx(expected, rel=1e-4)
+    a, b = tiny.weights(one), tiny.weights(tmp_path / "two")
     for name in (n for n in a if n.endswith((".weight", ".bias"))):  # the norms count batches differently
         torch.testing.assert_close(b[name], a[name], rtol=1e-3, atol=1e-5)
 
 
-def test_evaluation_over_processes_equals_that_of_one_also_with_a_remainder(data, bccd, tmp_path):
+def test_evaluation_over_processes_equals_that_of_one_also_with_a_remainder(one, bccd, tmp_path):
     """87 images over 2 processes, detections of a network that has learned next to nothing."""
-    run(tiny.command(data, tmp_path / "trained", 4), tmp_path / "trained.log")
-    words = tiny.command(
-        [*bccd[4:]], tmp_path / "x", 4, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0,
-        "MODEL.WEIGHTS", tmp_path / "trained/model_final.pth", flags=("--eval-only",),
-    )  # fmt: skip
-    results = []
-    for name, python in (("one", ()), ("two", (*TORCHRUN, "2"))):
-        words[words.index("OUTPUT_DIR") + 1] = str(tmp_path / name)
-        run(words, tmp_path / f"{name}.log", *python)
-        predictions = json.loads((tmp_path / name / "inference/coco_instances_results.json").read_text())
-        results.append((json.loads((tmp_path / name / "results.json").read_text())["results"], predictions))
-    assert len(results[0][1]) == 87 * 5
-    assert results[0] == results[1]
+    settings = (*DETERMINATE, *EVERYTHING, "MODEL.WEIGHTS", one / "model_final.pth")
+    words = tiny.command(bccd, tmp_path / "two", 10, *settings, flags=("--eval-only",))
+    run_two(words, tmp_path / "two.log")
+    results, found = (
+        [json.loads((output / name).read_text()) for output in (one, tmp_path / "two")]
+        for name in ("results.json", "inference/coco_instances_results.json")
+    )
+    assert len(found[0]) == 87 * 5 and found[0] == found[1]
+    assert results[0]["results"] == results[1]["results"]
 
 
 def test_processes_draw_their_own_whoever_starts_them_and_with_any_number_of_workers(data, tmp_path):
@@ -149,7 +175,7 @@ def test_two_processes_stop_when_all_are_told_as_by_a_scheduler_and_torchrun(tmp
 
 
 def check_stops(folder, statuses):
-    stops, equal = kills.stop_processes(folder, [*statuses], seed=1, start=tiny.fork)
+    stops, equal = kills.stop_processes(folder, [*statuses], seed=1, start=tiny.fork, whole=Two)
     assert [stop.status for stop in stops] == [*statuses.values()]
     assert [(stop.way, stop.lost, stop.left) for stop in stops if stop.lost or stop.left] == []
     assert equal

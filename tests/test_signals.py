@@ -42,28 +42,35 @@ def receive(numbers, pause):
 TERM, INT = signal.SIGTERM, signal.SIGINT
 
 
+#: Seconds after which a signal is no copy of the one before, in place of 2, for those that wait so long.
+COPIES = ("resnest_d2.engine.signals._COPIES", 0.1)
+
+
 @pytest.mark.parametrize(
     "numbers, pause, status",
     [
         ((TERM, TERM, TERM), 0, 143),  # a launcher hands on what its processes have got, too
-        ((TERM, TERM), 2.1, 143),
+        ((TERM, TERM), 0.2, 143),
         ((INT, INT), 0, 130),
         ((TERM, INT), 0, 143),
         *(((number,), 0, 128 + number) for number in ENDING),
     ],
 )
-def test_copies_of_a_signal_change_nothing(numbers, pause, status):
+def test_copies_of_a_signal_change_nothing(numbers, pause, status, monkeypatch):
+    if pause:
+        monkeypatch.setattr(*COPIES)
     assert status_of(receive, numbers, pause) == status
 
 
-def test_a_second_ctrl_c_ends_at_once():
+def test_a_second_ctrl_c_ends_at_once(monkeypatch):
+    monkeypatch.setattr(*COPIES)
     assert status_of(receive_and_hang, INT) == 130
 
 
 def receive_and_hang(number):
     with Signals():
         os.kill(os.getpid(), number)
-        time.sleep(2.1)
+        time.sleep(0.2)
         os.kill(os.getpid(), number)
         sys.exit("still there")
 

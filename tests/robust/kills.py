@@ -173,12 +173,17 @@ class GroupStop(NamedTuple):
 
 
 def stop_processes(
-    folder: Path, ways: Sequence[str], seed: int, start: Callable[..., Any] = tiny.start
+    folder: Path,
+    ways: Sequence[str],
+    seed: int,
+    start: Callable[..., Any] = tiny.start,
+    whole: Callable[..., Any] = tiny.start,
 ) -> Tuple[List[GroupStop], bool]:
     """Stop one run of two processes in each of these ways, going on with ``--resume`` in between.
 
     Args:
         start: starts the process that starts the others.
+        whole: starts two processes that nobody stops: the run to compare with, and the end of the other.
 
     Returns:
         The stops, and whether the final weights are those of a run that was not stopped, bit for bit.
@@ -192,7 +197,7 @@ def stop_processes(
         *("MODEL.DEVICE", "cpu"),
     )
 
-    def two(output: Path, how: str) -> Any:
+    def two(output: Path, how: str, start: Callable[..., Any] = start) -> Any:
         python, flags = _STARTS[how]
         words = tiny.command(data, output, iterations, *settings, flags=("--resume", *flags))
         words[0] = str(Path(__file__).with_name("losses.py"))
@@ -200,7 +205,7 @@ def stop_processes(
 
     reference, output = folder / "reference", folder / "stopped"
     log = output.with_suffix(".log")
-    assert two(reference, "launch").wait(_LIMIT) == 0, reference.with_suffix(".log").read_text()[-2000:]
+    assert two(reference, "launch", whole).wait(_LIMIT) == 0, reference.with_suffix(".log").read_text()[-2000:]
     stops, done = [], 0
     for way in ways:
         how, number, everyone = WAYS[way]
@@ -219,7 +224,7 @@ def stop_processes(
         newest = max((int(file.stem[6:]) for file in output.glob("model_0*.pth")), default=-1)
         stops.append(GroupStop(way, status, max(0, _last(output) - newest), len(left), time.time() - begin))
         done = newest + 1
-    assert two(output, "launch").wait(_LIMIT) == 0, log.read_text()[-2000:]
+    assert two(output, "launch", whole).wait(_LIMIT) == 0, log.read_text()[-2000:]
     return stops, tiny.equal(tiny.weights(reference), tiny.weights(output))
 
 
