@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import forks
@@ -16,6 +18,23 @@ from support import assert_one_line_error as assert_one_line_error
 # `make test-slow` runs one, and asks for more threads. Processes that tests start have as many.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_configure(config) -> None:
+    """A folder of datasets for all processes of the tests: of the generated ones, few images are enough there."""
+    if not hasattr(config, "workerinput"):  # xdist's workers inherit it
+        os.environ["DETECTRON2_DATASETS"] = folder = tempfile.mkdtemp()
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_shapes() -> None:
+    """shapes_train and shapes_val, before they are written in full."""
+    from resnest_d2.data import generate_shapes
+
+    folder = Path(os.environ["DETECTRON2_DATASETS"], "shapes")
+    if not folder.exists():
+        generate_shapes(folder, num_images={"train": 24, "val": 4})
 
 
 def _shared(*parts: str) -> Path:

@@ -22,9 +22,12 @@ assert DEVICE == "cuda" or os.environ["TRITON_INTERPRET"] == "1"
 # Relative to the largest value; sums of both are in float32 at least.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 # Batch, channels of a split, height, width: one element; odd sizes; rows that begin anywhere, of several tiles
-# and parts; channels beyond a tile, which has more than one in channels-last alone.
+# and parts; channels beyond a tile, which has more than one in channels-last alone. No larger than that takes,
+# since the interpreter runs one program after the other.
 MAPS = [
-    *itertools.product([(1, 1, 1, 1), (2, 5, 7, 9), (1, 16, 33, 35)], FORMATS),
+    *itertools.product([(1, 1, 1, 1), (2, 5, 7, 9)], FORMATS),
+    ((1, 5, 33, 35), torch.contiguous_format),
+    ((1, 16, 17, 19), torch.channels_last),
     ((1, 70, 4, 5), torch.channels_last),
 ]
 
@@ -57,10 +60,10 @@ def test_kernels_equal_the_reference_output_and_every_gradient(shape, radix, dty
 @pytest.mark.parametrize("layout", FORMATS)
 def test_a_folded_norms_bias_is_added_on_reading(layout):
     torch.manual_seed(0)
-    layer = SplitAttentionConv2d(64, 64).to(DEVICE).eval()
+    layer = SplitAttentionConv2d(16, 16).to(DEVICE).eval()
     for tensor in (layer.bn0.running_mean, layer.bn0.bias.data):
         tensor.uniform_(-1, 1)
-    x = torch.randn(2, 64, 7, 9, device=DEVICE).contiguous(memory_format=layout)
+    x = torch.randn(2, 16, 7, 9, device=DEVICE).contiguous(memory_format=layout)
     with torch.no_grad():
         expected = layer(x)
         optimize_for_inference(layer)
@@ -86,7 +89,7 @@ def test_a_folded_norms_bias_is_added_on_reading(layout):
 def test_a_sum_in_several_parts_and_rounds_of_them(monkeypatch):
     monkeypatch.setattr(triton_kernels, "_PROGRAMS", 10**6)
     for layout in FORMATS:
-        shape = (1, 16, 70, 71)  # 5 parts, and 78 in three rounds
+        shape = (1, 3, 70, 71)  # 5 parts, and 78 in three rounds
         expected = build(shape, 2, passes=False, layout=layout, device=DEVICE)
         got = build(shape, 2, torch.float32, passes=True, layout=layout, device=DEVICE)
         assert error(expected.pooled, got.pooled) < 2e-6
@@ -110,7 +113,7 @@ def test_nan_and_infinity_go_through_as_through_the_reference(radix, layout):
         x[0, 0, 1, 1], x[0, 3, 2], x[1, :, 0, 0], x[1, 5] = math.nan, -math.inf, math.inf, math.nan
 
     options = {"layout": layout, "values": values, "device": DEVICE}
-    shape = (2, 16, 3, 5)  # a row's aligned stretch reads its neighbours
+    shape = (2, 6, 3, 5)  # a row's aligned stretch reads its neighbours
     expected = build(shape, radix, torch.float32, passes=False, **options)
     got = build(shape, radix, torch.float32, passes=True, **options)
     for name in ("pooled", "attention", "out"):
@@ -130,7 +133,8 @@ def test_the_layer_is_the_same_with_and_without_kernels(radix, groups, norm):
         channels, channels, groups=groups, radix=radix, norm=norm, fused_kernels=False
     )
     plain.load_state_dict(layer.state_dict())
-    x = torch.randn(6, channels, 6, 5)  # enough for batch statistics not to magnify rounding
+    images = 6 if norm == "BN" else 2  # enough for batch statistics not to magnify rounding
+    x = torch.randn(images, channels, 6, 5)
     outputs = []
     for module in (layer, plain):
         y = x.to(DEVICE).requires_grad_()
@@ -147,7 +151,7 @@ def test_the_layer_is_the_same_with_and_without_kernels(radix, groups, norm):
 def test_results_do_not_change_from_run_to_run(layout, monkeypatch):
     monkeypatch.setattr(triton_kernels, "_PROGRAMS", 10**6)  # sums in several parts
     runs = [
-        build((1, 20, 33, 35), 2, torch.float32, passes=True, layout=layout, device=DEVICE) for _ in range(2)
+        build((1, 3, 33, 35), 2, torch.float32, passes=True, layout=layout, device=DEVICE) for _ in range(2)
     ]
     for name in ("pooled", "out"):
         assert torch.equal(*(getattr(run, name) for run in runs))
@@ -163,8 +167,8 @@ def test_the_map_is_not_changed():
 
 
 def test_gradients_that_leave_the_range_of_float16_stay_finite_in_the_attention():
-    x = torch.rand(1, 8, 96, 96, device=DEVICE).half().requires_grad_()
-    attention = torch.full((1, 8, 1, 1), 0.5, device=DEVICE, requires_grad=True)
+    x = torch.rand(1, 2, 96, 96, device=DEVICE).half().requires_grad_()
+    attention = torch.full((1, 2, 1, 1), 0.5, device=DEVICE, requires_grad=True)
     out = relu_weighted_sum(relu_pool(x, 2)[1], attention)
     out.backward(torch.full_like(out, 1e6 / (96 * 96)))
     assert out.dtype == torch.float16 and attention.grad.max() > 65504

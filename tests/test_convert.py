@@ -22,7 +22,7 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_resnet_backbone
-from parity.measure import detector_cfg, run_both
+from parity.measure import detector_cfg, released_state
 from parity.worker import randomise
 from robust.corpus import run_case
 from robust.corpus.weights import WEIGHTS
@@ -74,7 +74,7 @@ def timm14():
 @pytest.fixture(scope="module")
 def released():
     """A whole Mask R-CNN as the released plugin builds it."""
-    return run_both("state", detector_cfg("50"))["resnest.d2"]["state"]
+    return released_state(detector_cfg("50"))
 
 
 @pytest.fixture(scope="module")

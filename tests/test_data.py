@@ -37,14 +37,15 @@ def files_below(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
-def test_same_seed_gives_the_same_files_and_another_seed_others(shapes, tmp_path):
-    generate_shapes(tmp_path / "same", seed=3, num_images=FEW)
-    generate_shapes(tmp_path / "other", seed=4, num_images=FEW)
-    names = files_below(shapes)
-    assert len(names) == sum(FEW.values()) + 2
-    assert files_below(tmp_path / "same") == names
-    assert filecmp.cmpfiles(shapes, tmp_path / "same", names, shallow=False) == (names, [], [])
-    assert filecmp.cmpfiles(shapes, tmp_path / "other", names, shallow=False)[0] == []
+def test_same_seed_gives_the_same_files_and_another_seed_others(tmp_path):
+    one, same, other = (tmp_path / name for name in ("one", "same", "other"))
+    for folder, seed in ((one, 3), (same, 3), (other, 4)):
+        generate_shapes(folder, seed=seed, num_images={"train": 5, "val": 3})
+    names = files_below(one)
+    assert len(names) == 5 + 3 + 2
+    assert files_below(same) == names
+    assert filecmp.cmpfiles(one, same, names, shallow=False) == (names, [], [])
+    assert filecmp.cmpfiles(one, other, names, shallow=False)[0] == []
 
 
 def test_splits_differ(shapes):

@@ -6,8 +6,10 @@ import logging
 import os
 import re
 
+import forks
 import pytest
 import torch
+from support import ROOT
 
 from resnest_d2 import SplitAttentionConv2d
 from resnest_d2.ops import autograd, relu_pool, triton_kernels
@@ -88,7 +90,7 @@ def test_a_device_on_which_a_trial_fails_is_said_once_and_gets_plain_pytorch(cap
     assert "\n" not in record.getMessage()
 
 
-def test_without_triton_the_module_is_there_and_says_so(run_python):
+def test_without_triton_the_module_is_there_and_says_so():
     code = (
         "import sys; sys.modules['triton'] = None\n"
         "import importlib.util, pathlib, torch\n"
@@ -96,7 +98,7 @@ def test_without_triton_the_module_is_there_and_says_so(run_python):
         "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)\n"
         "print(module.unavailable(torch.device('cuda', 0)))"
     )
-    result = run_python("-W", "ignore", "-c", code)
+    result = forks.run(["-c", code], cwd=ROOT, environment=os.environ, timeout=60)
     assert result.stdout.strip() == "Triton is not installed", result.stderr[-2000:]
 
 

@@ -2,7 +2,9 @@
 
 import itertools
 import multiprocessing
+import os
 import re
+import signal
 import sys
 import time
 from argparse import Namespace
@@ -15,7 +17,7 @@ import torch.distributed as dist
 from resnest_d2 import UserError, model_zoo
 from resnest_d2.engine.config import read_config
 from resnest_d2.engine.fit import check_processes
-from resnest_d2.engine.launch import _free_port, _process_group, launch
+from resnest_d2.engine.launch import _free_port, _process_group, _wait, launch
 
 
 def arguments(processes, *opts, machines=1, rank=0, url="auto"):
@@ -151,6 +153,27 @@ def wait_in_vain(file):
     meeting = {"init_method": f"tcp://127.0.0.1:{_free_port()}", "rank": 1, "world_size": 2}
     with _process_group("cpu", 0, 1, **meeting):
         pass
+
+
+@pytest.mark.parametrize(
+    "ends, signals, status",
+    [
+        (lambda: None, (), 0),
+        (lambda: os._exit(2), (), 2),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), (), 137),
+        (lambda: time.sleep(60), (signal.SIGTERM,), 143),
+    ],
+)
+def test_the_status_is_that_of_the_first_process_that_fails_and_the_others_are_told(
+    ends, signals, status, capfd
+):
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=ends), fork.Process(target=time.sleep, args=(60 if status else 0,))]
+    for process in processes:
+        process.start()
+    assert _wait(processes, signals) == status
+    assert [process.exitcode for process in processes][1:] == ([-signal.SIGTERM] if status else [0])
+    assert ("error: a process of this run was ended by SIGKILL" in capfd.readouterr().err) == (status == 137)
 
 
 @pytest.mark.parametrize(

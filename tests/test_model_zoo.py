@@ -1,8 +1,10 @@
 """Configurations and weights by name."""
 
+import os
 import re
 import sys
 
+import forks
 import pytest
 import torch
 from detectron2.utils.file_io import PathManager
@@ -62,9 +64,10 @@ def test_trained_detector_that_is_nowhere_is_named_with_its_place(tmp_path, monk
         ResNeStHandler(cache=tmp_path).resolve("mask_resnest50")
 
 
-def test_table_lists_every_row_and_what_is_found(run_python, tmp_path):
+def test_table_lists_every_row_and_what_is_found(tmp_path):
     (tmp_path / "resnest50-528c19ca.pth").write_bytes(b"x")
-    result = run_python("-m", "resnest_d2.model_zoo", env={"RESNEST_D2_WEIGHTS": tmp_path})
+    environment = {**os.environ, "RESNEST_D2_WEIGHTS": str(tmp_path)}
+    result = forks.run(["-m", "resnest_d2.model_zoo"], cwd=ROOT, environment=environment, timeout=60)
     assert result.returncode == 0, result.stderr
     lines = {line.split()[0]: line for line in result.stdout.splitlines() if line}
     assert set(DETECTORS) | set(BACKBONES) <= set(lines)

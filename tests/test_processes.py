@@ -11,8 +11,10 @@ import torch
 from robust import kills, tiny
 from support import ROOT
 
+from resnest_d2.engine.launch import _free_port
+
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
-FOUR = ("SOLVER.IMS_PER_BATCH", 4)
+CPU, FOUR = ("MODEL.DEVICE", "cpu"), ("SOLVER.IMS_PER_BATCH", 4)
 # So many sizes that two processes hardly choose alike.
 RANDOM = ("INPUT.MIN_SIZE_TRAIN", "(48, 96)", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "range")
 # Nothing random, and losses that are means over as many terms in each process as in all of them.
@@ -26,6 +28,8 @@ DETERMINATE = (
     # from one iteration to the next; with others they agree to 6e-6.
     *("SEED", 11),
 )
+# Of each image as many detections as there may be.
+EVERYTHING = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +45,31 @@ def bccd(coco_root):
     return tiny.own_data(*((file, folder / "images") for file in annotations))
 
 
-def run(words, log, *python, **options):
-    start = tiny.start if python else tiny.fork  # torchrun starts new interpreters anyway
-    process = start(words, log, *python, **options)
-    status = process.wait(300)
-    assert status == 0, log.read_text()[-3000:]
+def run(words, log, start=tiny.fork, status=0):
+    """What it printed."""
+    assert start(words, log).wait(300) == status, log.read_text()[-3000:]
     return log.read_text()
+
+
+def torchrun_two(words, log):
+    return tiny.start(words, log, *TORCHRUN, "2")  # which starts new interpreters anyway
+
+
+def launch_two(words, log):
+    return tiny.fork([words[0], "--num-gpus", "2", *words[1:]], log)
+
+
+class Two:
+    """Two forked processes in the environment that torchrun gives to its own, without the seconds that it takes."""
+
+    def __init__(self, words, log):
+        values = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "two"}
+        values.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+        self._processes = [tiny.fork(words, log, env={**values, "RANK": r, "LOCAL_RANK": r}) for r in "01"]
+
+    def wait(self, timeout):
+        """The worse of their statuses."""
+        return max((process.wait(timeout) for process in self._processes), key=abs)
 
 
 def losses(output):
@@ -54,45 +77,51 @@ def losses(output):
     return [values[key] for key in sorted(values, key=int)]
 
 
-def test_two_processes_with_an_image_each_lose_as_one_with_two(bccd, tmp_path):
-    for name, python in (("one", ()), ("two", (*TORCHRUN, "2"))):
-        words = tiny.command(bccd, tmp_path / name, 10, *DETERMINATE)
-        words[0] = str(ROOT / "tests/robust/losses.py")
-        log = run(words, tmp_path / f"{name}.log", *python)
-        assert ("naiveSyncBN instead of" in log) == (name == "two")
-        assert ("BN instead of a synchronised norm, as there is one process" in log) == (name == "one")
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert len(one) == 10 and one[-1] != one[0]
-    assert two == pytest.approx(one, rel=1e-4)
-    a, b = tiny.weights(tmp_path / "one"), tiny.weights(tmp_path / "two")
+def lossy(data, output):
+    words = tiny.command(data, output, 10, *DETERMINATE, *EVERYTHING)
+    return [str(ROOT / "tests/robust/losses.py"), *words[1:]]
+
+
+@pytest.fixture(scope="module")
+def one(bccd, tmp_path_factory):
+    """Where one process has trained with two images an iteration, and evaluated."""
+    output = tmp_path_factory.mktemp("one") / "out"
+    log = run(lossy(bccd, output), output.with_suffix(".log"))
+    assert "BN instead of a synchronised norm, as there is one process" in log
+    return output
+
+
+def test_two_processes_with_an_image_each_lose_as_one_with_two(one, bccd, tmp_path):
+    log = run(lossy(bccd, tmp_path / "two"), tmp_path / "two.log", Two)
+    assert "naiveSyncBN instead of" in log and "as there is one process" not in log
+    expected, got = losses(one), losses(tmp_path / "two")
+    assert len(expected) == 10 and expected[-1] != expected[0]
+    assert got == pytest.approx(expected, rel=1e-4)
+    a, b = tiny.weights(one), tiny.weights(tmp_path / "two")
     for name in (n for n in a if n.endswith((".weight", ".bias"))):  # the norms count batches differently
         torch.testing.assert_close(b[name], a[name], rtol=1e-3, atol=1e-5)
 
 
-def test_evaluation_over_processes_equals_that_of_one_also_with_a_remainder(data, bccd, tmp_path):
+def test_evaluation_over_processes_equals_that_of_one_also_with_a_remainder(one, bccd, tmp_path):
     """87 images over 2 processes, detections of a network that has learned next to nothing."""
-    run(tiny.command(data, tmp_path / "trained", 4), tmp_path / "trained.log")
-    words = tiny.command(
-        [*bccd[4:]], tmp_path / "x", 4, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0,
-        "MODEL.WEIGHTS", tmp_path / "trained/model_final.pth", flags=("--eval-only",),
-    )  # fmt: skip
-    results = []
-    for name, python in (("one", ()), ("two", (*TORCHRUN, "2"))):
-        words[words.index("OUTPUT_DIR") + 1] = str(tmp_path / name)
-        run(words, tmp_path / f"{name}.log", *python)
-        predictions = json.loads((tmp_path / name / "inference/coco_instances_results.json").read_text())
-        results.append((json.loads((tmp_path / name / "results.json").read_text())["results"], predictions))
-    assert len(results[0][1]) == 87 * 5
-    assert results[0] == results[1]
+    settings = (*DETERMINATE, *EVERYTHING, "MODEL.WEIGHTS", one / "model_final.pth")
+    words = tiny.command(bccd, tmp_path / "two", 10, *settings, flags=("--eval-only",))
+    run(words, tmp_path / "two.log", Two)
+    results, found = (
+        [json.loads((output / name).read_text()) for output in (one, tmp_path / "two")]
+        for name in ("results.json", "inference/coco_instances_results.json")
+    )
+    assert len(found[0]) == 87 * 5 and found[0] == found[1]
+    assert results[0]["results"] == results[1]["results"]
 
 
 def test_processes_draw_their_own_whoever_starts_them_and_with_any_number_of_workers(data, tmp_path):
     drawn = []
-    for name, python, flags in (("launch", (), ("--num-gpus", "2")), ("torchrun", (*TORCHRUN, "2"), ())):
-        words = tiny.command(data, tmp_path / name, 4, "MODEL.DEVICE", "cpu", *FOUR, *RANDOM, flags=flags)
-        words[0] = str(ROOT / "tests/robust/draws.py")
-        run(words, tmp_path / f"{name}.log", *python)
-        ranks = [json.loads((tmp_path / name / f"draws_{rank}.json").read_text()) for rank in (0, 1)]
+    for start in (launch_two, torchrun_two):
+        output = tmp_path / start.__name__
+        words = tiny.command(data, output, 4, *CPU, *FOUR, *RANDOM)
+        run([str(ROOT / "tests/robust/draws.py"), *words[1:]], output.with_suffix(".log"), start)
+        ranks = [json.loads((output / f"draws_{rank}.json").read_text()) for rank in (0, 1)]
         for draws in ranks:
             assert draws["0"] == draws["1"] == draws["2"]
         drawn.append([draws["0"] for draws in ranks])
@@ -101,31 +130,19 @@ def test_processes_draw_their_own_whoever_starts_them_and_with_any_number_of_wor
     assert len(one) == 6 and one != other
 
 
-def test_a_mistake_in_a_started_process_is_one_line_too(data, tmp_path):
-    words = tiny.command(
-        data,
-        tmp_path / "out",
-        4,
-        "MODEL.DEVICE",
-        "cpu",
-        "SOLVER.OPTIMIZER",
-        "ADAM",
-        *FOUR,
-        flags=("--num-gpus", "2"),
-    )
-    process = tiny.fork(words, tmp_path / "log")
-    assert process.wait(120) == 2
-    log = (tmp_path / "log").read_text()
+@pytest.mark.parametrize("start", [Two, pytest.param(launch_two, marks=pytest.mark.slow)])
+def test_a_mistake_in_a_started_process_is_one_line_too(start, data, tmp_path):
+    words = tiny.command(data, tmp_path / "out", 4, *CPU, "SOLVER.OPTIMIZER", "ADAM", *FOUR)
+    log = run(words, tmp_path / "log", start, status=2)
     assert "error: SOLVER.OPTIMIZER must be SGD or ADAMW, got 'ADAM'" in log and "Traceback" not in log
     assert log.count("error: ") == 1
 
 
 @pytest.mark.slow
 def test_torchrun_restarts_after_a_worker_is_killed_and_the_run_ends_as_if_it_were_not(data, tmp_path):
-    python = (*TORCHRUN, "2")
-    run(tiny.command(data, tmp_path / "whole", 40, *FOUR), tmp_path / "whole.log", *python)
+    run(tiny.command(data, tmp_path / "whole", 40, *FOUR), tmp_path / "whole.log", Two)
     words = tiny.command(data, tmp_path / "out", 40, *FOUR)
-    process = tiny.start(words, tmp_path / "log", *python, "--max-restarts", "2")
+    process = tiny.start(words, tmp_path / "log", *TORCHRUN, "2", "--max-restarts", "2")
     while not (tmp_path / "out/model_0000007.pth").exists():
         assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
         time.sleep(0.002)
@@ -138,18 +155,19 @@ def test_torchrun_restarts_after_a_worker_is_killed_and_the_run_ends_as_if_it_we
 
 
 def test_two_processes_stop_by_a_signal_where_they_can_go_on_from_and_nobody_is_left(tmp_path):
-    """SIGKILL of the launcher leaves no orphans either."""
-    check_stops(tmp_path, {"SIGTERM to the launcher": 143, "SIGKILL to the launcher": -signal.SIGKILL})
+    check_stops(tmp_path, {"SIGTERM to the launcher": 143})
 
 
 @pytest.mark.slow
-def test_two_processes_stop_when_all_are_told_as_by_a_scheduler_and_torchrun(tmp_path):
+def test_two_processes_stop_whoever_is_told_of_them_and_torchrun(tmp_path):
+    """By a scheduler, which tells all; and by SIGKILL, after which nobody is left either."""
+    statuses = {"SIGKILL to the launcher": -signal.SIGKILL, "SIGTERM to the group": 143}
     # torchrun ends by an exception of its own.
-    check_stops(tmp_path, {"SIGTERM to the group": 143, "SIGTERM to torchrun and all under it": 1})
+    check_stops(tmp_path, {**statuses, "SIGTERM to torchrun and all under it": 1})
 
 
 def check_stops(folder, statuses):
-    stops, equal = kills.stop_processes(folder, [*statuses], seed=1, start=tiny.fork)
+    stops, equal = kills.stop_processes(folder, [*statuses], seed=1, start=tiny.fork, whole=Two)
     assert [stop.status for stop in stops] == [*statuses.values()]
     assert [(stop.way, stop.lost, stop.left) for stop in stops if stop.lost or stop.left] == []
     assert equal

@@ -8,8 +8,6 @@ import math
 import os
 import resource
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -610,9 +608,7 @@ for depth, weights in ((14, "resnest://resnest14"), (50, "{LINK}"), (50, "{LINK}
     print(net.encoder.res5[0].conv3.weight.sum().item())
 """
     env = {**os.environ, "RESNEST_D2_WEIGHTS": str(tmp_path), "FVCORE_CACHE": str(tmp_path / "cache")}
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=tmp_path
-    )
+    result = forks.run(["-c", code], environment=env, cwd=tmp_path, timeout=100)
     assert result.returncode == 0, result.stderr
     first, second = (weights["layer4.0.conv3.weight"].sum().item() for weights in (state, deeper))
     sums = [float(line) for line in result.stdout.splitlines()[-3:]]
@@ -622,7 +618,10 @@ for depth, weights in ((14, "resnest://resnest14"), (50, "{LINK}"), (50, "{LINK}
 
 
 def quickstart_on(tmp_path, *overrides):
-    tiny = ("SOLVER.MAX_ITER", 2, "TEST.PRECISE_BN.ENABLED", False, "OUTPUT_DIR", tmp_path / "output")
+    tiny = (
+        *("SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2, "MODEL.FPN.OUT_CHANNELS", 32),
+        *("TEST.PRECISE_BN.ENABLED", False, "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", tmp_path / "output"),
+    )
     return ("tools/train_net.py", "--config-file", "configs/quickstart.yaml", *overrides, *tiny)
 
 

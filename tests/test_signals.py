@@ -18,6 +18,15 @@ from resnest_d2.engine.signals import (
 )
 
 
+@pytest.fixture(autouse=True)
+def handlers():
+    """Those that stay once a signal has come are not for the next test."""
+    before = {number: signal.getsignal(number) for number in ENDING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def status_of(function, *arguments):
     """Exit status of a process that calls it."""
     process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
@@ -42,28 +51,35 @@ def receive(numbers, pause):
 TERM, INT = signal.SIGTERM, signal.SIGINT
 
 
+#: Seconds after which a signal is no copy of the one before, in place of 2, for those that wait so long.
+COPIES = ("resnest_d2.engine.signals._COPIES", 0.1)
+
+
 @pytest.mark.parametrize(
     "numbers, pause, status",
     [
         ((TERM, TERM, TERM), 0, 143),  # a launcher hands on what its processes have got, too
-        ((TERM, TERM), 2.1, 143),
+        ((TERM, TERM), 0.2, 143),
         ((INT, INT), 0, 130),
         ((TERM, INT), 0, 143),
         *(((number,), 0, 128 + number) for number in ENDING),
     ],
 )
-def test_copies_of_a_signal_change_nothing(numbers, pause, status):
+def test_copies_of_a_signal_change_nothing(numbers, pause, status, monkeypatch):
+    if pause:
+        monkeypatch.setattr(*COPIES)
     assert status_of(receive, numbers, pause) == status
 
 
-def test_a_second_ctrl_c_ends_at_once():
+def test_a_second_ctrl_c_ends_at_once(monkeypatch):
+    monkeypatch.setattr(*COPIES)
     assert status_of(receive_and_hang, INT) == 130
 
 
 def receive_and_hang(number):
     with Signals():
         os.kill(os.getpid(), number)
-        time.sleep(2.1)
+        time.sleep(0.2)
         os.kill(os.getpid(), number)
         sys.exit("still there")
 
@@ -95,6 +111,25 @@ def test_signals_are_noted_only_meanwhile():
 def test_a_process_ends_with_its_parent_also_where_that_is_gone_already():
     assert status_of(end_with_parent, os.getpid()) == 0
     assert status_of(end_with_parent, 1) == 143
+
+
+def test_a_process_ends_when_its_parent_is_killed():
+    reader, writer = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        if os.fork() == 0:
+            end_with_parent()
+            os.write(writer, b"there")
+            time.sleep(5)
+            os.write(writer, b"still there")
+        time.sleep(30)
+        os._exit(0)
+    os.close(writer)
+    assert os.read(reader, 5) == b"there"
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    assert os.read(reader, 5) == b""  # both have let go of the pipe
+    os.close(reader)
 
 
 @pytest.mark.parametrize("number", ENDING)

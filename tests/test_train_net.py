@@ -13,9 +13,12 @@ from resnest_d2.data.panoptic import add_panoptic_of_instances
 # Small enough for seconds per run, real in every other respect.
 TINY = (
     *("MODEL.RESNETS.DEPTH", 14, "MODEL.WEIGHTS", "", "SOLVER.IMS_PER_BATCH", 2),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.BOTTLENECK_WIDTH", 16),
     *("INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", 96, "DATALOADER.NUM_WORKERS", 0),
     *("TEST.PRECISE_BN.NUM_ITER", 2, "SOLVER.MAX_ITER", 3, "MODEL.RPN.POST_NMS_TOPK_TEST", 30),
+    *("MODEL.RPN.POST_NMS_TOPK_TRAIN", 60, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 32),
     *("MODEL.ROI_BOX_HEAD.CONV_DIM", 32, "MODEL.ROI_MASK_HEAD.CONV_DIM", 32, "MODEL.FPN.OUT_CHANNELS", 64),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", 64),
     # So little training finds nothing above a higher threshold.
     *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 20),
 )

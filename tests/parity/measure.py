@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional
 
 import timm
 import torch
@@ -240,26 +240,33 @@ def _worker(package: str) -> subprocess.Popen:
     return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+def _run(package: str, out: Path, weights: Optional[Path], **spec: Any) -> Dict[str, Any]:
+    """What worker.py writes to ``out``."""
+    file = out.with_suffix(".spec")
+    torch.save({"weights": weights and str(weights), **spec}, file)
+    worker = _worker(package)
+    print(json.dumps([str(file), str(out)]), file=worker.stdin, flush=True)
+    answer = worker.stdout.readline()
+    if answer != '""\n':
+        raise RuntimeError(f"{package}: {json.loads(answer) if answer else 'its process has ended'}")
+    # Mapped, since hardly anybody looks at the weights; what is mapped outlives its file's name.
+    return torch.load(out, mmap=True, weights_only=False)
+
+
 def run_both(task: str, cfg: list, **inputs: Any) -> Dict[str, Dict[str, Any]]:
     """The task in the released code, then with its weights in ours, each in its own process."""
-    outputs: Dict[str, Dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for package in ("resnest.d2", "resnest_d2"):
-            spec = {"task": task, "cfg": cfg, "state": None, **inputs}
-            if outputs:
-                spec["state"] = outputs["resnest.d2"]["state"]
-            files = [str(Path(folder, name)) for name in ("spec.pt", "out.pt")]
-            torch.save(spec, files[0])
-            worker = _worker(package)
-            print(json.dumps(files), file=worker.stdin, flush=True)
-            answer = worker.stdout.readline()
-            if answer != '""\n':
-                raise RuntimeError(f"{package}: {json.loads(answer) if answer else 'its process has ended'}")
-            outputs[package] = torch.load(files[1], weights_only=False)
-    theirs, ours = outputs["resnest.d2"], outputs["resnest_d2"]
-    shapes = [{k: v.shape for k, v in o["state"].items()} for o in (theirs, ours)]
-    assert shapes[0] == shapes[1], "state dicts differ"
-    return outputs
+        files = [Path(folder, name) for name in ("theirs.pt", "ours.pt")]
+        theirs = _run("resnest.d2", files[0], None, task=task, cfg=cfg, **inputs)
+        ours = _run("resnest_d2", files[1], files[0], task=task, cfg=cfg, **inputs)
+    assert theirs["shapes"] == ours["shapes"], "state dicts differ"
+    return {"resnest.d2": theirs, "resnest_d2": ours}
+
+
+def released_state(cfg: list) -> Dict[str, Tensor]:
+    """Weights of a model of the released code, initialised at random."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _run("resnest.d2", Path(folder, "theirs.pt"), None, task="state", cfg=cfg)["state"]
 
 
 def plugin_features(name: str) -> Error:

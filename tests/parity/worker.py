@@ -3,9 +3,10 @@
     python worker.py resnest.d2|resnest_d2
 
 The same code drives both. Each line on stdin is a JSON list of two files of torch.save, SPEC to be read and OUT to
-be written, and is answered by a line with a JSON string, the traceback of what went wrong. With ``state`` in SPEC
-those weights are loaded, and must fit exactly; without, the model is initialised at random, norms included.
-``ours`` are KEY VALUE pairs that only this package has. The task ``state`` only builds the model.
+be written, and is answered by a line with a JSON string, the traceback of what went wrong. With ``weights`` in SPEC,
+an earlier OUT, its ``state`` is loaded, and must fit exactly; without, the model is initialised at random, norms
+included, and its state is in OUT. ``ours`` are KEY VALUE pairs that only this package has. The task ``state`` only
+builds the model.
 """
 
 import importlib
@@ -111,19 +112,20 @@ def work(package, plugin, spec):
         cfg.MODEL.RESNETS.CHECKPOINT_KEEPS = "convolutions"
     torch.manual_seed(0)
     model = build_backbone(cfg) if spec["task"] == "features" else build_model(cfg)
-    if spec["state"] is None:
+    if spec["weights"] is None:
         randomise(model)
     else:
-        model.load_state_dict(spec["state"])
+        model.load_state_dict(torch.load(spec["weights"], mmap=True, weights_only=False)["state"])
     if fast:
         plugin.modeling.to_channels_last(model)
     if spec["task"] in ("train_step", "sgd"):
         # Rounding in float32 decides which proposals survive, and losses would then differ by more.
         model.double()
-    state = {key: value.clone() for key, value in model.state_dict().items()}
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    state = {} if spec["weights"] else {key: value.clone() for key, value in model.state_dict().items()}
+    task = {"features": features, "train_step": train_step, "sgd": sgd}.get(spec["task"])
     with EventStorage():  # detectron2's heads count their samples in it
-        task = {"features": features, "train_step": train_step, "sgd": sgd}.get(spec["task"])
-        return {"state": state, "result": task and task(model, spec)}
+        return {"shapes": shapes, "state": state, "result": task and task(model, spec)}
 
 
 def main(package):
