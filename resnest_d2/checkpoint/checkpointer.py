@@ -1,4 +1,4 @@
-"""detectron2's checkpointer: any known format, read safely; checkpoints that survive being killed."""
+"""detectron2's checkpointer for weights of any known format, and for checkpoints that survive a kill."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ _MAX_TENSORS = 20_000
 class Checkpointer(DetectionCheckpointer):
     """Loads checkpoints of any detectron2 model, and ResNeSt weights in the formats of :func:`convert`.
 
-    A checkpoint appears complete or not at all, and the newest that is undamaged is resumed from. That is
-    the one which ``last_checkpoint`` names, that users edit to go back, else that of the highest iteration.
+    A checkpoint appears complete or not at all. Training resumes from the newest one that is undamaged: the
+    one that ``last_checkpoint`` names, which users edit to go back, or else the one of the highest iteration.
 
     Args:
         keep: how many numbered checkpoints stay; 0 for all. ``model_final`` always stays.
-        run: names this training in what it writes; one that is gone on with keeps its own name.
-        arguments, keywords: of detectron2's.
+        run: name of this training, which its checkpoints hold. A resumed training keeps its first name.
+        arguments, keywords: of detectron2's checkpointer.
 
     Attributes:
-        file: that was loaded last.
-        missing_keys: the model's parameters and buffers that the last file held nothing for.
-        unexpected_keys: what that file held and the model has no place for.
-        check: is told how weights fit the model, before anything else of their file is loaded, and raises
-            UserError where that does not suffice.
+        file: the file that was loaded last.
+        missing_keys: the model's parameters and buffers that this file held nothing for.
+        unexpected_keys: names in this file that the model has no place for.
+        check: called with the coverage once the weights are in the model, before the rest of the file is
+            loaded; raises UserError where the weights do not fit well enough.
     """
 
     file = ""
@@ -64,28 +64,28 @@ class Checkpointer(DetectionCheckpointer):
         self._oddities: Optional[Dict[str, str]] = None
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``name.pth``, then forget the oldest.
+        """Write ``name.pth``, then remove the oldest numbered checkpoints beyond ``keep``.
 
         Raises:
             UserError: it cannot be written. Whatever was there still is.
-            WeightsError: training has led to weights that no network has, which nobody could load.
+            WeightsError: the weights hold numbers that no trained network has.
         """
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict(), "run": self._run, **kwargs}
         data.update({key: thing.state_dict() for key, thing in self.checkpointables.items()})
         path = self._folder() / f"{name}.pth"
-        excepted = self._own_oddities()
+        own = self._own_oddities()
         for key, reason in wrong_numbers(self.model.state_dict()).items():
-            if key not in excepted:
+            if key not in own:
                 remedy = "lower SOLVER.BASE_LR; earlier checkpoints are untouched, --resume goes on from them"
                 raise WeightsError(path, f"is not written: {key} {reason}", remedy)
-        for stale in self._folder().glob(".model_*.pth-*"):  # of a process that was killed
+        for stale in self._folder().glob(".model_*.pth-*"):  # left by a process that was killed
             _remove(stale)
         logger.info("Saving checkpoint to %s", path)
         remedy = "earlier checkpoints are untouched: make room and go on with --resume"
-        # `last_checkpoint` is written first: a process killed in between leaves a name without a file, which
-        # is skipped on resuming. The other way round, the new file would not be known as the newest.
+        # `last_checkpoint` is written first. A process killed in between leaves the name of a missing file,
+        # which resuming ignores. The other way round, it would leave the name of an older checkpoint.
         with atomic_writer(path, before=lambda: self.tag_last_checkpoint(path.name), remedy=remedy) as file:
             torch.save(data, file)
         if self._keep:
@@ -99,22 +99,22 @@ class Checkpointer(DetectionCheckpointer):
         atomic_write_text(self._folder() / "last_checkpoint", last_filename_basename)
 
     def has_checkpoint(self) -> bool:
-        """Whether there is any in the folder, damaged or not; the same in all processes."""
+        """Whether there is a checkpoint in the folder, damaged or not; the same in all processes."""
         return found_by_main(self.holds_any)
 
     def holds_any(self) -> bool:
-        """Whether this process sees any in the folder, damaged or not."""
+        """Whether this process sees a checkpoint in the folder, damaged or not."""
         return next(self._checkpoints(), None) is not None
 
     def is_newest(self, *names: str) -> bool:
-        """Whether one of ``names`` is the newest."""
+        """Whether the newest checkpoint has one of ``names``."""
         newest = next(self._checkpoints(), None)
         return newest is not None and newest.stem in names
 
     def later_than(self, iteration: float) -> List[Path]:
-        """Those of a branch of the run that the user has left by editing ``last_checkpoint``.
+        """Checkpoints of later iterations, which a user who went back by ``last_checkpoint`` has left.
 
-        Files of unknown iteration are the user's, but for ``model_final``.
+        Files of unknown iteration are taken for the user's own, except ``model_final``.
         """
         known = ((path, _iteration(path)) for path in self._checkpoints())
         return [p for p, i in known if i > iteration and (i < math.inf or p.stem == "model_final")]
@@ -123,8 +123,8 @@ class Checkpointer(DetectionCheckpointer):
         """The newest checkpoint that is undamaged; the same in all processes.
 
         Raises:
-            UserError: all are damaged, and training must not start from scratch unnoticed; or what would be
-                taken is no checkpoint of a training, and must not be taken for one.
+            UserError: all are damaged, and training must not start from scratch unnoticed; or the newest
+                intact file was not written by a training in this folder.
         """
         return found_by_main(lambda: str(self._newest_undamaged()))
 
@@ -150,7 +150,7 @@ class Checkpointer(DetectionCheckpointer):
         )
 
     def _check_state(self, path: Path, content: Mapping[str, Any]) -> None:
-        """Raise UserError unless a training was saved there, under that name."""
+        """Raise UserError unless a training wrote this file under this name."""
         number, reason = _NUMBERED.fullmatch(path.name), ""
         absent = [key for key in ("model", "iteration", *self.checkpointables) if key not in content]
         states = [s for s in (content, content.get("trainer")) if isinstance(s, Mapping)]
@@ -158,7 +158,7 @@ class Checkpointer(DetectionCheckpointer):
         wrong = [i for i in iterations if type(i) is not int or not 0 <= i < 1 << 63]
         if absent:
             reason = f"it holds no {absent[0]!r}; is it a file of weights?"
-        elif wrong:  # which may have more digits than Python would print
+        elif wrong:  # a number may have more digits than Python prints
             shown = repr(wrong[0])[:40] if isinstance(wrong[0], str) else f"a {type(wrong[0]).__name__}"
             reason = "its iteration is " + ("none of a training" if type(wrong[0]) is int else shown)
         elif number and int(number[1]) != content["iteration"]:
@@ -175,12 +175,12 @@ class Checkpointer(DetectionCheckpointer):
             )
 
     def load(self, path: str, checkpointables: Optional[List[str]] = None) -> Dict[str, Any]:
-        """As detectron2's, but for links, which are kept apart by their hosts and fetched with a time limit.
+        """As detectron2's, except that links are cached by host and fetched with a time limit.
 
         Raises:
-            UserError: the state of a training in the file is not that of this one, or a link leads nowhere.
+            UserError: the file's training state does not fit this training, or a link cannot be fetched.
         """
-        self._own_oddities()  # before anything is loaded
+        self._own_oddities()  # looked for before anything is loaded
         if path and is_link(path):
             link, mark, query = path.partition("?")
             file = fetched(path)
@@ -201,7 +201,10 @@ class Checkpointer(DetectionCheckpointer):
             ) from None
 
     def _own_oddities(self) -> Dict[str, str]:
-        """Tensors that held numbers as no trained network has when the model was first loaded or saved."""
+        """Tensors that hold numbers no trained network has from the start, and what these are.
+
+        The start is when a checkpoint is first loaded, saved or looked for.
+        """
         if self._oddities is None:
             self._oddities = wrong_numbers(self.model.state_dict())
         return self._oddities
@@ -210,7 +213,7 @@ class Checkpointer(DetectionCheckpointer):
         return Path(self.path_manager.get_local_path(self.save_dir))
 
     def _found(self) -> Dict[str, Path]:
-        """All that have a checkpoint's suffix, by name."""
+        """All files with a checkpoint's suffix, by name."""
         if not self.save_dir or not self.path_manager.isdir(self.save_dir):
             return {}
         folder = self._folder()
@@ -220,16 +223,17 @@ class Checkpointer(DetectionCheckpointer):
             raise UserError(f"cannot read OUTPUT_DIR {folder} ({e.strerror})") from None
 
     def _checkpoints(self) -> Iterator[Path]:
-        """Newest first: the one that was noted, then by iteration."""
+        """Newest first: the one that ``last_checkpoint`` names, then by iteration."""
         found = self._found()
         noted, _ = self._noted(found)
         if noted:
             yield found.pop(noted)
         others = [path for name, path in found.items() if name.startswith("model_")]
-        yield from sorted(others, key=_iteration_and_name, reverse=True)
+        # By name, too: model_final is later than the numbered one of its iteration.
+        yield from sorted(others, key=lambda path: (_iteration(path), path.name), reverse=True)
 
     def _noted(self, found: Dict[str, Path]) -> Tuple[str, str]:
-        """Which of the files ``last_checkpoint`` names, or else, where there is such a file, why none."""
+        """The file that ``last_checkpoint`` names, or where it names none, why not."""
         file = self._folder() / "last_checkpoint" if found else Path()
         if not found or not os.path.lexists(file):
             return "", ""
@@ -243,7 +247,7 @@ class Checkpointer(DetectionCheckpointer):
         return "", f"{file} names {text[:100]!r}, which is not there"
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
-        """The content of a file, whatever its suffix, which detectron2 would go by."""
+        """The content of a file. detectron2 would go by its suffix; here the content decides."""
         own = self.model.state_dict()
         loaded = as_checkpoint(read_weights(filename), filename, own)
         given = self._parsed_url_during_load
@@ -290,12 +294,12 @@ class Checkpointer(DetectionCheckpointer):
         return incompatible
 
     def _matched(self, weights: Dict[str, torch.Tensor], are_caffe2: bool) -> Dict[str, torch.Tensor]:
-        """Weights by the model's names where detectron2's heuristics find one that ends in theirs."""
+        """Weights under the model's names, by detectron2's heuristics: these end in the file's names."""
         if are_caffe2:
             weights, _ = convert_c2_detectron_names(weights)
         own = self.model.state_dict()
         ends = {key.split(".", parts)[-1] for key in own for parts in range(key.count(".") + 1)}
-        # They compare each name with each of the model: they are given those only that one can end in.
+        # The heuristics compare every name with every name of the model: leave out those that cannot match.
         candidates = {key: value for key, value in weights.items() if key in ends}
         others = {key: value for key, value in weights.items() if key not in ends}
         if candidates:
@@ -304,7 +308,7 @@ class Checkpointer(DetectionCheckpointer):
 
 
 def _iteration(path: Path) -> float:
-    """That a checkpoint is of: by its name, else by its content, else the last, which will be looked at."""
+    """A checkpoint's iteration, from its name or else its content; infinite where neither tells."""
     number = _NUMBERED.fullmatch(path.name)
     if number:
         return int(number[1])
@@ -321,31 +325,24 @@ def _head(path: Path) -> Mapping[str, Any]:
         return {}
 
 
+@functools.lru_cache(maxsize=16)  # model_final's is asked for whenever a checkpoint is written
+def _head_of(path: Path, *version: int) -> Mapping[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads no tensor
+        return {key: content.get(key) for key in ("iteration", "run")}
+    except Exception:  # damaged bytes make it raise anything
+        return {}
+
+
 def _run(content: Mapping[str, Any]) -> str:
-    """The name of the training that wrote it; empty where others did, or an earlier version."""
+    """The name of the training that wrote a checkpoint; empty in files of others and of earlier versions."""
     run = content.get("run")
     return run if isinstance(run, str) else ""
 
 
-@functools.lru_cache(maxsize=16)  # that of model_final is asked for with each checkpoint that is written
-def _head_of(path: Path, *version: int) -> Mapping[str, Any]:
-    try:  # the tensors stay on the disk
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return {key: content.get(key) for key in ("iteration", "run")}
-    except Exception:  # whatever it is
-        return {}
-
-
-def _iteration_and_name(path: Path) -> Tuple[float, str]:
-    """For sorting by age; ``model_final`` is later than the numbered one of its iteration."""
-    return _iteration(path), path.name
-
-
 def _remove(path: Path) -> None:
-    """That it cannot be removed ends no training."""
+    """Remove a file; where that is impossible, training goes on."""
     try:
-        path.unlink()
-    except FileNotFoundError:
-        pass
+        path.unlink(missing_ok=True)
     except OSError as e:
         logger.warning("Cannot remove %s (%s)", path, e.strerror)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .read import WeightsError
 
-#: No weight of a trained network comes near; a variance is a square.
+#: No weight of a trained network comes near this. Variances are squares, and may reach its square.
 _LARGEST = 1e10
-#: detectron2 before version 0.6 takes this, its epsilon, from the variances of frozen norms that it loads.
+#: detectron2 before version 0.6 subtracts its epsilon, which is this, from variances of frozen norms.
 _LEAST_VARIANCE = -1e-5
 _REMEDY = "take an earlier checkpoint or another file"
 #: Parameters and statistics of norms, also by Caffe2's names.
@@ -27,7 +27,7 @@ def check_numbers(state: Mapping[str, Tensor], file: str, excepted: Iterable[str
     """Raise WeightsError where a tensor of ``file`` holds numbers that no trained network has.
 
     Args:
-        excepted: names that are not looked at.
+        excepted: names that are not checked.
     """
     for key, reason in wrong_numbers(state).items():
         if key not in excepted:
@@ -35,7 +35,7 @@ def check_numbers(state: Mapping[str, Tensor], file: str, excepted: Iterable[str
 
 
 def check_checkpoint(content: Mapping[str, Any], file: str, excepted: Iterable[str] = ()) -> None:
-    """Raise WeightsError where the weights of a checkpoint, or what training goes on with, is not right.
+    """Raise WeightsError where weights or training state of a checkpoint hold impossible numbers.
 
     Args:
         content: of the file, whatever it is.
@@ -53,7 +53,7 @@ def check_checkpoint(content: Mapping[str, Any], file: str, excepted: Iterable[s
 
 
 def wrong_numbers(state: Mapping[str, Tensor]) -> Dict[str, str]:
-    """Names of the tensors that hold what no trained network has, to what it is."""
+    """Names of tensors with numbers that no trained network has, mapped to what they hold."""
     found = ((key, _wrong(key, value)) for key, value in state.items() if value.is_floating_point())
     return {key: reason for key, reason in found if reason is not None}
 
@@ -88,12 +88,12 @@ def _wrong(key: str, value: Tensor) -> Optional[str]:
 
 
 def _whole(value: Tensor) -> Tensor:
-    """Types of one byte know neither extremes nor question."""
+    """The tensor in a type that has extremes and can be tested; those of one byte have not."""
     return value if value.element_size() > 1 else value.float()
 
 
 def _leaves(value: Any, name: str) -> Iterator[Tuple[str, Any]]:
-    """What containers hold, however deep, by its place. A malformed file may hold itself."""
+    """What nested containers hold, with its place. A malformed file may contain itself."""
     left, seen = [(name, value)], set()
     while left:
         name, value = left.pop()

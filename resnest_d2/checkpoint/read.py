@@ -27,12 +27,12 @@ _MAX_RECORDS = 50_000
 
 
 class WeightsError(UserError):
-    """The content of a file is no use: damaged, hostile, or weights of something else.
+    """The content of a file is of no use: damaged, hostile, or weights of something else.
 
     Args:
         file: its path.
-        reason: what is wrong, as it goes on after the path.
-        remedy: what the user can do, or has to know.
+        reason: what is wrong, as a predicate of the path: ``is empty``.
+        remedy: what the user can do.
     """
 
     def __init__(self, file: PathLike, reason: str, remedy: str = "") -> None:
@@ -43,11 +43,11 @@ class WeightsError(UserError):
 def read_weights(path: PathLike) -> Dict[str, Any]:
     """The content of a file of torch.save, of safetensors, or of a pickle of numpy arrays.
 
-    What it is decided by content, not by name. The memory that it takes is a small multiple of the file's.
+    The content decides the format, not the name. The memory taken is a small multiple of the file's size.
 
     Raises:
         UserError: as :func:`read_content`.
-        WeightsError: that too, or it holds no dict.
+        WeightsError: as :func:`read_content`, or it holds no dict.
     """
     content = read_content(path)
     if not isinstance(content, dict):
@@ -78,7 +78,7 @@ def read_content(path: PathLike) -> Any:
 
 
 def damage(path: Path) -> Optional[str]:
-    """What is wrong with a file of torch.save; None where every part has its checksum."""
+    """What is wrong with a file of torch.save; None where all of it can be read."""
     try:
         read_checkpoint(path)
     except UserError as e:
@@ -87,7 +87,7 @@ def damage(path: Path) -> Optional[str]:
 
 
 def read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """What a checkpoint holds; nothing where that is no dict.
+    """What a checkpoint holds; an empty dict where that is no dict.
 
     Raises:
         UserError: memory does not suffice.
