@@ -183,11 +183,13 @@ def stop_processes(
     seed: int,
     report: Callable[[str], None] = print,
     start: Callable[..., Any] = tiny.start,
+    whole: Callable[..., Any] = tiny.fork,
 ) -> Tuple[List[GroupStop], bool]:
     """Stop one run of two processes in each of these ways, going on with ``--resume`` in between.
 
     Args:
         start: starts the process that starts the others, where it is to be stopped.
+        whole: starts what nobody stops: the run to compare with, and the end of the other.
 
     Returns:
         The stops, and whether the final weights are those of a run that was not stopped, bit for bit.
@@ -201,7 +203,7 @@ def stop_processes(
         *("MODEL.DEVICE", "cpu"),
     )
 
-    def two(output: Path, how: str, start: Callable[..., Any] = tiny.fork) -> Any:
+    def two(output: Path, how: str, start: Callable[..., Any] = whole) -> Any:
         python, flags = _STARTS[how]
         words = tiny.command(data, output, iterations, *settings, flags=("--resume", *flags))
         words[0] = str(Path(__file__).with_name("losses.py"))
