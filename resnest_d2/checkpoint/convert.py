@@ -28,7 +28,7 @@ _MAX_WRAPPERS = 10  # a malformed file may hold itself
 _ALONE = "save what is meant on its own with torch.save"
 #: What DistributedDataParallel, torch.compile and Lightning put before all names.
 _OUTER = ("module.", "_orig_mod.", "model.")
-#: Those whose shapes say which network it is.
+#: Modules whose shapes tell which network it is.
 _TELLING = ("stem.conv1_1", "stem.conv1", "res2.0.conv1", "res2.0.conv2.conv", "res2.0.conv2", "res2.0.conv3")
 #: Where a detectron2 model keeps its backbone.
 _PREFIXES = ("backbone.bottom_up.", "backbone.", "bottom_up.", "")
@@ -66,12 +66,12 @@ class Conversion(NamedTuple):
     """Weights under this package's names.
 
     Attributes:
-        source: what the file was recognised as.
+        source: the format that was recognised.
         state: name to tensor. Backbones have no prefix; whole detectors keep their names.
         unexpected_keys: names in the file that have no place.
         missing_keys: names of the backbone that the file has nothing for.
         options: arguments of :class:`ResNeSt` for the backbone that was found.
-        is_detector: there are weights beside the backbone's.
+        is_detector: whether there are weights beside the backbone's.
     """
 
     source: str
@@ -184,7 +184,7 @@ def some(names: Iterable[str], shown: int = 3) -> str:
 
 
 def check_target(path: str, source: str = "") -> None:
-    """Raise UserError unless :func:`write_weights` can write there; not over the file it is read from."""
+    """Raise UserError unless :func:`write_weights` can write there, and it is not the file that is read."""
     if Path(path).suffix not in (".pth", ".safetensors"):
         raise UserError(f"{path!r} cannot be written: the suffix must be .pth or .safetensors")
     if os.path.realpath(check_writable(path)) == os.path.realpath(source):
@@ -202,7 +202,7 @@ def write_weights(conversion: Conversion, path: str) -> None:
         if Path(path).suffix == ".pth":
             torch.save(conversion.checkpoint(), file)
         else:
-            tensors = {  # of which safetensors wants no two in one memory
+            tensors = {  # safetensors refuses two that share memory
                 key: value.clone(memory_format=torch.contiguous_format)
                 for key, value in conversion.state.items()
             }
@@ -210,7 +210,7 @@ def write_weights(conversion: Conversion, path: str) -> None:
 
 
 def unwrap(content: Dict[str, Any], name: str, own: Container[str] = ()) -> State:
-    """The tensors in ``content``, out of any wrapping, under names without what wrappers put before them.
+    """The tensors in ``content``, without the dicts and the prefixes that training codes wrap them in.
 
     Raises:
         WeightsError: naming the file ``name``, it holds several wrapped networks, which differ.
@@ -228,10 +228,10 @@ def unwrap(content: Dict[str, Any], name: str, own: Container[str] = ()) -> Stat
 
 
 def bare(state: State, own: Container[str] = ()) -> State:
-    """The tensors under names without the prefixes that wrappers give to all of them.
+    """The tensors, without the prefixes that wrappers put before all names.
 
     Args:
-        own: names of the model that they are for, which are left as they are.
+        own: names of the model that they are for. Where one is among the names, these are left as they are.
     """
     while prefix := next((p for p in _OUTER if state and all(key.startswith(p) for key in state)), ""):
         if any(key in own for key in state):

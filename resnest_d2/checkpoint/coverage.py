@@ -1,4 +1,4 @@
-"""What the weights of a file leave random in a model, and what they seem to be of."""
+"""What the weights of a file leave random in a model, and which network they seem to come from."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Coverage(NamedTuple):
 
     Attributes:
         file: its path.
-        missing_keys: names of the model that the file has nothing for, or a tensor of another shape.
-        backbone: those of them that belong to the backbone, and have to come from somewhere.
-        misplaced: names of the file that make it another backbone.
-        norms: the norms of one have running statistics, those of the other have not.
-        fresh: those norms of the model that measure each image anew, where those of the file do not.
+        missing_keys: names of the model that the file has nothing for, or only a tensor of another shape.
+        backbone: those among them that belong to the backbone and must not be missing.
+        misplaced: names of the file which show that its backbone is another one.
+        norms: whether of the file's norms and the model's, one kind has running statistics and the other not.
+        fresh: the model's norms that normalize each image by itself, where the file's use running statistics.
         found, wanted: the tensors of the file, and of the model's backbone.
     """
 
@@ -49,7 +49,7 @@ class Coverage(NamedTuple):
     def check_backbone(self) -> None:
         """Raise UserError unless training may start from these weights of the model's backbone.
 
-        Norms that measure each image, as GN does, may begin with the scale and bias of others.
+        Norms that normalize each image by itself, as GN does, may begin with the scale and bias of others.
         """
         if self.backbone or self.misplaced or (self.norms and not self.fresh):
             self._refuse()
@@ -101,15 +101,15 @@ def cover(
 ) -> Coverage:
     """How weights fit a model.
 
-    A classifier's weights leave the heads of a detector open, which is how training starts. So do norms that
-    have been merged into scale and bias, as in detectron2's weights from MSRA: statistics then start at 0
+    A classifier's weights lack the heads of a detector, which is how training starts. Norms that have been
+    merged into scale and bias, as in detectron2's weights from MSRA, lack statistics, which then start at 0
     and 1. Offsets of deformable convolutions start at zero.
 
     Args:
         file: where the weights are from.
         weights: by the file's own names.
-        missing, unexpected: what fvcore's checkpointer says of them: names of the model for which there was
-            nothing, and names for which the model has no place.
+        missing, unexpected: names of the model for which there was nothing, and names for which the model has
+            no place, as fvcore's checkpointer found them.
     """
     state, prefixes = model.state_dict(), _backbones(model)
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
@@ -159,7 +159,7 @@ _BLOCK = re.compile(r"(?:(?<=\.)|^)(?P<stage>res[2-5])\.\d+(?=\.)")
 
 
 def _backbones(model: nn.Module) -> tuple:
-    """Prefixes of what classifiers are trained as: innermost backbones, and res5 in the heads of C4."""
+    """Prefixes of what a classifier's weights are for: innermost backbones, and res5 in the heads of C4."""
     backbones = {name: m for name, m in model.named_modules() if isinstance(m, Backbone)}
     inner = [
         name for name, m in backbones.items() if sum(isinstance(part, Backbone) for part in m.modules()) == 1

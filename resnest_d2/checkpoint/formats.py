@@ -1,4 +1,4 @@
-"""What a file is that is none of weights, by its first bytes."""
+"""What a file that holds no weights is, by its first bytes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _MAGIC = (
 
 
 def what_it_is(path: Path) -> Optional[Tuple[str, str]]:
-    """Of a file that could not be read as weights: what it is, as it goes on after its name, and the remedy.
+    """What a file that cannot be read as weights is, as a predicate of its name, and the remedy.
 
-    None where nothing is known of it.
+    None where nothing is known about it.
     """
     with path.open("rb") as file:
         start = file.read(1000)

@@ -1,4 +1,4 @@
-"""MODEL.WEIGHTS as a path: links are fetched, those of the released YAML files as ``resnest://`` is."""
+"""MODEL.WEIGHTS as a local path: links are fetched, and those of the released YAML files redirected."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from .resolve import TIMEOUT, ResNeStHandler, TransferError, download
 
 _SCRATCH = 'MODEL.WEIGHTS "" trains from scratch'
 _ELSEWHERE = "fetch it elsewhere and name the local file"
-_LONGEST_NAME = 200  # of a file, which gets an ending while it is fetched
+_LONGEST_NAME = 200  # characters of a file name, of 255: it gets an ending while it is fetched
 
 
 class LinkHandler(PathHandler):
     """Path handler of links to the host that served the authors' weights until 2021.
 
-    A link stands for the weights of ``resnest://`` whose records hold its file name; a file of that very
-    name is taken first, be it the one that detectron2 kept when it was still served. PathManager prefers the
-    longer prefix, so links elsewhere stay what they were.
+    A link stands for the ``resnest://`` weights whose records hold its file name. A local file of exactly
+    that name comes first, such as the one that detectron2 cached while it was still served. PathManager
+    prefers the longest prefix, so links to other hosts are not affected.
 
     Args:
         weights: finds them by name.
@@ -44,7 +44,7 @@ class LinkHandler(PathHandler):
         return list(self.PREFIXES)
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        """As of :class:`ResNeStHandler`; a line of the log says, once, what stands for the link.
+        """As :class:`ResNeStHandler`; one line of the log says which file the link stands for.
 
         Raises:
             UserError: no record holds the file name, the weights are nowhere, or what was found is damaged.
@@ -80,13 +80,13 @@ class LinkHandler(PathHandler):
 
 
 def is_link(weights: str) -> bool:
-    """Whether MODEL.WEIGHTS is a link to where it is still to be fetched from."""
+    """Whether MODEL.WEIGHTS is a link to a host that may still serve it."""
     name = weights.lower()
     return name.startswith(("http://", "https://")) and not name.startswith(LinkHandler.PREFIXES)
 
 
 def local_weights(weights: str) -> Path:
-    """The file on this machine that MODEL.WEIGHTS stands for, fetched and cached if it must be.
+    """The file on this machine that MODEL.WEIGHTS stands for, fetched and cached if necessary.
 
     Raises:
         UserError: there is none, it cannot be fetched, or it is no regular file.
@@ -97,7 +97,7 @@ def local_weights(weights: str) -> Path:
     if is_link(weights):
         return fetched(weights)
     patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # for servers whose handlers set none
+    socket.setdefaulttimeout(TIMEOUT)  # for handlers that set none of their own
     try:
         path = PathManager.get_local_path(weights.partition("?")[0])  # detectron2 takes the rest for a query
     except UserError:
@@ -115,16 +115,16 @@ def local_weights(weights: str) -> Path:
 
 
 def fetched(weights: str) -> Path:
-    """The file that a link leads to, kept from before or fetched.
+    """The file that a link leads to, from the cache or fetched.
 
-    iopath's own handler would keep files of one name from two hosts in one place, take any time, and keep
-    parts of a file, and what is none of weights.
+    iopath's own handler would keep files of one name from two hosts in one place, wait without limit, and
+    cache what is no file of weights.
 
     Args:
-        weights: a link, with detectron2's query or without.
+        weights: a link, with or without detectron2's query.
 
     Raises:
-        UserError: it cannot be fetched, or what is sent are no weights.
+        UserError: it cannot be fetched, or what is sent is no file of weights.
     """
     check_link("MODEL.WEIGHTS", weights)
     link, _, query = weights.partition("?")
@@ -158,5 +158,5 @@ def register_handlers() -> None:
 
 
 def _kept(link: str) -> Path:
-    """Where iopath's handler of links keeps the file of this one."""
+    """Where iopath's own handler of links keeps the file of a link."""
     return Path(get_cache_dir(), urlsplit(link).path.lstrip("/"))

@@ -32,23 +32,23 @@ logger = logging.getLogger(__name__)
 
 #: Environment variable that names a folder of weight files.
 FOLDER_VARIABLE = "RESNEST_D2_WEIGHTS"
-#: Seconds that a server may stay silent, or send less than the rate.
+#: Seconds that a server may stay silent, or send less than the least rate.
 TIMEOUT = 30
 #: Bytes a second. The smallest file takes 11 hours at that.
 _LEAST_RATE = 1000
-#: Seconds after which a wait for another process is said.
+#: Seconds of waiting for another process after which a log line says so.
 _PATIENCE = 10
-#: Bytes of a file; no weights are near that, and a server may never end.
+#: Largest file in bytes: no weights come near it, and a server may never stop sending.
 _MOST_BYTES = 1 << 34
 
 
 class ResNeStHandler(PathHandler):
     """Path handler of ``resnest://NAME``, for detectron2's PathManager.
 
-    NAME is one of :data:`BACKBONES`, or a configuration of :data:`DETECTORS`, whose trained detector then
-    stands for it. Looked for in this order: the folder that RESNEST_D2_WEIGHTS names, the cache, the
-    authors' release assets, the Hugging Face hub. Trained detectors are served nowhere any more, so they
-    must lie in the folder or the cache.
+    NAME is one of :data:`BACKBONES`, or a configuration of :data:`DETECTORS`, which stands for its trained
+    detector. Places are searched in this order: the folder that RESNEST_D2_WEIGHTS names, the cache, the
+    authors' release assets, the Hugging Face hub. Trained detectors are no longer served anywhere, so they
+    must be in the folder or the cache.
 
     Args:
         cache: folder for downloaded and converted files; None for ``resnest_d2`` in iopath's cache,
@@ -93,18 +93,18 @@ class ResNeStHandler(PathHandler):
         return open(self._get_local_path(path), mode, buffering)
 
     def names(self) -> List[str]:
-        """What may stand behind the prefix."""
+        """All names that may follow the prefix."""
         return [*BACKBONES, *DETECTORS]
 
     def name_of(self, file: str) -> Optional[str]:
-        """The name whose weights may lie in a file of that name, or None."""
+        """The name whose weights are published in a file of that name, or None."""
         return next((name for name in self.names() if file in self._files(name)), None)
 
     def find(self, name: str, kept: Optional[Path] = None) -> Optional[Path]:
         """The file of that weight on this machine, or None. Nothing is fetched.
 
         Args:
-            kept: where it may also lie. A file of that file's name comes first in every folder.
+            kept: a file that may be it as well. In every folder, a file of the same name comes first.
 
         Raises:
             UserError: there is no such name.
@@ -139,7 +139,7 @@ class ResNeStHandler(PathHandler):
             files.insert(0, kept.name)
             places.append(kept.parent)
         for place in places:
-            present = Path.exists if place == folder else Path.is_file  # the user's own is never ignored
+            present = Path.exists if place == folder else Path.is_file  # of the user's own nothing is ignored
             yield from filter(present, (place / file for file in files))
 
     def _files(self, name: str) -> List[str]:
@@ -178,9 +178,10 @@ class ResNeStHandler(PathHandler):
         )
 
     def _checked(self, name: str, source: Path, content: Optional[Dict[str, Any]] = None) -> Path:
-        """What to load for this very file: it, or of a backbone the converted copy in the cache.
+        """What to load for a file: a detector's file itself, or a backbone's converted copy in the cache.
 
-        The copy, or for a detector a note, says that the file has been checked and need not be read again.
+        The copy, or for a detector a note, is named by the file's path, size and time. It shows that the file
+        has been checked and need not be read again.
 
         Args:
             content: of the file, converted, where it has been read already.
@@ -192,7 +193,7 @@ class ResNeStHandler(PathHandler):
             note = self.cache / f"{stem}.checked"
             if not note.is_file():
                 _check_hash(source, source.name)
-                with suppress(UserError):  # it needs no cache
+                with suppress(UserError):  # it can do without a cache
                     atomic_write_text(note, f"{source}\n")
             return source
         target = self.cache / f"{stem}.d2.pth"
@@ -243,8 +244,8 @@ def download(url: str, target: Path, check: Callable[[Path], object] = lambda pa
 
 @contextmanager
 def _alone(target: Path) -> Iterator[None]:
-    """A block that one process at a time is in for a target, by iopath's lock. A long wait is said."""
-    place = check_writable(f"{target}.lock", "remove it", in_place=True)  # opening a FIFO would wait for ever
+    """A block that one process at a time runs for a target, by iopath's lock. A long wait is logged."""
+    place = check_writable(f"{target}.lock", "remove it", in_place=True)  # opening a FIFO would wait forever
     lock = file_lock(str(target))
     try:
         try:
@@ -262,9 +263,9 @@ def _alone(target: Path) -> Iterator[None]:
 
 
 def _chunks(url: str, target: Path) -> Iterator[bytes]:
-    """What a server sends, with progress, as long as there is room for it beside the target."""
+    """What a server sends, with a progress bar, as long as there is room for it beside the target."""
     disk = shutil.disk_usage(target.parent)
-    room = disk.free if disk.total else math.inf  # some network file systems do not tell
+    room = disk.free if disk.total else math.inf  # some network file systems report neither
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "resnest_d2"})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
@@ -326,7 +327,7 @@ def _read(name: str, path: Path) -> Dict[str, Any]:
 
 
 def _options_of(name: str) -> Dict[str, int]:
-    """The options of :class:`ResNeSt` that the name of a backbone holds; none where it names none."""
+    """The options of :class:`ResNeSt` that a backbone's name tells; none where it tells none."""
     match = re.fullmatch(r"resnest(\d+)(?:_fast_(\d)s(\d)x(\d+)d)?", name)
     if match is None:
         return {}
