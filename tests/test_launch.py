@@ -162,7 +162,9 @@ def wait_in_vain(file):
         (lambda: time.sleep(60), (signal.SIGTERM,), 143),
     ],
 )
-def test_the_status_is_that_of_the_first_process_that_fails_and_the_others_are_told(ends, signals, status, capfd):
+def test_the_status_is_that_of_the_first_process_that_fails_and_the_others_are_told(
+    ends, signals, status, capfd
+):
     fork = multiprocessing.get_context("fork")
     processes = [fork.Process(target=ends), fork.Process(target=time.sleep, args=(60 if status else 0,))]
     for process in processes:

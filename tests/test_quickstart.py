@@ -8,12 +8,11 @@ import pytest
 from support import ROOT
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_make_quickstart_reaches_its_ap_and_draws():
     environment = {k: v for k, v in os.environ.items() if k != "DETECTRON2_DATASETS"}  # all shapes
-    result = subprocess.run(
-        ["make", "quickstart"], cwd=ROOT, capture_output=True, text=True, env=environment
-    )
+    result = subprocess.run(["make", "quickstart"], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     output = ROOT / "output" / "quickstart"
     last = json.loads((output / "metrics.json").read_text().splitlines()[-1])

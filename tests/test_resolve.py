@@ -6,8 +6,6 @@ import http.server
 import io
 import os
 import resource
-import subprocess
-import sys
 import tempfile
 import threading
 import time

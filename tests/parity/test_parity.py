@@ -46,7 +46,9 @@ def test_logits_and_features_equal_those_of_timm(name):
 
 
 # The others are timm's, too, or have each option of these two.
-@pytest.mark.parametrize("name", slow_if(lambda n: n not in ("resnest50", "resnest50_fast_2s2x40d"), measure.AUTHORS))
+@pytest.mark.parametrize(
+    "name", slow_if(lambda n: n not in ("resnest50", "resnest50_fast_2s2x40d"), measure.AUTHORS)
+)
 def test_logits_and_features_equal_those_of_the_authors_classification_code(name):
     assert measure.authors_classifier(name) < measure.TOLERANCE["features"]
 

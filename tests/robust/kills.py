@@ -205,7 +205,9 @@ def stop_processes(
 
     reference, output = folder / "reference", folder / "stopped"
     log = output.with_suffix(".log")
-    assert two(reference, "launch", whole).wait(_LIMIT) == 0, reference.with_suffix(".log").read_text()[-2000:]
+    assert two(reference, "launch", whole).wait(_LIMIT) == 0, reference.with_suffix(".log").read_text()[
+        -2000:
+    ]
     stops, done = [], 0
     for way in ways:
         how, number, everyone = WAYS[way]
