@@ -27,6 +27,11 @@ def pytest_configure(config) -> None:
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """The longest first, so that no process has one of them left when the other has nothing."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def few_shapes() -> None:
     """shapes_train and shapes_val, before they are written in full."""
@@ -88,13 +93,13 @@ def fixtures() -> Path:
 def run_python():
     """run_python("tools/x.py", "--flag", cwd=..., env=...): a finished process, output captured.
 
-    A file of Python runs in a forked copy of a process that has everything imported (forks.py), unless
-    ``fresh`` asks for a new interpreter; -c, -m and other options of Python always get one.
+    A file of Python runs in a forked copy of a process that has everything imported (forks.py); -c, -m and other
+    options of Python get a new interpreter.
     """
 
-    def run(*args, env=None, timeout=600, cwd=ROOT, fresh=False) -> subprocess.CompletedProcess:
+    def run(*args, env=None, timeout=600, cwd=ROOT) -> subprocess.CompletedProcess:
         environment = {**os.environ, **{k: str(v) for k, v in (env or {}).items()}}
-        if not fresh and str(args[0]).endswith(".py"):
+        if str(args[0]).endswith(".py"):
             return forks.run(args, cwd=cwd, environment=environment, timeout=timeout)
         return subprocess.run(
             [sys.executable, *map(str, args)],

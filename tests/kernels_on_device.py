@@ -37,9 +37,16 @@ def error(expected, got):
     return (expected - got).abs().max() / expected.abs().max().clamp(min=1e-3)
 
 
+# The interpreter computes in the same types whatever a kernel is compiled to, so that pairs suffice there.
+TYPES = [
+    (dtype, radix)
+    for dtype, radix in itertools.product(TOLERANCE, (1, 2, 4))
+    if DEVICE == "cuda" or dtype == torch.float32 or radix == 2
+]
+
+
 @pytest.mark.parametrize("shape, layout", MAPS)
-@pytest.mark.parametrize("radix", [1, 2, 4])
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype, radix", TYPES)
 def test_kernels_equal_the_reference_output_and_every_gradient(shape, radix, dtype, layout):
     options = {"layout": layout, "device": DEVICE}
     # Maps are the same in both: rounded to their type before they become float64.

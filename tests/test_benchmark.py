@@ -324,13 +324,13 @@ def test_least_traffic_of_split_attention():
 @pytest.mark.parametrize(
     "task, ours, theirs",
     [
-        ("backbone training", "ours+channels_last+recompute", "released"),
+        ("Split-Attention inference", "ours", "copy"),
         # Each starts two processes; what runs in them is measured below.
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
                 ("Split-Attention training", "ours", "released"),
-                ("Split-Attention inference", "ours", "copy"),
+                ("backbone training", "ours+channels_last+recompute", "released"),
                 ("backbone inference", "ours+fold+half", "timm"),
                 ("backbone inference", "ours", "matmul"),
             )
@@ -352,11 +352,12 @@ def test_both_sides_are_measured(task, ours, theirs):
     [
         *itertools.product(("Split-Attention training", "Split-Attention inference"), ("ours", "copy")),
         *itertools.product(("backbone inference",), ("ours", "ours+fold+half", "timm", "matmul")),
+        ("backbone training", "ours+channels_last+recompute"),
     ],
 )
 def test_a_side_is_measured_and_its_operators_are(task, side):
     size = (64, 64) if "backbone" in task else (8, 9)
-    comparison = Comparison("a row", task, "mask_resnest50", size, 1, side, side)
+    comparison = Comparison("a row", task, "mask_resnest50", size, 2, side, side)
     wanted = request(task=task, size=size, config=settings_of(comparison))
     model, data = build(side, wanted), inputs(wanted)
     assert mean_seconds(model, data, wanted) > 0 and profiled(model, data, wanted)

@@ -191,8 +191,9 @@ def test_warnings_of_other_packages_are_no_errors():
             warnings.warn("old", DeprecationWarning, stacklevel=1)
 
 
+@pytest.mark.slow
 def test_training_works_with_asserts_off_in_a_c_locale_and_with_warnings_as_errors(tmp_path):
-    """A real process, since these are given before Python starts."""
+    """A real process, since these are given before Python starts, which compiles all modules for it."""
     from robust import tiny
 
     data = tiny.make_data(tmp_path)

@@ -7,6 +7,7 @@ from detectron2.data.datasets import register_coco_instances
 
 from resnest_d2 import engine, model_zoo
 
+pytestmark = pytest.mark.long
 NUM_IMAGES = 6
 
 

@@ -1,5 +1,6 @@
 """Several processes, as torchrun starts them and as --num-gpus does, on the CPU."""
 
+import functools
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from support import ROOT
 
 from resnest_d2.engine.launch import _free_port
 
+pytestmark = pytest.mark.long
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 CPU, FOUR = ("MODEL.DEVICE", "cpu"), ("SOLVER.IMS_PER_BATCH", 4)
 # So many sizes that two processes hardly choose alike.
@@ -115,19 +117,26 @@ def test_evaluation_over_processes_equals_that_of_one_also_with_a_remainder(one,
     assert results[0]["results"] == results[1]["results"]
 
 
-def test_processes_draw_their_own_whoever_starts_them_and_with_any_number_of_workers(data, tmp_path):
-    drawn = []
-    for start in (launch_two, torchrun_two):
-        output = tmp_path / start.__name__
+@pytest.fixture(scope="module")
+def draws(data, tmp_path_factory):
+    """draws(start): what each of two processes draws with 0, 1 and 2 loader workers."""
+
+    def draw(start):
+        output = tmp_path_factory.mktemp("draws") / "out"
         words = tiny.command(data, output, 4, *CPU, *FOUR, *RANDOM)
         run([str(ROOT / "tests/robust/draws.py"), *words[1:]], output.with_suffix(".log"), start)
-        ranks = [json.loads((output / f"draws_{rank}.json").read_text()) for rank in (0, 1)]
-        for draws in ranks:
-            assert draws["0"] == draws["1"] == draws["2"]
-        drawn.append([draws["0"] for draws in ranks])
-    assert drawn[0] == drawn[1]
-    one, other = ([size for _, size, *_ in draws] for draws in drawn[0])
-    assert len(one) == 6 and one != other
+        return [json.loads((output / f"draws_{rank}.json").read_text()) for rank in (0, 1)]
+
+    return functools.lru_cache(draw)
+
+
+@pytest.mark.parametrize("start", [torchrun_two, pytest.param(launch_two, marks=pytest.mark.slow)])
+def test_processes_draw_their_own_whoever_starts_them_and_with_any_number_of_workers(start, draws):
+    one, other = drawn = draws(start)
+    assert drawn == draws(Two)
+    assert all(of_rank["0"] == of_rank["1"] == of_rank["2"] for of_rank in drawn)
+    sizes = [[size for _, size, *_ in of_rank["0"]] for of_rank in (one, other)]
+    assert len(sizes[0]) == 6 and sizes[0] != sizes[1]
 
 
 @pytest.mark.parametrize("start", [Two, pytest.param(launch_two, marks=pytest.mark.slow)])

@@ -8,6 +8,7 @@ import pytest
 from support import ROOT
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_make_quickstart_reaches_its_ap_and_draws():
     environment = {k: v for k, v in os.environ.items() if k != "DETECTRON2_DATASETS"}  # all shapes

@@ -14,6 +14,7 @@ from test_train_net import TINY
 
 from resnest_d2.config import ADDED
 
+pytestmark = pytest.mark.long
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 
 

@@ -254,13 +254,13 @@ def test_crops_of_polygons_without_shapely_are_named(run_python, coco_root, tmp_
 
 def test_malformed_yaml_is_named_in_one_line(run_python, tmp_path):
     (tmp_path / "bad.yaml").write_text("MODEL: [1, 2\nX: 3")
-    result = run_python("tools/train_net.py", "--config-file", tmp_path / "bad.yaml", fresh=True)
+    result = run_python("tools/train_net.py", "--config-file", tmp_path / "bad.yaml")
     assert_one_line_error(result, f"{tmp_path}/bad.yaml: ")
 
 
 @pytest.mark.parametrize("tool", ["train_net.py", "draw_predictions.py"])
 def test_help_explains_the_tool(tool, run_python):
-    result = run_python(f"tools/{tool}", "--help", fresh=tool == "train_net.py")
+    result = run_python(f"tools/{tool}", "--help")
     assert result.returncode == 0
     for text in ("--config-file", "--num-gpus", "--resume", "DETECTRON2_DATASETS", f"{tool} --"):
         assert text in result.stdout
