@@ -317,13 +317,13 @@ def test_nothing_to_find_is_undefined_and_no_failure(backend, iou_type, shapes_t
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda t: t["annotations"][0].update(bbox="[1 2 3 4]"), r"annotation 1 has the box '\[1 2 3 4\]', and not"),
-        (lambda t: t["annotations"][0].pop("bbox"), "annotation 1 has no box, and not x, y, width, height"),
+        (lambda t: t["annotations"][0].update(bbox="[1 2 3 4]"), r"annotation 1 has the box '\[1 2 3 4\]' instead"),
+        (lambda t: t["annotations"][0].pop("bbox"), "annotation 1 has no box instead of x, y"),
         (lambda t: t["annotations"][0].update(bbox=[1, 2, 3, math.nan]), "annotation 1 has the box"),
-        (lambda t: t["annotations"][0].update(iscrowd="no"), "annotation 1 has the iscrowd 'no', and not the number 0"),
-        (lambda t: t["annotations"].insert(2, 3), "number 2 of the annotations has no image_id that is a whole"),
-        (lambda t: t["annotations"][0].update(category_id=[1]), "number 0 of the annotations has no category_id"),
-        (lambda t: t["images"][0].update(id=2**63), "number 0 of the images has no id that is a whole number"),
+        (lambda t: t["annotations"][0].update(iscrowd="no"), "annotation 1 has iscrowd 'no' instead of the number 0"),
+        (lambda t: t["annotations"].insert(2, 3), "entry 2 of the annotations has no image_id that is a whole"),
+        (lambda t: t["annotations"][0].update(category_id=[1]), "entry 0 of the annotations has no category_id"),
+        (lambda t: t["images"][0].update(id=2**63), "entry 0 of the images has no id that is a whole number"),
         (lambda t: t["categories"][1].pop("name"), "a category has no name"),
     ],
 )  # fmt: skip
@@ -502,7 +502,7 @@ def test_a_file_that_changes_during_training_is_noticed_at_evaluation(own_val, t
         file.write_text(json.dumps(content))
         build_test_loader(cfg, name)
         build_evaluator(cfg, name, str(tmp_path))
-    assert caplog.text.count(f"{file} has changed since training started; evaluation is by the new file") == 1
+    assert caplog.text.count(f"{file} has changed since training started; evaluation uses the new file") == 1
     content["categories"].append({"id": 4, "name": "star"})
     for broken in (json.dumps(content), "{", '{"images": 3}'):
         file.write_text(broken)
