@@ -109,7 +109,7 @@ def _complete_annotation(
     where = f"{source}: annotation {annotation.get('id', f'number {number}')}"
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_finite, box)):
         has = "no box" if box is None else f"the box {box!r:.60}"
-        raise UserError(f"{where} has {has} instead of x, y, width, height; {_REMEDY}")
+        raise UserError(f"{where} has {has}, but needs x, y, width, height; {_REMEDY}")
     if crowd not in (0, 1, None):
         raise UserError(f"{where} has iscrowd {crowd!r:.60} instead of the number 0 or 1; {_REMEDY}")
     completed = {**annotation, "id": number, "iscrowd": int(crowd or 0), "bbox": list(box)}
