@@ -496,7 +496,7 @@ def test_a_check_that_fails_leaves_what_was_there(dataset):
     whole = (folder / "annotations.json").read_bytes()
     (folder / "annotations.json").write_bytes(whole[:-20])
     names = {path.name for path in folder.iterdir()}
-    with pytest.raises(UserError, match="is no valid JSON"):
+    with pytest.raises(UserError, match="is not valid JSON"):
         fix_over_earlier(folder)
     assert {path.name for path in folder.iterdir()} == names
     assert (folder / "earlier.json").read_text() == _EMPTY
@@ -569,7 +569,7 @@ def test_the_check_reads_a_file_as_detectron2_does(value, tmp_path):
         assert read_coco(file)["images"] == json.load(file.open())["images"] == [_READ[value]]
         assert str(read_coco(file)["images"]) == str([_READ[value]])  # -0.0 is no 0
         return
-    with pytest.raises(UserError, match=r"a\.json is no valid JSON"):
+    with pytest.raises(UserError, match=r"a\.json is not valid JSON"):
         read_coco(file)
     with pytest.raises(ValueError):
         json.load(file.open())
@@ -617,7 +617,7 @@ def test_whatever_stands_in_a_place_is_mended_or_said_and_what_is_trained_on_is_
 def test_a_file_that_memory_does_not_hold_is_named(tmp_path):
     with open(tmp_path / "a.json", "w") as file:
         file.truncate(1 << 42)
-    with pytest.raises(UserError, match=r"a\.json has 4398046511104 bytes, more than the \d+ that are read"):
+    with pytest.raises(UserError, match=r"a\.json has 4398046511104 bytes, more than the \d+ allowed"):
         check_coco(tmp_path / "a.json", tmp_path)
 
 
@@ -643,13 +643,13 @@ def test_objects_whose_masks_are_run_lengths_are_told(dataset):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", "is no valid JSON"),
-        ("{", "is no valid JSON"),
-        ('{"images": [1, 2', "is no valid JSON"),
+        ("", "is not valid JSON"),
+        ("{", "is not valid JSON"),
+        ('{"images": [1, 2', "is not valid JSON"),
         ("[]", "has no list of images"),
         ('{"categories": [{"id": 1, "name": "a"}]}', "has no list of images"),
-        ("hello", "is no valid JSON"),
-        ("\x00\x01", "is no valid JSON"),
+        ("hello", "is not valid JSON"),
+        ("\x00\x01", "is not valid JSON"),
     ],
 )
 def test_file_that_is_no_annotation_file_is_named(text, message, tmp_path):
@@ -697,7 +697,7 @@ def test_command_reports_fixes_and_tells_by_its_status(dataset, run_python):
     assert "warning: 1 x box without area: annotation " in result.stdout
     assert (folder / "fixed.json").exists()
     (folder / "annotations.json").write_text("{")
-    assert_one_line_error(run_python(*args), "is no valid JSON")
+    assert_one_line_error(run_python(*args), "is not valid JSON")
     assert_one_line_error(run_python(args[0], "none.json", folder), "cannot read none.json (No such file")
 
 

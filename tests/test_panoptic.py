@@ -246,9 +246,9 @@ def set_in_annotation(**values):
 
 
 MALFORMED = [
-    (lambda c: c.pop("annotations"), "holds no annotations"),
+    (lambda c: c.pop("annotations"), "it has no annotations"),
     (lambda c: c.update(annotations=3), "'annotations' is not a list"),
-    (lambda c: c.pop("categories"), "holds no categories"),
+    (lambda c: c.pop("categories"), "it has no categories"),
     (lambda c: c["annotations"].append(3), "annotation number 1 has no image_id"),
     (
         lambda c: c["annotations"].append(dict(c["annotations"][0])),

@@ -353,7 +353,7 @@ REPORTS["reproduce: damaged results of all rows"] = partial(
     _reproduce,
     lambda row: (row.parent / "results.json").write_bytes(b"\xff["),
     _ROWS,
-    {"refused": ("results.json is no text",)},
+    {"refused": ("results.json is not UTF-8 text",)},
 )
 for words, texts in (
     ((), ("--table", "--rows", "--all")),
