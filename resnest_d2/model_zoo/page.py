@@ -35,8 +35,7 @@ Without published figures: {others}.
 
 `MODEL.WEIGHTS resnest://NAME`. Crop in pixels and top-1 in percent are the authors' on ImageNet; – means
 unpublished. Their files are release assets under <{url}>,
-and the eight digits in a name are the start of its SHA-256; the other source is timm's copy on the
-Hugging Face hub.
+and the eight digits in a name start its SHA-256; the other source is timm's copy on the Hugging Face hub.
 
 """
 
