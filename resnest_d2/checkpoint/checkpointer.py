@@ -78,12 +78,12 @@ class Checkpointer(DetectionCheckpointer):
         excepted = self._own_oddities()
         for key, reason in wrong_numbers(self.model.state_dict()).items():
             if key not in excepted:
-                remedy = "lower SOLVER.BASE_LR; earlier checkpoints are untouched, --resume continues there"
+                remedy = "lower SOLVER.BASE_LR; earlier checkpoints are untouched, --resume goes on from them"
                 raise WeightsError(path, f"is not written: {key} {reason}", remedy)
         for stale in self._folder().glob(".model_*.pth-*"):  # of a process that was killed
             _remove(stale)
         logger.info("Saving checkpoint to %s", path)
-        remedy = "earlier checkpoints are untouched: make room and continue with --resume"
+        remedy = "earlier checkpoints are untouched: make room and go on with --resume"
         # `last_checkpoint` is written first: a process killed in between leaves a name without a file, which
         # is skipped on resuming. The other way round, the new file would not be known as the newest.
         with atomic_writer(path, before=lambda: self.tag_last_checkpoint(path.name), remedy=remedy) as file:

@@ -304,7 +304,7 @@ def _readable(
             result[field] = value if field == "score" else list(numbers)
         if flaw:
             raise UserError(
-                f"detection number {number}, on image {result['image_id']}, has {field} {value!r:.80}, "
+                f"detection number {number}, on image {result['image_id']}, has the {field} {value!r:.80}, "
                 f"which {flaw}; evaluate the model again, or remove the detection"
             )
     return result
