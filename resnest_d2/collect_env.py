@@ -1,4 +1,4 @@
-"""What a bug report needs: versions, devices, and what of this package works on them.
+"""Collect information for a bug report: versions, devices, and what works on them.
 
 python -m resnest_d2.collect_env
 """
@@ -22,7 +22,7 @@ from . import prerequisites
 from .errors import one_line
 from .version import __version__
 
-_broken = ""  # what keeps this package from being imported
+_broken = ""  # the error that keeps this package from being imported
 try:
     prerequisites.check()
     import detectron2
@@ -31,17 +31,17 @@ try:
     from .modeling import ResNeSt, SplitAttentionConv2d, optimize_for_inference
     from .modeling.deform_conv import DeformConv2d
     from .ops import radix_weighted_sum, relu_pool, relu_weighted_sum, split_pool, triton_kernels
-except Exception as e:  # whatever it is, the rest is told
+except Exception as e:  # report the rest anyway
     _broken = f"FAILS: {type(e).__name__}: {one_line(e)}"
 
-#: Variables that change what runs, and whose values tell nothing about their owner.
+#: Variables that affect execution, and whose values reveal nothing about the user.
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF", "TRITON_INTERPRET")
 #: Largest error of the self-check in float32, relative to the largest value.
 TOLERANCE = 1e-5
 
 
 def processor() -> str:
-    """The CPU's name."""
+    """Return the CPU's name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -49,7 +49,7 @@ def processor() -> str:
 
 
 def collect() -> List[Tuple[str, str]]:
-    """Names and values, those of each device below its own name."""
+    """Return names and values, with those of each device below its name."""
     rows = [(name, version or "–") for name, version in _versions().items()]
     rows += [("platform", platform.platform())]
     rows += [(name, os.environ[name]) for name in _VARIABLES if name in os.environ]
@@ -65,7 +65,7 @@ def _versions() -> Dict[str, Optional[str]]:
         own = {"python": platform.python_version(), "resnest_d2": f"{__version__}, {_broken}"}
         packages = ("torch", "torchvision", "detectron2")
         return {**own, **{name: _outcome(lambda n=name: import_module(n).__version__) for name in packages}}
-    here = environment(torch.device("cpu"))  # the GPUs follow, each for itself
+    here = environment(torch.device("cpu"))  # the GPUs follow separately
     others = {"detectron2": detectron2.__version__, "CUDA of torch": torch.version.cuda}
     return {**here["versions"], **others, "commit": here["commit"]}
 
@@ -107,13 +107,13 @@ def _implementation(device: torch.device) -> str:
 def _outcome(check: Callable[[], str]) -> str:
     try:
         return check()
-    except Exception as e:  # whatever it is, the report is to name it
+    except Exception as e:  # the report must name any failure
         lines = str(e).strip().splitlines() or [""]
         return f"FAILS: {type(e).__name__}: {lines[0][:150]}"
 
 
 def split_attention_error(device: torch.device) -> str:
-    """The path that runs on ``device`` beside the reference in float64, output and gradients."""
+    """Compare the path that runs on ``device`` with the reference in float64: outputs and gradients."""
     x, weights = torch.randn(2, 32, 15, 17, device=device), torch.rand(2, 32, 1, 1, device=device)
     weights = weights.view(2, 2, 16, 1, 1).softmax(1).flatten(1, 2)
 
@@ -121,7 +121,7 @@ def split_attention_error(device: torch.device) -> str:
         leaf = x.detach().to(dtype).requires_grad_()
         attention = weights.detach().to(dtype).requires_grad_()
         if own:
-            pooled, activated = relu_pool(leaf * 1, 2)  # a leaf may not be changed in place
+            pooled, activated = relu_pool(leaf * 1, 2)  # a leaf must not be changed in place
             out = relu_weighted_sum(activated, attention)
         else:
             y = F.relu(leaf)
@@ -131,13 +131,13 @@ def split_attention_error(device: torch.device) -> str:
 
     pairs = zip(passes(torch.float32, True), passes(torch.float64, False))
     error = max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
-    if not error <= TOLERANCE:  # NaN too
+    if not error <= TOLERANCE:  # also catches NaN
         raise ArithmeticError(f"error {error:.1e}, more than {TOLERANCE:.0e}")
     return f"error {error:.1e}"
 
 
 def deformable_convolution(device: torch.device) -> str:
-    """Forward and backward, plain and under autocast."""
+    """Run forward and backward, with and without autocast."""
     layer = DeformConv2d(8, 8, padding=1).to(device)
     offset = torch.randn(1, 18, 9, 9, device=device)
     for amp in (False, True):
@@ -149,7 +149,7 @@ def deformable_convolution(device: torch.device) -> str:
 
 
 def mixed_precision(device: torch.device, dtype: torch.dtype) -> str:
-    """Forward and backward of Split-Attention."""
+    """Run forward and backward of Split-Attention under autocast."""
     layer = SplitAttentionConv2d(32, 32).to(device)
     with torch.autocast(device.type, dtype):
         out = layer(torch.randn(4, 32, 9, 9, device=device))
@@ -160,7 +160,7 @@ def mixed_precision(device: torch.device, dtype: torch.dtype) -> str:
 
 @torch.no_grad()
 def half_inference(device: torch.device, dtype: torch.dtype) -> str:
-    """A small backbone by :func:`optimize_for_inference`, beside itself in float32."""
+    """Compare a small backbone after :func:`optimize_for_inference` with itself in float32."""
     model = ResNeSt(14, out_features=["res3"]).to(device).eval()
     half = optimize_for_inference(copy.deepcopy(model), dtype=dtype)
     images = torch.randn(1, 3, 64, 64, device=device)
@@ -178,11 +178,11 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Print :func:`collect`.
 
     Args:
-        arguments: of the command line, by default this process's.
+        arguments: command line arguments; default to those of this process.
     """
     argparse.ArgumentParser(
         prog="python -m resnest_d2.collect_env",
-        description="What a bug report needs: versions, devices, and what of this package works on them.",
+        description="Collect information for a bug report: versions, devices, and what works on them.",
     ).parse_args(arguments)
     print(tabulate(collect(), tablefmt="plain", disable_numparse=True))
 

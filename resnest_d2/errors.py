@@ -1,4 +1,4 @@
-"""What a user can do wrong, said in one line."""
+"""One-line errors for users' mistakes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Iterable, Iterator, Mapping, Optional
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend.
+    """A mistake that the user can correct.
 
     The message is one line that names the thing, its value and the remedy. The command lines print it
     without a traceback and exit with status 2; in a library call it is an ordinary ValueError.
@@ -23,7 +23,7 @@ class OptionError(UserError):
     Args:
         option: name of the argument or configuration key, e.g. ``radix`` or ``MODEL.RESNETS.RADIX``.
         value: the value that was given.
-        rule: what must hold instead, e.g. ``must be >= 0``. Names other options in back quotes.
+        rule: what must hold instead, e.g. ``must be >= 0``, with other options in back quotes.
     """
 
     def __init__(self, option: str, value: object, rule: str) -> None:
@@ -31,7 +31,7 @@ class OptionError(UserError):
         self.option, self.value, self.rule = option, value, rule
 
     def renamed(self, names: Mapping[str, str]) -> OptionError:
-        """The same error with options named as in ``names``: arguments become configuration keys."""
+        """Return the error with options renamed by ``names``, from arguments to configuration keys."""
         rule = re.sub("`(\\w+)`", lambda match: names.get(match[1], match[0]), self.rule)
         return OptionError(names.get(self.option, self.option), self.value, rule)
 
@@ -43,10 +43,10 @@ def check_number(
     at_most: Optional[float] = None,
     above: Optional[float] = None,
 ) -> None:
-    """Raise OptionError unless the number is finite and within the bounds that are given.
+    """Raise OptionError unless the number is finite and within the given bounds.
 
     Args:
-        option: flag or key, for the message, e.g. ``--epochs``.
+        option: flag or key, for error messages, e.g. ``--epochs``.
     """
     bounds = (
         (at_least, ">=", lambda bound: value >= bound),
@@ -54,22 +54,22 @@ def check_number(
         (at_most, "<=", lambda bound: value <= bound),
     )
     given = [(bound, sign, holds) for bound, sign, holds in bounds if bound is not None]
-    finite = -math.inf < value < math.inf  # isfinite takes no whole number beyond the largest float
+    finite = -math.inf < value < math.inf  # isfinite rejects integers beyond the largest float
     if not finite or not all(holds(bound) for bound, _, holds in given):
         rule = " and ".join(f"{sign} {bound:g}" for bound, sign, _ in given)
         raise OptionError(option, value, f"must be {rule}" if rule else "must be finite")
 
 
 def nearest(name: object, names: Iterable[str], limit: int = 20) -> str:
-    """A hint at what was meant, in whatever case: ``did you mean X?``, or what there is.
+    """Suggest the intended name, ignoring case: ``did you mean X?``, or else a list of the names.
 
     Args:
-        name: what was given, of any type.
-        names: what there is.
-        limit: where there is more, only so many are listed.
+        name: the given value, of any type.
+        names: the existing names.
+        limit: largest number of names to list.
     """
     names = list(names)
-    lower = {other.lower(): other for other in names if other != name}  # what is hinted at is another
+    lower = {other.lower(): other for other in names if other != name}  # never suggest the same name
     near = [lower[n] for n in difflib.get_close_matches(str(name).lower(), lower, 2, cutoff=0.5)]
     if near:
         return f"did you mean {' or '.join(near)}?"
@@ -79,14 +79,14 @@ def nearest(name: object, names: Iterable[str], limit: int = 20) -> str:
 
 @contextmanager
 def needs(package: str, purpose: str, command: Optional[str] = None) -> Iterator[None]:
-    """A block that imports a package which may be missing.
+    """Context for importing a package that may be missing.
 
     Args:
-        purpose: what needs it, for the message.
-        command: how to install it, where that is not ``pip install PACKAGE``.
+        purpose: what needs the package, for error messages.
+        command: how to install it, if not with ``pip install PACKAGE``.
 
     Raises:
-        UserError: it cannot be imported.
+        UserError: the package cannot be imported.
     """
     try:
         yield
@@ -98,10 +98,10 @@ def needs(package: str, purpose: str, command: Optional[str] = None) -> Iterator
 
 
 def one_line(text: object, limit: Optional[int] = None) -> str:
-    """An exception's message, or another text, on one line that can be printed.
+    """Return an exception's message, or other text, as one printable line.
 
     Args:
-        limit: characters after which it is cut.
+        limit: number of characters after which the line is cut.
     """
-    whole = str(text).encode("utf-8", "backslashreplace").decode()  # halves of surrogate pairs cannot
+    whole = str(text).encode("utf-8", "backslashreplace").decode()  # escapes lone surrogates
     return " ".join(whole.split())[:limit]

@@ -1,7 +1,7 @@
-"""Files: read where they are what they should be, written complete or not at all.
+"""Read files after checking them, and write them completely or not at all.
 
-Whatever a file that a user names can do wrong - be a folder, a FIFO or a device, be missing, cut, too large,
-too deep, in another encoding - is said here, in one line that names it.
+All that can be wrong with a file that a user names - it is a folder, a FIFO or a device, is missing, cut
+off, too large, nested too deep, or in another encoding - is reported here in one line that names it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ import numpy as np
 
 from .errors import UserError, one_line
 
-#: Bytes of a text, by default: more than any but annotations and detections have.
+#: Default limit for text in bytes, which only annotations and detections exceed.
 MAX_TEXT = 256 << 20
-#: Nesting of a JSON or YAML document; theirs that mean something have less than ten.
+#: Limit for the nesting of a JSON or YAML document; sensible ones have fewer than ten levels.
 MAX_DEPTH = 100
 _NO_MARKS = bytes(set(range(256)) - set(b'"[]{}'))
 
-#: What no room makes good.
+#: Errors that more space does not fix.
 _CLOSED = (
     errno.EACCES,
     errno.EPERM,
@@ -45,18 +45,18 @@ PathLike = Union[str, "os.PathLike[str]"]
 
 
 def expanded(path: str) -> str:
-    """A name of a file or folder with ``~`` and ``~user`` as a shell would have it."""
+    """Expand ``~`` and ``~user`` in the name of a file or folder as a shell would."""
     try:
         return os.path.expanduser(path)
-    except ValueError:  # a null byte, which is said of the whole name later
+    except ValueError:  # a null byte, which is reported later with the whole name
         return path
 
 
 def user_path(path: str) -> Path:
-    """The same as a path: the type of arguments of a command line.
+    """Expand a name to a path; the type of command line arguments.
 
     Raises:
-        ArgumentTypeError: it is empty, which would stand for the current folder.
+        ArgumentTypeError: the name is empty, which would mean the current folder.
     """
     if not path:
         raise argparse.ArgumentTypeError("must not be empty")
@@ -64,14 +64,14 @@ def user_path(path: str) -> Path:
 
 
 def check_readable(path: PathLike, what: str = "", limit: float = float("inf")) -> Path:
-    """The path, if a regular file is there that can be read.
+    """Return the path if it is a readable regular file.
 
     Args:
-        what: the flag or key that names the file, for the message, e.g. ``--train-json``.
-        limit: of its size, in bytes.
+        what: the flag or key that names the file, for error messages, e.g. ``--train-json``.
+        limit: largest allowed size in bytes.
 
     Raises:
-        UserError: there is none, it is a folder, FIFO or device, too large, or closed to this user.
+        UserError: the file is missing, too large, not readable by this user, or a folder, FIFO or device.
     """
     path, name = Path(path), f"{what} {str(path) or repr('')}".strip()
     try:
@@ -80,7 +80,7 @@ def check_readable(path: PathLike, what: str = "", limit: float = float("inf")) 
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a FIFO, socket or device"
             raise UserError(f"{name} is {kind}; name a file")
         if status.st_size > limit:
-            raise UserError(f"{name} has {status.st_size} bytes, more than the {limit:.0f} that are read")
+            raise UserError(f"{name} has {status.st_size} bytes, more than the {limit:.0f} allowed")
         with path.open("rb"):
             pass
     except UserError:
@@ -88,45 +88,45 @@ def check_readable(path: PathLike, what: str = "", limit: float = float("inf")) 
     except OSError as e:
         raise UserError(f"cannot read {name} ({e.strerror}); name a file") from None
     except ValueError as e:  # a null byte
-        raise UserError(f"{what} {str(path)!r} is no name of a file ({e})".strip()) from None
+        raise UserError(f"{what} {str(path)!r} is not a file name ({e})".strip()) from None
     return path
 
 
 def read_text(path: PathLike, what: str = "", limit: float = MAX_TEXT) -> str:
-    """A text in UTF-8, whatever the locale.
+    """Read a text file as UTF-8, whatever the locale.
 
     Raises:
-        UserError: as :func:`check_readable`, or it is no such text.
+        UserError: as in :func:`check_readable`, or the file is not UTF-8 text.
     """
     path = check_readable(path, what, limit)
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise UserError(f"{what} {path} is no text in UTF-8".strip()) from None
+        raise UserError(f"{what} {path} is not UTF-8 text".strip()) from None
     except OSError as e:
         raise UserError(f"cannot read {what} {path} ({e.strerror})") from None
     except MemoryError:
-        raise UserError(f"{what} {path} does not fit into memory".strip()) from None
+        raise UserError(f"{what} {path} does not fit in memory".strip()) from None
 
 
 def read_json(path: PathLike, what: str = "", limit: float = MAX_TEXT) -> Any:
-    """A JSON document.
+    """Read a JSON file.
 
     Raises:
-        UserError: as :func:`read_text` and :func:`parse_json`.
+        UserError: as in :func:`read_text` and :func:`parse_json`.
     """
     return parse_json(read_text(path, what, limit), f"{what} {path}".strip())
 
 
 def parse_json(text: str, name: str) -> Any:
-    """JSON in a text.
+    """Parse JSON text.
 
     Args:
-        name: where it is from, for the message.
+        name: its source, for error messages.
 
     Raises:
-        UserError: it is no JSON, nested deeper than MAX_DEPTH, or has a key twice in one object, of which
-            programs take one or the other.
+        UserError: the text is not JSON, is nested deeper than MAX_DEPTH, or has a key twice in one object,
+            of which programs differ in the one they use.
     """
 
     def unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
@@ -145,15 +145,15 @@ def parse_json(text: str, name: str) -> Any:
     except UserError:
         raise
     except MemoryError:
-        raise UserError(f"{name} does not fit into memory") from None
+        raise UserError(f"{name} does not fit in memory") from None
     except ValueError as e:
-        raise UserError(f"{name} is no valid JSON ({one_line(e, 120)})") from None
+        raise UserError(f"{name} is not valid JSON ({one_line(e, 120)})") from None
 
 
 def check_depth(text: str, name: str) -> None:
-    """Raise UserError where brackets are nested deeper than MAX_DEPTH, outside of double quotes.
+    """Raise UserError if brackets outside double quotes are nested deeper than MAX_DEPTH.
 
-    Parsers need memory, and the stack, by the depth.
+    Parsers use memory, and stack space, in proportion to the depth.
     """
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return
@@ -167,45 +167,45 @@ def check_depth(text: str, name: str) -> None:
 
 
 def check_link(option: str, name: str) -> None:
-    """Raise UserError for a link whose file would be kept outside of iopath's cache.
+    """Raise UserError for a link whose file would be stored outside iopath's cache.
 
     Args:
-        option: flag or key, for the message.
-        name: a link, or the name of a file, which may lead anywhere.
+        option: flag or key, for error messages.
+        name: a link, or a file name, which may point anywhere.
     """
     if "://" in name and ".." in name.split("/"):
-        raise UserError(f"{option} {name!r}: a link must not hold '..', which leads out of the cache")
+        raise UserError(f"{option} {name!r}: a link must not contain '..', which leads out of the cache")
 
 
 def inside(folder: PathLike, name: str, source: PathLike, links: bool = False) -> Path:
-    """The path of a file in a folder, by a name that another file gives.
+    """Return the path of a file in a folder, whose name is taken from another file.
 
     Args:
-        source: the file that gives it, for the message.
-        links: those that are in the folder may lead out, as whoever made the folder has put them there.
+        source: the file with the name, for error messages.
+        links: allow links in the folder to point outside, as its owner has put them there.
 
     Raises:
-        UserError: the name leads out of the folder, as an absolute path, by ``..`` or by a link.
+        UserError: the name leads out of the folder, as an absolute path, through ``..`` or through a link.
     """
     resolve = os.path.abspath if links else os.path.realpath
     root = resolve(folder)
     try:
         path = root if b"\0" in os.fsencode(name) else resolve(os.path.join(root, name))
-    except ValueError:  # half of a surrogate pair
+    except ValueError:  # a lone surrogate
         path = root
     if not path.startswith(os.path.join(root, "")):
-        raise UserError(f"{source}: the file name {name!r} does not stay inside {folder}; mend it")
+        raise UserError(f"{source}: the file name {name!r} does not stay inside {folder}; correct it")
     return Path(path)
 
 
 def unused_name(stem: str, suffix: str, used: Set[str]) -> str:
-    """A name for a file that no other has: the stem, or the stem with a number from 2.
+    """Return an unused file name: the stem, or the stem with a number from 2.
 
     Args:
-        suffix: with its dot.
-        used: names so far, in lower case, to which this one is added.
+        suffix: file name extension with its dot.
+        used: names used so far, in lower case; the new one is added.
     """
-    stem = stem.encode("utf-8", "replace")[:200].decode("utf-8", "ignore")  # file systems take 255 bytes
+    stem = stem.encode("utf-8", "replace")[:200].decode("utf-8", "ignore")  # file systems allow 255 bytes
     numbers = itertools.count(2)
     name = f"{stem}{suffix}"
     while name.casefold() in used:
@@ -216,13 +216,13 @@ def unused_name(stem: str, suffix: str, used: Set[str]) -> str:
 
 @contextmanager
 def writing(target: PathLike, remedy: str = "make room, or name another place") -> Iterator[None]:
-    """A block that writes to ``target``, a file or folder. What the system refuses is said in one line.
+    """Context for writing to ``target``, a file or folder, which reports system errors in one line.
 
     Args:
-        remedy: what the user can do, for the message.
+        remedy: what the user can do, for error messages.
 
     Raises:
-        UserError: an OSError came; torch's writer reports one as a RuntimeError.
+        UserError: for an OSError, which torch's writer reports as a RuntimeError.
     """
     try:
         yield
@@ -234,7 +234,7 @@ def writing(target: PathLike, remedy: str = "make room, or name another place") 
     except RuntimeError as e:
         if "PytorchStreamWriter" not in str(e) and "inline_container" not in str(e):
             raise
-        cause = e.__context__  # what the system said, of which torch's writer then died
+        cause = e.__context__  # the system error that torch's writer failed with
         reason = cause.strerror if isinstance(cause, OSError) else str(e).splitlines()[0]
         raise UserError(f"cannot write {target} ({reason}); {remedy}") from None
 
@@ -242,21 +242,21 @@ def writing(target: PathLike, remedy: str = "make room, or name another place") 
 def check_writable(
     target: PathLike, remedy: str = "make room, or name another place", in_place: bool = False
 ) -> Path:
-    """The file that a name stands for, links followed, if it could be written. For before a long run.
+    """Resolve links and return the file, if it could be written. To be called before a long run.
 
     Args:
-        remedy: of :func:`writing`.
-        in_place: what is there is going to be written to, rather than replaced.
+        remedy: see :func:`writing`.
+        in_place: an existing file will be written to rather than replaced.
 
     Raises:
-        UserError: it is a folder, FIFO or device, or its folder is closed to this user or cannot be made.
+        UserError: it is a folder, FIFO or device, or its folder is not writable or cannot be created.
     """
     name = target
     with writing(target, remedy):
         try:
-            target = Path(os.path.realpath(target))  # a link stays one
+            target = Path(os.path.realpath(target))  # so that a link is kept
         except ValueError as e:  # a null byte
-            raise UserError(f"{str(target)!r} is no name of a file ({e})") from None
+            raise UserError(f"{str(target)!r} is not a file name ({e})") from None
         if target.exists() and not target.is_file():
             kind = "a folder" if target.is_dir() else "a FIFO, socket or device"
             raise UserError(f"cannot write {name}: it is {kind}; name a file")
@@ -275,15 +275,15 @@ def atomic_writer(
     before: Callable[[], Any] = lambda: None,
     remedy: str = "make room, or name another place",
 ) -> Iterator[BinaryIO]:
-    """A temporary file, which gets the name at the end of the block: a reader sees all of it or nothing.
+    """Open a temporary file that gets its name at the end of the block, so that readers see all or nothing.
 
     The file's own ``name`` is its temporary path.
 
-    Left by an exception, whatever stood under the name still does, and the temporary file is gone.
+    After an exception, an existing file is unchanged, and the temporary file is removed.
 
     Args:
-        before: called when the file is safely on the disk, before it gets its name.
-        remedy: of :func:`writing`.
+        before: called when the file is safely on disk, before it gets its name.
+        remedy: see :func:`writing`.
 
     Raises:
         UserError: the target is a folder, FIFO or device, or the file cannot be written.
@@ -291,7 +291,7 @@ def atomic_writer(
     with writing(target, remedy):
         target = check_writable(target, remedy)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name[:50]}-{secrets.token_hex(4)}")  # of 255 bytes
+        temporary = target.with_name(f".{target.name[:50]}-{secrets.token_hex(4)}")  # fits in 255 bytes
         file = open(temporary, "xb")
         try:
             with file:
@@ -308,13 +308,13 @@ def atomic_writer(
 
 
 def atomic_write_text(target: PathLike, text: str) -> None:
-    """A text in UTF-8, by :func:`atomic_writer`. What UTF-8 cannot hold, a lone surrogate, is escaped."""
+    """Write text as UTF-8 with :func:`atomic_writer`. Lone surrogates, which UTF-8 lacks, are escaped."""
     with atomic_writer(target) as file:
         file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def _flush_folder(folder: Path) -> None:
-    """Let a new name in it survive a power failure; not every file system can."""
+    """Make a new name in a folder survive a power failure, if the file system can."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

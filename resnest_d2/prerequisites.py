@@ -1,4 +1,4 @@
-"""What must be there before anything of this package can be imported."""
+"""Check what must be installed before this package can be imported."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _DETECTRON2 = (
 
 
 def met() -> bool:
-    """Whether to import the package; not for ``collect_env``, which finds out what cannot be imported.
+    """Whether to import the package, except for ``collect_env``, which reports what cannot be imported.
 
     Raises:
-        ImportError: as :func:`check`.
+        ImportError: as in :func:`check`.
         SystemExit: the same in this package's command lines, which end with one line and status 2.
     """
     command = _command()
@@ -37,11 +37,11 @@ def met() -> bool:
 
 
 def check() -> None:
-    """Raise ImportError, in words for users, where detectron2 or torchvision cannot be imported."""
-    if sys.flags.optimize > 1:  # detectron2 adds to docstrings as it is imported
+    """Raise ImportError, with a message for users, if detectron2 or torchvision cannot be imported."""
+    if sys.flags.optimize > 1:  # detectron2 extends docstrings on import
         raise ImportError("detectron2 needs docstrings, which python -OO drops; use python -O")
     if any(action == "error" and kind is Warning for action, _, kind, _, _ in warnings.filters):
-        # Who asks for errors means the code at hand, and these packages warn as they are imported.
+        # Warnings as errors are meant for the user's own code, but these packages warn on import.
         warnings.filterwarnings("default", module=r"(torch|torchvision|detectron2|fvcore|iopath)\b")
     try:
         import detectron2  # noqa: F401
@@ -51,28 +51,28 @@ def check() -> None:
         raise ImportError(_DETECTRON2.format(needs=_needs_of_detectron2())) from None
     try:
         import torchvision  # noqa: F401
-    except Exception as e:  # one that was built for another torch raises RuntimeError or OSError
+    except Exception as e:  # a build for another torch raises RuntimeError or OSError
         import torch
 
         raise ImportError(
             f"resnest_d2 needs torchvision, which cannot be imported ({type(e).__name__}: {str(e)[:200]}); "
-            f"install the version that goes with torch {torch.__version__} (Python {sys.version.split()[0]})"
+            f"install the version that matches torch {torch.__version__} (Python {sys.version.split()[0]})"
         ) from None
 
 
 def _command() -> str:
-    """The command line of this package that runs: a module, or a file in tools/; empty for other programs."""
+    """Return this package's running command line, a module or a file in tools/; empty for other programs."""
     program = Path(sys.argv[0])
-    if program.name == "-m":  # the module is not known yet, as its package is imported first
+    if program.name == "-m":  # the module is still unknown, as its package is imported first
         return next((word for word in sys.orig_argv if word.startswith(f"{__package__}.")), "")
     tools = Path(__file__).resolve().parents[1] / "tools"
     return str(program) if program.suffix == ".py" and program.resolve().parent == tools else ""
 
 
 def _needs_of_detectron2() -> str:
-    """What its wheel, which is installed without what it depends on, needs at run time: our extra for it."""
+    """Return the runtime requirements of its wheel, installed without dependencies, from our extra."""
     try:
         required = [line.partition(";") for line in metadata.requires(__package__) or []]
-    except metadata.PackageNotFoundError:  # a checkout that is not installed
+    except metadata.PackageNotFoundError:  # an uninstalled checkout
         return shlex.quote(".[detectron2]")
     return " ".join(shlex.quote(need.strip()) for need, _, extra in required if '"detectron2"' in extra)

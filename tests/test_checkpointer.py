@@ -280,7 +280,7 @@ def test_a_note_of_nothing_is_said_when_a_run_goes_on_and_not_before(tmp_path, c
     assert resumed(checkpointer) == 9
     assert (
         caplog.messages.count(
-            f"--resume goes on from model_0000009.pth: {tmp_path}/last_checkpoint names 'model_0000004', which is "
+            f"--resume continues from model_0000009.pth: {tmp_path}/last_checkpoint names 'model_0000004', which is "
             "not there"
         )
         == 1

@@ -165,33 +165,33 @@ def narrow(folder, content):
 
 
 SPOILT = [
-    ("entry is no object", lambda f, c: c["annotations"].append(3)),
-    ("entry is no object", lambda f, c: c["images"].append("x.jpg")),
-    ("entry is no object", lambda f, c: c["categories"].append(None)),
-    ("id missing or of a wrong type", spoil_annotation(id="a")),
-    ("id missing or of a wrong type", lambda f, c: polygon_of(c).pop("id")),
-    ("id missing or of a wrong type", spoil_image_entry(id=1.5)),
-    ("id missing or of a wrong type", lambda f, c: c["categories"].append({"name": "a"})),
-    ("category name that is no text", lambda f, c: c["categories"].append({"id": 9})),
+    ("entry is not an object", lambda f, c: c["annotations"].append(3)),
+    ("entry is not an object", lambda f, c: c["images"].append("x.jpg")),
+    ("entry is not an object", lambda f, c: c["categories"].append(None)),
+    ("id missing or of the wrong type", spoil_annotation(id="a")),
+    ("id missing or of the wrong type", lambda f, c: polygon_of(c).pop("id")),
+    ("id missing or of the wrong type", spoil_image_entry(id=1.5)),
+    ("id missing or of the wrong type", lambda f, c: c["categories"].append({"name": "a"})),
+    ("category name is not a string", lambda f, c: c["categories"].append({"id": 9})),
     ("duplicate image id", repeat("images")),
     ("duplicate annotation id", repeat("annotations")),
     ("duplicate category id", repeat("categories")),
-    ("file_name, width or height of a wrong type", spoil_image_entry(width="192")),
-    ("file_name, width or height of a wrong type", spoil_image_entry(height=0)),
-    ("file_name, width or height of a wrong type", spoil_image_entry(file_name=None)),
+    ("file_name, width or height of the wrong type", spoil_image_entry(width="192")),
+    ("file_name, width or height of the wrong type", spoil_image_entry(height=0)),
+    ("file_name, width or height of the wrong type", spoil_image_entry(file_name=None)),
     ("image file missing", spoil_image_entry(file_name="gone.jpg")),
     ("image file unreadable", truncate),
     ("image file unreadable", lambda f, c: file_of(f, c).write_bytes(b"")),
     ("image file unreadable", lambda f, c: file_of(f, c).write_text("no image")),
     ("image of another size", spoil_image_entry(width=1000)),
     ("image of another size", rotate_by_exif),
-    ("id missing or of a wrong type", spoil_annotation(id=2.0)),
-    ("id missing or of a wrong type", spoil_annotation(id=2**63)),
+    ("id missing or of the wrong type", spoil_annotation(id=2.0)),
+    ("id missing or of the wrong type", spoil_annotation(id=2**63)),
     (
-        "id missing or of a wrong type",
+        "id missing or of the wrong type",
         lambda f, c: polygon_of(c).update(image_id=str(polygon_of(c)["image_id"])),
     ),
-    ("id missing or of a wrong type", lambda f, c: c["categories"][0].update(id="1")),
+    ("id missing or of the wrong type", lambda f, c: c["categories"][0].update(id="1")),
     ("duplicate category name", lambda f, c: c["categories"].append({"id": 9, "name": "circle"})),
     (
         "mask without pixels",
@@ -199,10 +199,10 @@ SPOILT = [
     ),
     ("annotation id below 1", spoil_annotation(id=0)),
     ("annotation id below 1", spoil_annotation(id=-5)),
-    ("name that is no Unicode", lambda f, c: c["categories"][0].update(name="caf\ud800")),
-    ("keypoint names of a wrong type", lambda f, c: c["categories"][0].update(keypoints="nose")),
+    ("name is not valid Unicode", lambda f, c: c["categories"][0].update(name="caf\ud800")),
+    ("keypoint names of the wrong type", lambda f, c: c["categories"][0].update(keypoints="nose")),
     (
-        "file_name, width or height of a wrong type",
+        "file_name, width or height of the wrong type",
         lambda f, c: c["images"][0].update(width=float(c["images"][0]["width"])),
     ),
     ("image file missing", spoil_image_entry(file_name="a\0.jpg")),
@@ -214,35 +214,35 @@ SPOILT = [
     ("unknown image", spoil_annotation(image_id=None)),
     ("unknown category", spoil_annotation(category_id=77)),
     ("unknown category", spoil_annotation(category_id="circle")),
-    ("box of a wrong type", spoil_annotation(bbox=[1, 2, 3])),
-    ("box of a wrong type", spoil_annotation(bbox=["1", 2, 3, 4])),
+    ("box of the wrong type", spoil_annotation(bbox=[1, 2, 3])),
+    ("box of the wrong type", spoil_annotation(bbox=["1", 2, 3, 4])),
     ("box missing", spoil_annotation(bbox=None)),
     ("box within the image's first pixel", spoil_annotation(bbox=[0.2, 0.2, 0.5, 0.5])),
     ("mask outside its box", lambda f, c: polygon_of(c).update(bbox=far_from(polygon_of(c)["bbox"]))),
     ("object annotated twice", lambda f, c: c["annotations"].append({**c["annotations"][0], "id": 10**6})),
-    ("image file of nearly that name", lambda f, c: rename(c, str.upper)),
+    ("image file has a slightly different name", lambda f, c: rename(c, str.upper)),
     ("box in fractions of the image, not in pixels", lambda f, c: normalise(c)),
-    ("area that neither the box nor the mask has", spoil_annotation(area=1e12)),
-    ("area that neither the box nor the mask has", spoil_annotation(area=1e-3)),
+    ("area matches neither the box nor the mask", spoil_annotation(area=1e12)),
+    ("area matches neither the box nor the mask", spoil_annotation(area=1e-3)),
     (
         "keypoint outside the image",
         lambda f, c: name_keypoints(c, lambda a: a.update(keypoints=[-50, 1, 2] * 2)),
     ),
     (
-        "keypoint visibility other than 0, 1 and 2",
+        "keypoint visibility other than 0, 1 or 2",
         lambda f, c: name_keypoints(c, lambda a: a.update(keypoints=[1, 1, 3, 1, 1, 0.5], num_keypoints=2)),
     ),
     (
-        "keypoints not as x, y and visibility",
+        "keypoints not given as x, y and visibility",
         lambda f, c: name_keypoints(c, lambda a: a.update(keypoints=[9, 9, 12, 12, 20, 15])),
     ),
     (
         "visible keypoints all outside the box",
         lambda f, c: name_keypoints(c, lambda a: a.update(keypoints=[*far_from(a["bbox"])[:2], 2, 0, 0, 0])),
     ),
-    ("box unlike its mask", lambda f, c: polygon_of(c).update(bbox=larger(polygon_of(c)["bbox"]))),
+    ("box does not match its mask", lambda f, c: polygon_of(c).update(bbox=larger(polygon_of(c)["bbox"]))),
     (
-        "num_keypoints other than the number of visible keypoints",
+        "num_keypoints is not the number of visible keypoints",
         lambda f, c: name_keypoints(c, lambda a: a.update(num_keypoints=0)),
     ),
     ("number that is not finite", spoil_annotation(bbox=[1, 2, float("nan"), 4])),
@@ -257,36 +257,39 @@ SPOILT = [
     ("box without area", spoil_annotation(bbox=[5, 5, -3, 10])),
     ("box outside the image", spoil_annotation(bbox=[-20, 5, 60, 60])),
     ("box outside the image", spoil_annotation(bbox=[1000, 5, 60, 60])),
-    ("segmentation of a wrong type", spoil_annotation(segmentation="polygon")),
-    ("segmentation of a wrong type", spoil_annotation(segmentation=[1, 2, 3, 4, 5, 6])),
-    ("segmentation of a wrong type", spoil_annotation(segmentation={"counts": 3, "size": [1, 1]})),
-    ("segmentation of a wrong type", spoil_annotation(segmentation=[["a", "b", "c", "d", "e", "f"]])),
-    ("segmentation of a wrong type", spoil_annotation(segmentation=[["1", "2", "9", "2", "9", "9"]])),
-    ("segmentation of a wrong type", spoil_annotation(segmentation=[[1, 2, [3], 4, 5, 9]])),
-    ("polygon as pairs of points", lambda f, c: pair_points(c, nested=True)),
-    ("polygon as pairs of points", lambda f, c: pair_points(c, nested=False)),
+    ("segmentation of the wrong type", spoil_annotation(segmentation="polygon")),
+    ("segmentation of the wrong type", spoil_annotation(segmentation=[1, 2, 3, 4, 5, 6])),
+    ("segmentation of the wrong type", spoil_annotation(segmentation={"counts": 3, "size": [1, 1]})),
+    ("segmentation of the wrong type", spoil_annotation(segmentation=[["a", "b", "c", "d", "e", "f"]])),
+    ("segmentation of the wrong type", spoil_annotation(segmentation=[["1", "2", "9", "2", "9", "9"]])),
+    ("segmentation of the wrong type", spoil_annotation(segmentation=[[1, 2, [3], 4, 5, 9]])),
+    ("polygon as pairs of coordinates", lambda f, c: pair_points(c, nested=True)),
+    ("polygon as pairs of coordinates", lambda f, c: pair_points(c, nested=False)),
     ("polygon far outside the image", spoil_annotation(segmentation=[[0, 0, 1e9, 0, 1e9, 1e9, 0, 1e9]])),
     ("polygon far outside the image", spoil_annotation(segmentation=[[1e9, 1e9, 2e9, 1e9, 2e9, 2e9]])),
     ("degenerate polygon", spoil_annotation(segmentation=[[1, 2, 3, 4]])),
     ("degenerate polygon", spoil_annotation(segmentation=[[1, 2, 3, 4, 5, 6, 7]])),
     ("degenerate polygon", spoil_annotation(segmentation=[[1, 1, 2, 2, 3, 3]])),
     ("crowd as polygon", spoil_annotation(iscrowd=1)),
-    ("image of more than 8 bits a channel", deepen),
+    ("image with more than 8 bits per channel", deepen),
     (NARROW, narrow),
     (_RUNS, spoil_annotation(segmentation={"counts": [5], "size": [1, 5]})),
     (_RUNS, lambda f, c: spoil_rle(c, lambda rle: rle["size"].reverse())),
     (_RUNS, lambda f, c: spoil_rle(c, lambda rle: rle.update(counts=rle["counts"][:-2]))),
     (_RUNS, lambda f, c: spoil_rle(c, lambda rle: rle.update(counts="\x7f"))),
     (_RUNS, lambda f, c: spoil_rle(c, lambda rle: rle.update(counts=[-1, 10]))),
-    ("iscrowd of a wrong type", spoil_annotation(iscrowd="no")),
+    ("iscrowd of the wrong type", spoil_annotation(iscrowd="no")),
     ("area missing or not above 0", lambda f, c: polygon_of(c).pop("area")),
     ("area missing or not above 0", spoil_annotation(area=0)),
     ("area missing or not above 0", spoil_annotation(area="12")),
     ("iscrowd missing", lambda f, c: polygon_of(c).pop("iscrowd")),
-    ("ignore, which detectron2 does not know", spoil_annotation(ignore=1)),
+    ("ignore, which detectron2 does not support", spoil_annotation(ignore=1)),
     ("keypoints missing", lambda f, c: name_keypoints(c, lambda a: a.pop("keypoints"))),
-    ("keypoints of a wrong type", spoil_annotation(keypoints=[1, 2])),
-    ("keypoints of a wrong type", lambda f, c: name_keypoints(c, lambda a: a["keypoints"].extend([1, 1, 2]))),
+    ("keypoints of the wrong type", spoil_annotation(keypoints=[1, 2])),
+    (
+        "keypoints of the wrong type",
+        lambda f, c: name_keypoints(c, lambda a: a["keypoints"].extend([1, 1, 2])),
+    ),
 ]
 
 
@@ -440,12 +443,12 @@ def test_the_copy_replaces_no_other_file(dataset, tmp_path):
     for name, text in others.items():
         (folder / name).write_text(text)
     closed = [
-        *((folder / name, "is there and no annotation file") for name in others),
+        *((folder / name, "exists and is not an annotation file") for name in others),
         (folder / "annotations.json", "is the annotation file itself"),
         (folder / "images/../annotations.json", "is the annotation file itself"),
         (folder / "link.json", "is the annotation file itself"),
         (folder / "hard.json", "is the annotation file itself"),
-        (image, "is there and no annotation file"),
+        (image, "exists and is not an annotation file"),
         ("/dev/null", "is a FIFO, socket or device"),
         (folder, "is a folder"),
         (folder / "annotations.json/x.json", "cannot write"),
@@ -456,7 +459,7 @@ def test_the_copy_replaces_no_other_file(dataset, tmp_path):
     for target, message in closed:
         with pytest.raises(UserError, match=message):
             check_coco(*arguments, fix=target, overwrite=True)
-    with pytest.raises(UserError, match=r"earlier\.json is there; .* by --overwrite"):
+    with pytest.raises(UserError, match=r"earlier\.json exists; .* with --overwrite"):
         check_coco(*arguments, fix=folder / "earlier.json")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
@@ -493,7 +496,7 @@ def test_a_check_that_fails_leaves_what_was_there(dataset):
     whole = (folder / "annotations.json").read_bytes()
     (folder / "annotations.json").write_bytes(whole[:-20])
     names = {path.name for path in folder.iterdir()}
-    with pytest.raises(UserError, match="is no valid JSON"):
+    with pytest.raises(UserError, match="is not valid JSON"):
         fix_over_earlier(folder)
     assert {path.name for path in folder.iterdir()} == names
     assert (folder / "earlier.json").read_text() == _EMPTY
@@ -515,7 +518,7 @@ def test_what_is_no_list_is_named(name, value, clean, tmp_path):
     content = json.loads((clean / "annotations.json").read_text())
     content[name] = json.loads(value)
     (tmp_path / "a.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=f"a.json: '{name}' is no list"):
+    with pytest.raises(UserError, match=f"a.json: '{name}' is not a list"):
         check_coco(tmp_path / "a.json", clean / "images", "none")
 
 
@@ -566,7 +569,7 @@ def test_the_check_reads_a_file_as_detectron2_does(value, tmp_path):
         assert read_coco(file)["images"] == json.load(file.open())["images"] == [_READ[value]]
         assert str(read_coco(file)["images"]) == str([_READ[value]])  # -0.0 is no 0
         return
-    with pytest.raises(UserError, match=r"a\.json is no valid JSON"):
+    with pytest.raises(UserError, match=r"a\.json is not valid JSON"):
         read_coco(file)
     with pytest.raises(ValueError):
         json.load(file.open())
@@ -577,7 +580,7 @@ def test_the_check_reads_a_file_as_detectron2_does(value, tmp_path):
 )
 def test_what_only_looks_like_a_list_is_none(text, tmp_path):
     (tmp_path / "a.json").write_bytes(text)
-    with pytest.raises(UserError, match=r"a\.json: 'images' is no list|a\.json holds no list of images"):
+    with pytest.raises(UserError, match=r"a\.json: 'images' is not a list|a\.json has no list of images"):
         read_coco(tmp_path / "a.json", "images")
 
 
@@ -614,7 +617,7 @@ def test_whatever_stands_in_a_place_is_mended_or_said_and_what_is_trained_on_is_
 def test_a_file_that_memory_does_not_hold_is_named(tmp_path):
     with open(tmp_path / "a.json", "w") as file:
         file.truncate(1 << 42)
-    with pytest.raises(UserError, match=r"a\.json has 4398046511104 bytes, more than the \d+ that are read"):
+    with pytest.raises(UserError, match=r"a\.json has 4398046511104 bytes, more than the \d+ allowed"):
         check_coco(tmp_path / "a.json", tmp_path)
 
 
@@ -632,7 +635,7 @@ def test_objects_whose_masks_are_run_lengths_are_told(dataset):
     (folder / "annotations.json").write_text(json.dumps(content))
     report = check_coco(folder / "annotations.json", folder / "images", "none")
     assert report.counts == {} and report.encoded == 1
-    assert f"1 of {report.objects} objects have masks as run lengths: train on them with INPUT.MASK" in str(
+    assert f"1 of {report.objects} objects have run-length masks: train on them with INPUT.MASK" in str(
         report
     )
 
@@ -640,13 +643,13 @@ def test_objects_whose_masks_are_run_lengths_are_told(dataset):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", "is no valid JSON"),
-        ("{", "is no valid JSON"),
-        ('{"images": [1, 2', "is no valid JSON"),
-        ("[]", "holds no list of images"),
-        ('{"categories": [{"id": 1, "name": "a"}]}', "holds no list of images"),
-        ("hello", "is no valid JSON"),
-        ("\x00\x01", "is no valid JSON"),
+        ("", "is not valid JSON"),
+        ("{", "is not valid JSON"),
+        ('{"images": [1, 2', "is not valid JSON"),
+        ("[]", "has no list of images"),
+        ('{"categories": [{"id": 1, "name": "a"}]}', "has no list of images"),
+        ("hello", "is not valid JSON"),
+        ("\x00\x01", "is not valid JSON"),
     ],
 )
 def test_file_that_is_no_annotation_file_is_named(text, message, tmp_path):
@@ -694,7 +697,7 @@ def test_command_reports_fixes_and_tells_by_its_status(dataset, run_python):
     assert "warning: 1 x box without area: annotation " in result.stdout
     assert (folder / "fixed.json").exists()
     (folder / "annotations.json").write_text("{")
-    assert_one_line_error(run_python(*args), "is no valid JSON")
+    assert_one_line_error(run_python(*args), "is not valid JSON")
     assert_one_line_error(run_python(args[0], "none.json", folder), "cannot read none.json (No such file")
 
 
@@ -794,7 +797,7 @@ def test_coordinates_for_an_image_of_another_size_are_not_kept(size, mended, tmp
 @pytest.mark.parametrize("box", [[0, 0, 20, 20], [22, 22, 36, 26], [4, 4, 10, 36], [0.0, 8.0, 56.0, 40.0]])
 def test_a_box_that_its_mask_contradicts_is_said_and_kept(box, tmp_path):
     report, fixed = checked(small(bbox=box, area=1000, keypoints=[0] * 6, num_keypoints=0), tmp_path)
-    assert report.counts["box unlike its mask"] == 1 and not report.fatal
+    assert report.counts["box does not match its mask"] == 1 and not report.fatal
     assert fixed["annotations"][0]["bbox"] == box and report.losses() == ""
 
 
@@ -816,15 +819,15 @@ def test_a_box_and_a_mask_may_differ_a_little(box, tmp_path):
         ([62, 1, 2, 63, 2, 2], {"visible keypoints all outside the box": 1}),
         ([62, 1, 2, 5, 5, 2], {}),
         ([0, 0, 0, 0, 0, 0], {}),
-        ([5, 5, 20, 20, 30, 30], {"keypoints not as x, y and visibility": 1}),
-        ([5, 5, 2, 6, 6, 95], {"keypoints not as x, y and visibility": 1}),
+        ([5, 5, 20, 20, 30, 30], {"keypoints not given as x, y and visibility": 1}),
+        ([5, 5, 2, 6, 6, 95], {"keypoints not given as x, y and visibility": 1}),
     ],
 )
 def test_keypoints_that_cannot_be_those_of_their_object_are_said(keypoints, kinds, tmp_path):
     count = sum(v > 0 for v in keypoints[2::3])
     report, fixed = checked(small(keypoints=keypoints, num_keypoints=count), tmp_path)
     assert report.counts == kinds
-    hidden = "keypoints not as x, y and visibility" in kinds
+    hidden = "keypoints not given as x, y and visibility" in kinds
     assert fixed["annotations"][0]["keypoints"] == ([0] * 6 if hidden else keypoints)
     assert hidden == bool(report.fatal)
 
@@ -865,8 +868,8 @@ def test_what_a_copy_lacks_is_counted_by_reason(tmp_path):
     Image.new("RGB", (64, 48)).save(tmp_path / "1.jpg")
     report, fixed = checked(content, tmp_path, "header")
     assert report.losses() == (
-        "2 images (1 x image file missing, 1 x entry is no object); 5 annotations (2 x box without area, "
-        "1 x box of a wrong type, 1 x unknown category, 1 x image file missing)"
+        "2 images (1 x image file missing, 1 x entry is not an object); 5 annotations (2 x box without area, "
+        "1 x box of the wrong type, 1 x unknown category, 1 x image file missing)"
     )
     assert "unknown image" not in report.counts  # its file is missing
     assert len(fixed["images"]) == len(fixed["annotations"]) == 1
@@ -890,7 +893,7 @@ def test_names_of_files_from_elsewhere_are_mended(name, tmp_path):
     content["images"][0]["file_name"] = name
     (tmp_path / "a.json").write_text(json.dumps(content))
     report = check_coco(tmp_path / "a.json", tmp_path / "images", fix=tmp_path / "fixed.json")
-    assert report.counts == {"image file of nearly that name": 1} and report.losses() == ""
+    assert report.counts == {"image file has a slightly different name": 1} and report.losses() == ""
     assert json.loads((tmp_path / "fixed.json").read_text()) == small()
 
 
@@ -903,7 +906,7 @@ def test_names_by_the_rules_of_other_systems_are_mended(name, file, tmp_path):
     content = small()
     content["images"][0]["file_name"] = name
     report, fixed = checked(content, tmp_path, "exist")
-    assert report.counts == {"image file of nearly that name": 1}
+    assert report.counts == {"image file has a slightly different name": 1}
     assert fixed["images"][0]["file_name"] == file
 
 
@@ -920,7 +923,7 @@ def test_a_copy_without_images_is_not_written(name, hint, tmp_path):
     content["images"][0]["file_name"] = name
     (tmp_path / "a.json").write_text(json.dumps(content))
     message = re.escape(
-        f"none of the images is left for the mended copy: 1 x image file missing: image 1 ({name}{hint})"
+        f"no images would be left in the repaired copy: 1 x image file missing: image 1 ({name}{hint})"
     )
     with pytest.raises(UserError, match=message):
         check_coco(tmp_path / "a.json", tmp_path / "images", fix=tmp_path / "fixed.json")
@@ -1023,7 +1026,7 @@ def test_boxes_by_two_corners_are_said_and_refused_where_they_are_many(count, tm
     corners = np.hstack((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]))
     said = (
         rf"\d+ of {count} boxes reach beyond .* when read as x, y, width, height, but none when read as x1, y1, "
-        r"x2, y2, such as that of annotation \d+, \[.*\] on 640x480 pixels; COCO's are x, y, width, height"
+        r"x2, y2, such as the box of annotation \d+, \[.*\] on 640x480 pixels; COCO uses x, y, width, height"
     )
     if count < 20:
         (note,) = noted(with_boxes(corners), tmp_path)
@@ -1047,7 +1050,8 @@ def test_boxes_in_percent_are_said(tmp_path):
     percent = boxes / (640, 480, 640, 480) * 100
     (note,) = noted(with_boxes(percent), tmp_path)
     assert re.fullmatch(
-        r"none of 100 boxes has a number above \d\d, on images of at least 480 .*percent\? COCO's .*", note
+        r"none of 100 boxes has a number above \d\d, on images of at least 480 .*percentages\? COCO uses .*",
+        note,
     )
     for content in (
         with_boxes(percent[:19]),  # too few to tell
@@ -1059,7 +1063,7 @@ def test_boxes_in_percent_are_said(tmp_path):
 
 
 def test_a_copy_without_annotations_is_not_written(tmp_path):
-    with pytest.raises(UserError, match=r"none of the annotations is left .*: 1 x unknown category: annot"):
+    with pytest.raises(UserError, match=r"no annotations would be left .*: 1 x unknown category: annot"):
         checked(small(category_id="a"), tmp_path)
     assert not (tmp_path / "fixed.json").exists()
     content = small()

@@ -81,7 +81,7 @@ def test_a_broken_torchvision_is_named_and_the_rest_is_still_told(run_python, tm
         re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in result.stdout.splitlines() if line
     )
     assert values["torchvision"] == "FAILS: OSError: libcudart.so: undefined symbol"
-    assert f"goes with torch {torch.__version__} (Python 3." in values["resnest_d2"]
+    assert f"matches torch {torch.__version__} (Python 3." in values["resnest_d2"]
     assert values["torch"] == torch.__version__ and values["cpu"] and values["platform"]
 
 

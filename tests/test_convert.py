@@ -215,7 +215,7 @@ def test_two_networks_in_a_file_are_not_chosen_from(timm14):
     ):
         for read in (convert, partial(as_checkpoint, name="x")):
             with pytest.raises(
-                UserError, match=r"holds other weights under '\w+' than '\w+'; save what is meant"
+                UserError, match=r"has different weights under '\w+' and '\w+'; save what is meant"
             ):
                 read(content)
 
@@ -316,10 +316,7 @@ def test_command_refuses_an_unknown_suffix_before_it_reads(run_python, tmp_path)
         ("folder.pth", "it is a folder"),
         ("in.pth/out.pth", r"\(Not a directory\); make it writable"),
         ("x" * 300 + ".pth", r"\(File name too long\)"),
-        *(
-            (name, "is the file that is read")
-            for name in ("in.pth", "./in.pth", "folder.pth/../in.pth", "link.pth")
-        ),
+        *((name, "is the input file") for name in ("in.pth", "./in.pth", "folder.pth/../in.pth", "link.pth")),
     ],
 )
 def test_weights_are_written_to_a_file_of_their_own(target, said, tmp_path, monkeypatch):
@@ -429,7 +426,9 @@ def test_norms_without_statistics_may_learn_from_those_that_have_them_but_not_be
         start(model, content, tmp_path / "x.pth", Coverage.check_all)
     start(model, content, tmp_path / "x.pth")
     count = sum(key.endswith("running_var") for key in state)
-    assert f"x.pth is of norms with statistics; {count} of the model begin with its scale and" in caplog.text
+    assert (
+        f"the norms of {tmp_path}/x.pth have statistics; {count} of the model start with only" in caplog.text
+    )
     with pytest.raises(UserError, match=r"no place for 2 of its own \(\S*res2.9.conv1.norm.running_mean"):
         more = {f"res2.9.conv1.norm.{kind}": torch.ones(3) for kind in ("running_mean", "running_var")}
         start(model, as_detector({**state, **more}), tmp_path / "x.pth")
@@ -787,18 +786,18 @@ def test_truncated_file_is_called_damaged(suffix, keep, tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"<html>not found</html>", "is a web page, .*; fetch it again, by the link"),
+        (b"<html>not found</html>", "is a web page, .*; fetch it again, with the link"),
         (b"\n<!DOCTYPE html>", "is a web page"),
         (gzip.compress(pickle.dumps({"a": 1}), mtime=0), "is a compressed archive, .*; unpack it"),
         (lzma.compress(b"a"), "is a compressed archive"),
         (bz2.compress(b"a"), "is a compressed archive"),
         (bytes(257) + b"ustar\x0000" + bytes(300), "is a tar archive"),
-        (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'}", "is an array of numpy, .*; save a dict"),
-        (b"\x89HDF\r\n\x1a\n\x00", "is a file of HDF5"),
+        (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'}", "is a numpy array, .*; save a dict"),
+        (b"\x89HDF\r\n\x1a\n\x00", "is an HDF5 file"),
         (b"\x08\x08\x12\x07pytorch\x1a\x03" + b"2.4" * 90, "is an ONNX model, .*; save the state_dict"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid",
-            "is a pointer of Git LFS.*; fetch .* git lfs pull",
+            "is a Git LFS pointer.*; fetch .* git lfs pull",
         ),
         (b"MODEL:\n  WEIGHTS: x.pth\n", "is a text"),
         (b"\x00\x10\x00\x00\x00\x00\x00\x00{" + b'"a"' * 9, "is damaged: it ends before its header"),

@@ -148,7 +148,7 @@ def turned(orientation):
         (lambda image, file: image.rotate(90, expand=True).save(file, "JPEG"), "image of another size"),
         (lambda image, file: image.save(file, "JPEG", exif=turned(6)), "image of another size"),
         (lambda image, file: image.save(file, "JPEG", exif=turned(3)), None),
-        (lambda image, file: Image.new("I;16", image.size).save(file, "PNG"), "image of more than 8 bits"),
+        (lambda image, file: Image.new("I;16", image.size).save(file, "PNG"), "image with more than 8 bits"),
         (lambda image, file: file.write_bytes(b"x"), "image file unreadable"),
     ],
 )
@@ -227,9 +227,7 @@ def test_registered_datasets_are_checked_too(change, message, registered):
 
 def test_masks_as_run_lengths_want_bitmasks(registered, shapes, tmp_path):
     cfg, name = model_zoo.get_config("mask_resnest50"), registered(to_runs)
-    with pytest.raises(
-        UserError, match=r"1 of [0-9]+ objects have masks as run lengths, .*MASK_FORMAT bitmask"
-    ):
+    with pytest.raises(UserError, match=r"1 of [0-9]+ objects have run-length masks, .*MASK_FORMAT bitmask"):
         check_registered(cfg, [name], [])
     assert check_registered(cfg, [], [name]) == []
     cfg.INPUT.MASK_FORMAT = "bitmask"
@@ -309,9 +307,9 @@ def with_keypoints(content, names):
     [
         (
             ["head", "tail"],
-            "none are left and right of a pair, so they keep their names when an image is flipped",
+            "none form a left and right pair, so they are not swapped when an image is flipped",
         ),
-        (["l_eye", "r_eye", "l_ear"], "l_ear have no other side, so they keep their names"),
+        (["l_eye", "r_eye", "l_ear"], "l_ear have no counterpart, so they are not swapped"),
         (["l_eye", "r_eye", "nose"], None),
     ],
 )
@@ -357,7 +355,7 @@ def test_keypoints_that_cannot_be_learned_are_named_before_training(shapes, tmp_
     with pytest.raises(UserError, match=r"none of \d+ objects has a visible keypoint"):
         check_registered(cfg, [registered(hide)], [])
     mixed = [(MetadataCatalog.get(mixed).json_file, shapes[0][0][1])]
-    with pytest.raises(UserError, match="its categories name different keypoints"):
+    with pytest.raises(UserError, match="its categories' keypoints differ among themselves"):
         fit_config(cfg, mixed, [], 1)
 
 
@@ -372,9 +370,7 @@ def test_a_file_that_is_too_large_to_be_checked_is_said(registered, monkeypatch)
 def test_validation_data_without_an_object_are_told(shapes, tmp_path):
     empty = spoilt(shapes, tmp_path, lambda content: content["annotations"].clear())
     notes, _ = fit_config(model_zoo.get_config("quickstart"), [shapes[0][0]], empty, 1)
-    assert notes == [
-        f"{empty[0][0]}: no image holds an object, so there is nothing to find and AP will be undefined"
-    ]
+    assert notes == [f"{empty[0][0]}: no image has an object, so AP will be undefined"]
 
 
 @pytest.mark.parametrize(
@@ -386,7 +382,7 @@ def test_validation_data_without_an_object_are_told(shapes, tmp_path):
             "mask_resnest50",
             r"spoilt\.json: \d+ of \d+ objects .crowds aside. have no segmentation, which MODEL.MASK_ON",
         ),
-        (lambda c: c["annotations"].clear(), "faster_resnest50", "no image holds an object"),
+        (lambda c: c["annotations"].clear(), "faster_resnest50", "no image has an object"),
         (lambda c: None, "panoptic_resnest200_3x", "PanopticFPN needs semantic annotations"),
     ],
 )

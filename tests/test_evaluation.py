@@ -142,7 +142,7 @@ def keypoints_found(coco_root):
 def test_keypoints_of_the_truth_score_1(backend, coco_root):
     truth, results = keypoints_found(coco_root)
     assert evaluate_coco(truth, results, "keypoints", backend=backend).stats[0] == pytest.approx(1)
-    with pytest.raises(OptionError, match=r"TEST.KEYPOINT_OKS_SIGMAS must have 17 entries, one a keypoint"):
+    with pytest.raises(OptionError, match=r"TEST.KEYPOINT_OKS_SIGMAS must have 17 entries, one per keypoint"):
         evaluate_coco(truth, results, "keypoints", backend=backend, keypoint_sigmas=[0.1] * 3)
 
 
@@ -317,13 +317,13 @@ def test_nothing_to_find_is_undefined_and_no_failure(backend, iou_type, shapes_t
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda t: t["annotations"][0].update(bbox="[1 2 3 4]"), r"annotation 1 has the box '\[1 2 3 4\]', and not"),
-        (lambda t: t["annotations"][0].pop("bbox"), "annotation 1 has no box, and not x, y, width, height"),
+        (lambda t: t["annotations"][0].update(bbox="[1 2 3 4]"), r"annotation 1 has the box '\[1 2 3 4\]', but needs"),
+        (lambda t: t["annotations"][0].pop("bbox"), "annotation 1 has no box, but needs x, y"),
         (lambda t: t["annotations"][0].update(bbox=[1, 2, 3, math.nan]), "annotation 1 has the box"),
-        (lambda t: t["annotations"][0].update(iscrowd="no"), "annotation 1 has the iscrowd 'no', and not the number 0"),
-        (lambda t: t["annotations"].insert(2, 3), "number 2 of the annotations has no image_id that is a whole"),
-        (lambda t: t["annotations"][0].update(category_id=[1]), "number 0 of the annotations has no category_id"),
-        (lambda t: t["images"][0].update(id=2**63), "number 0 of the images has no id that is a whole number"),
+        (lambda t: t["annotations"][0].update(iscrowd="no"), "annotation 1 has iscrowd 'no' instead of the number 0"),
+        (lambda t: t["annotations"].insert(2, 3), "entry 2 of the annotations has no image_id that is a whole"),
+        (lambda t: t["annotations"][0].update(category_id=[1]), "entry 0 of the annotations has no category_id"),
+        (lambda t: t["images"][0].update(id=2**63), "entry 0 of the images has no id that is a whole number"),
         (lambda t: t["categories"][1].pop("name"), "a category has no name"),
     ],
 )  # fmt: skip
@@ -344,7 +344,7 @@ def test_detections_of_other_images_and_objects_without_masks_are_named(shapes_t
     truth = copy.deepcopy(shapes_truth)
     objects = [a for a in truth["annotations"] if not a["iscrowd"]]
     objects[3].pop("segmentation")
-    with pytest.raises(UserError, match=f"1 objects, annotation {objects[3]['id']} the first, have no segm"):
+    with pytest.raises(UserError, match=f"1 objects, the first annotation {objects[3]['id']}, have no segm"):
         evaluate_coco(truth, perfect(shapes_truth, "segm"), "segm")
 
 
@@ -394,8 +394,8 @@ def test_detections_that_are_not_finite_are_named(change, said, shapes_truth):
 @pytest.mark.parametrize(
     "iou_type, change, said",
     [
-        ("bbox", {"image_id": "1"}, "detection number 2 has the image_id '1', no whole number"),
-        ("bbox", {"category_id": None}, "detection number 2 has the category_id None, no whole number"),
+        ("bbox", {"image_id": "1"}, "detection number 2 has image_id '1', not a whole number"),
+        ("bbox", {"category_id": None}, "detection number 2 has category_id None, not a whole number"),
         ("bbox", {"bbox": [1, 2, 3]}, r"the bbox \[1, 2, 3\], which must be 4 numbers"),
         (
             "segm",
@@ -409,7 +409,7 @@ def test_detections_that_are_not_finite_are_named(change, said, shapes_truth):
         ),
         ("segm", {"segmentation": [[1, 1, 9, 1, 9, 9]]}, "the segmentation .* of a mask of 128x96"),
         ("segm", {"segmentation": None}, "the segmentation .* of a mask of 128x96"),
-        ("mask", {}, "iou_type 'mask' is none of bbox, segm, keypoints"),
+        ("mask", {}, "iou_type 'mask' is not one of bbox, segm, keypoints"),
     ],
 )
 def test_detections_that_backends_differ_or_hang_on_are_named(iou_type, change, said, shapes_truth):
@@ -445,14 +445,14 @@ def test_keypoints_without_a_constant_each_are_named(coco_root):
     with pytest.raises(UserError, match=r"detection number 1, .*the keypoints .*which must be 51 numbers"):
         evaluate_coco(truth, other, "keypoints")
     truth["annotations"][0]["keypoints"] = [1, 1, 2]
-    with pytest.raises(OptionError, match="must have 1 entries, one a keypoint"):
+    with pytest.raises(OptionError, match="must have 1 entries, one per keypoint"):
         evaluate_coco(truth, results, "keypoints")
 
 
 def test_images_without_a_size_cannot_have_masks_evaluated(shapes_truth):
     truth = copy.deepcopy(shapes_truth)
     del truth["images"][1]["width"]
-    with pytest.raises(UserError, match=r"1 images, 2 the first, have no height and width.*check_dataset"):
+    with pytest.raises(UserError, match=r"1 images, the first 2, have no height and width.*check_dataset"):
         evaluate_coco(truth, [], "segm")
 
 
@@ -502,7 +502,7 @@ def test_a_file_that_changes_during_training_is_noticed_at_evaluation(own_val, t
         file.write_text(json.dumps(content))
         build_test_loader(cfg, name)
         build_evaluator(cfg, name, str(tmp_path))
-    assert caplog.text.count(f"{file} has changed since training started; evaluation is by the new file") == 1
+    assert caplog.text.count(f"{file} has changed since training started; evaluation uses the new file") == 1
     content["categories"].append({"id": 4, "name": "star"})
     for broken in (json.dumps(content), "{", '{"images": 3}'):
         file.write_text(broken)
@@ -546,7 +546,7 @@ def test_label_maps_that_do_not_fit_are_named(label_map):
     )
     for spoil in spoilt:
         spoil()
-        with pytest.raises(UserError, match=r"labels\.png is no label map"):
+        with pytest.raises(UserError, match=r"labels\.png is not a label map"):
             process()
 
 

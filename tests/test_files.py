@@ -44,7 +44,7 @@ def test_json_is_read_with_its_mark_and_refused_when_broken_or_deep(tmp_path):
     file = tmp_path / "file.json"
     file.write_bytes(b'\xef\xbb\xbf{"a": [1, "]]]]"]}')
     assert read_json(file) == {"a": [1, "]]]]"]}
-    for content, reason in ((b"{", "no valid JSON"), (b"\xff{}", "UTF-8"), (b"[" * 100000, "nested")):
+    for content, reason in ((b"{", "not valid JSON"), (b"\xff{}", "UTF-8"), (b"[" * 100000, "nested")):
         file.write_bytes(content)
         with pytest.raises(UserError, match=reason):
             read_json(file)

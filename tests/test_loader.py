@@ -123,22 +123,22 @@ def test_an_image_that_the_mapper_rejects_makes_way_for_another(cfg):
     chosen = names(lambda record: record if kept(record["file_name"]) else None)
     assert all(map(kept, chosen)) and not all(map(kept, everything))
     assert [new for new, old in zip(chosen, everything) if kept(old)] == [*filter(kept, everything)]
-    with pytest.raises(UserError, match="returns None for 100 images"):
+    with pytest.raises(UserError, match="returned None for 100 images"):
         names(lambda record: None)
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
 def test_images_of_more_than_8_bits_are_named(mode, tmp_path):
     Image.new(mode, (4, 4)).save(tmp_path / "deep.tiff")
-    with pytest.raises(UserError, match=r"deep\.tiff has more than 8 bits a channel .*convert it to 8 bits"):
+    with pytest.raises(
+        UserError, match=r"deep\.tiff has more than 8 bits per channel .*convert it to 8 bits"
+    ):
         CheckedMapper(lambda record: record)({"file_name": str(tmp_path / "deep.tiff")})
 
 
 def test_a_sound_image_at_which_a_mapper_fails_is_not_said_to_be_at_fault(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "sound.png")
-    said = (
-        r"sound\.png cannot be used \(division by zero\); if tools/check_dataset.py finds nothing .*, INPUT"
-    )
+    said = r"sound\.png cannot be used \(division by zero\); if tools/check_dataset.py finds nothing .*, the configuration's INPUT"
     with pytest.raises(UserError, match=said):
         CheckedMapper(lambda record: 1 / 0)({"file_name": str(tmp_path / "sound.png")})
 
@@ -174,7 +174,7 @@ def test_shared_memory_that_is_full_is_said_by_the_worker_and_nobody_waits(cfg, 
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
             next(loaded_by_a_worker(cfg))
         except UserError as e:
-            os._exit(0 if "has no room for what the loader's workers load" in str(e) else 3)
+            os._exit(0 if "has no space for the loader workers' batches" in str(e) else 3)
         finally:
             os._exit(4)
     end = time.time() + 30

@@ -40,7 +40,7 @@ def test_trained_config_names_the_released_detector():
     assert model_zoo.get_checkpoint_url("cascade_resnest101.yaml") == "resnest://cascade_resnest101"
     cfg = model_zoo.get_config("cascade_resnest101", trained=True)
     assert cfg.MODEL.WEIGHTS == "resnest://cascade_resnest101"
-    with pytest.raises(UserError, match="nobody has published a trained detector for quickstart"):
+    with pytest.raises(UserError, match="no trained detector has been published for quickstart"):
         model_zoo.get_checkpoint_url("quickstart")
 
 

@@ -246,27 +246,27 @@ def set_in_annotation(**values):
 
 
 MALFORMED = [
-    (lambda c: c.pop("annotations"), "holds no annotations"),
-    (lambda c: c.update(annotations=3), "'annotations' is no list"),
-    (lambda c: c.pop("categories"), "holds no categories"),
+    (lambda c: c.pop("annotations"), "it has no annotations"),
+    (lambda c: c.update(annotations=3), "'annotations' is not a list"),
+    (lambda c: c.pop("categories"), "it has no categories"),
     (lambda c: c["annotations"].append(3), "annotation number 1 has no image_id"),
     (
         lambda c: c["annotations"].append(dict(c["annotations"][0])),
-        "image 7 or its file '7.png' is there twice",
+        "image 7 or its file '7.png' is listed twice",
     ),
     (
         lambda c: c["annotations"].append({**c["annotations"][0], "image_id": 8}),
-        "its file '7.png' is there twice",
+        "its file '7.png' is listed twice",
     ),
     (set_in_annotation(image_id="7"), "annotation number 0 has no image_id that is a whole number"),
-    (set_in_annotation(file_name=3), "that of image 7 names no file"),
+    (set_in_annotation(file_name=3), "the annotation of image 7 names no file"),
     (set_in_annotation(segments_info=None), "image 7 has no list segments_info"),
     (set_in_annotation(segments_info=[3]), "a segment of image 7 has no id"),
     (set_in_annotation(segments_info=[{"id": 1.5, "category_id": 1}]), "a segment of image 7 has no id"),
     (set_in_annotation(segments_info=[{"id": 1}]), "segment 1 of image 7 is of no known category"),
     (set_in_annotation(segments_info=[{"id": 1, "category_id": [1]}]), "segment 1 of image 7 is of no known"),
     (lambda c: c["categories"].append("x"), "a category is x, without a whole number as its id"),
-    (lambda c: c["categories"][0].pop("isthing"), "category 1 does not say by isthing"),
+    (lambda c: c["categories"][0].pop("isthing"), "category 1 has no isthing of 0 or 1"),
 ]
 
 
@@ -301,15 +301,15 @@ def _segments(content):
     [
         (lambda c: _segments(c)[0].update(id=2**24), "segment 16777216 .* no RGB image can hold"),
         (lambda c: _segments(c)[0].update(id=0), "segment 0 .* no RGB image can hold"),
-        (lambda c: _segments(c).append(dict(_segments(c)[0])), "segment 1 of image 7 is there twice"),
-        (lambda c: _segments(c).pop(), r"7\.png does not fit to .*: of image 7, segment 2 is not listed"),
+        (lambda c: _segments(c).append(dict(_segments(c)[0])), "segment 1 of image 7 is listed twice"),
+        (lambda c: _segments(c).pop(), r"7\.png does not match .*: in image 7, segment 2 is not listed"),
         (
             lambda c: _segments(c).append({"id": 3, "category_id": 1}),
-            r"7\.png does not fit to .*: of image 7, segment 3 is listed, but has no pixel$",
+            r"7\.png does not match .*: in image 7, segment 3 is listed, but has no pixels$",
         ),
         (
             lambda c: c.update(images=[{"id": 7, "height": 4, "width": 3}]),
-            r"7\.png is of 4x3 pixels, and its image, 7, of 3x4",
+            r"7\.png has 4x3 pixels, but its image 7 has 3x4",
         ),
     ],
 )
@@ -336,13 +336,13 @@ def test_a_start_looks_at_some_of_the_images_that_are_evaluated(place, small_eva
     MetadataCatalog.get("test_panoptic_small").evaluator_type = "coco_panoptic_seg"
     cfg = model_zoo.get_config("panoptic_resnest200_3x")
     assert check_registered(cfg, ["test_panoptic_small"], []) == []  # in training they are not read
-    with pytest.raises(UserError, match=rf"of image {place}, segment 3 is listed, but has no pixel"):
+    with pytest.raises(UserError, match=rf"in image {place}, segment 3 is listed, but has no pixels"):
         check_registered(cfg, [], ["test_panoptic_small"])
 
 
 def test_an_image_without_any_of_its_segments_is_refused(tmp_path):
     file, segments = write_small(tmp_path, ids=np.zeros((3, 4), int))
-    with pytest.raises(UserError, match=r"of image 7, segment 1 is listed, but has no pixel, as 1 more"):
+    with pytest.raises(UserError, match=r"in image 7, segment 1 is listed, but has no pixels, like 1 more"):
         write_semantic_maps(file, segments, tmp_path / "out")
 
 
@@ -370,9 +370,9 @@ def damage(path, kind):
 
 
 DAMAGED = {
-    "missing": "No such file", "cut": "is no image or a damaged one", "text": "is no image", "empty": "is no image",
-    "folder": "is a folder", "FIFO": "is a FIFO", "grey": "of mode L, and theirs is RGB", "palette": "of mode P",
-    "JPEG": "is no PNG but JPEG",
+    "missing": "No such file", "cut": "is not an image or is", "text": "is not an image", "empty": "is not an image",
+    "folder": "is a folder", "FIFO": "is a FIFO", "grey": "of mode L, but images of segments are RGB", "palette": "of mode P",
+    "JPEG": "is JPEG, but images of segments must be PNG",
 }  # fmt: skip
 
 
@@ -407,8 +407,8 @@ def test_damaged_images_of_segments_are_named(kind, small_evaluator, tmp_path):
 @pytest.mark.parametrize(
     "ids, message",
     [
-        (np.ones((4, 3)), r"7\.png is of 3x4 pixels, and its image, 7, of 4x3"),
-        (np.array([[1, 1, 9, 9]] * 3), "segment 2 is listed, but has no pixel"),
+        (np.ones((4, 3)), r"7\.png has 3x4 pixels, but its image 7 has 4x3"),
+        (np.array([[1, 1, 9, 9]] * 3), "segment 2 is listed, but has no pixels"),
         (np.array([[1, 2, 9, 9]] * 3), "segment 9 is not listed"),
     ],
 )

@@ -74,7 +74,7 @@ def draw(tmp_path):
 def test_a_damaged_image_is_named(tmp_path):
     dataset(tmp_path, b"no image", name="bad.jpg")
     (name,) = register_pairs("val", [(str(tmp_path / "a.json"), str(tmp_path / "images"))], {})
-    with pytest.raises(UserError, match=r"bad\.jpg is no image or a damaged one"):
+    with pytest.raises(UserError, match=r"bad\.jpg is not an image or is damaged"):
         draw_predictions(model_zoo.get_config("quickstart"), nn.Identity(), name, tmp_path / "pictures")
 
 

@@ -175,14 +175,14 @@ def test_what_cannot_be_reported_is_said_in_one_line(folder, run_python, tmp_pat
     with pytest.raises(UserError, match=r"cannot write /dev/null/report\.html"):
         write_report(load_evaluation(folder), Path("/dev/null/report.html"), num_pictures=0)
     assert_one_line_error(
-        run_python("tools/report.py", tmp_path), "holds no inference/coco_instances_results.json"
+        run_python("tools/report.py", tmp_path), "has no inference/coco_instances_results.json"
     )
     (tmp_path / "coco_instances_results.json").write_text("[]")
-    with pytest.raises(UserError, match="does not tell its dataset; give --annotations and --images"):
+    with pytest.raises(UserError, match="does not record its dataset; give --annotations and --images"):
         load_evaluation(tmp_path)
     with pytest.raises(UserError, match=r"cannot read --annotations .*none\.json"):
         load_evaluation(folder, tmp_path / "none.json")
-    with pytest.raises(UserError, match=r"--images .*none is no folder"):
+    with pytest.raises(UserError, match=r"--images .*none is not a folder"):
         load_evaluation(folder, images=tmp_path / "none")
     with pytest.raises(UserError, match=r"--row mask_resnest5: .*did you mean mask_resnest50"):
         load_evaluation(folder, row="mask_resnest5")
@@ -341,10 +341,10 @@ def test_results_of_another_kind_and_of_an_evaluator_of_ones_own(small):
     small.run["results"] = {"bbox": {"AP": None}, "mine": {"confusion": [[1, 2], [3, 4]]}, "note": "x"}
     assert small.read().run["results"]["note"] == "x"
     small.run["datasets"] = []
-    with pytest.raises(UserError, match="does not tell its dataset"):
+    with pytest.raises(UserError, match="does not record its dataset"):
         small.read()
     del small.run["results"]
-    with pytest.raises(UserError, match=r"results\.json is no results\.json of this package"):
+    with pytest.raises(UserError, match=r"results\.json is not a results\.json of this package"):
         small.read()
 
 
@@ -354,9 +354,9 @@ def test_lines_of_metrics_that_a_kill_has_cut_are_left_out(small, caplog):
     metrics = small.read().metrics
     # The first of the good ones was written to the end of the one that was cut.
     assert metrics == [METRICS[1], {"iteration": 59, "lr": 0.03}]
-    assert "2 damaged lines are left out, the first is line 1" in caplog.text
+    assert "skipping 2 damaged lines, the first is line 1" in caplog.text
     small.metrics = "a,b\n1,2\n"
-    with pytest.raises(UserError, match=r"metrics\.json holds no metrics"):
+    with pytest.raises(UserError, match=r"metrics\.json has no metrics"):
         small.read()
 
 
@@ -371,14 +371,14 @@ def test_charts_of_a_long_training_are_no_larger_than_those_of_a_short_one():
 
 def test_an_annotation_without_what_others_have_is_named(small):
     del small.truth["annotations"][1]["segmentation"]
-    with pytest.raises(UserError, match="annotation 2 has no segmentation, as others have"):
+    with pytest.raises(UserError, match="annotation 2 has no segmentation, but others have one"):
         small.read()
     del small.truth["annotations"][0]["segmentation"]
     assert small.read().tasks == ["bbox", "keypoints"]
     small.detections = [
         {k: d[k] for k in ("image_id", "category_id", "score", "segmentation")} for d in small.detections
     ]
-    with pytest.raises(UserError, match="nothing to compare with segmentation of"):
+    with pytest.raises(UserError, match="nothing to compare with the detections' segmentation"):
         small.read()
 
 
@@ -492,7 +492,7 @@ def _turned(folder):
         ("1.png", (64, 48), _picture("1.png", mode="I;16"), None),
         ("1.png", (64, 48), _picture("1.png", mode="LA"), None),
         ("1.jpg", (64, 48), _turned, None),
-        ("1.png", (64, 48), _picture("1.png", (32, 24)), "has 32x24 pixels, and its annotations are for 64x48"),
+        ("1.png", (64, 48), _picture("1.png", (32, 24)), "has 32x24 pixels, but its annotations are for 64x48"),
         ("1.png", (64, 48), lambda folder: (folder / "1.png").write_bytes(b"\x89PNG" + bytes(50)), "cannot be decoded"),
         ("1.png", (64, 48), lambda folder: os.mkfifo(folder / "1.png"), "is a FIFO"),
         ("1.png", (64, 48), lambda folder: (folder / "1.png").mkdir(), "is a folder"),
@@ -577,7 +577,9 @@ def test_a_page_replaces_nothing_but_a_page(small):
     os.replace(small.folder / "report.html", small.folder / "other.html")
     (small.folder / "report.html").symlink_to("truth.json")
     before = (small.folder / "truth.json").read_text()
-    with pytest.raises(UserError, match=r"truth\.json is there and no page; name another file with --output"):
+    with pytest.raises(
+        UserError, match=r"truth\.json exists and is not an HTML page; name another file with --output"
+    ):
         small.page()
     assert (small.folder / "truth.json").read_text() == before
     os.remove(small.folder / "report.html")

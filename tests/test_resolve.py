@@ -164,7 +164,7 @@ def test_hub_is_next_when_the_release_assets_fail(handler, server, state):
 def test_a_server_that_drips_is_left_for_the_next(handler, server, monkeypatch):
     monkeypatch.setattr(resolve, "TIMEOUT", 0.3)
     server.behave, begun = "dripping", time.monotonic()
-    with pytest.raises(UserError, match=rf"Tried {server.url}\S*: less than 1000 bytes a second; .*{HUB}"):
+    with pytest.raises(UserError, match=rf"Tried {server.url}\S*: less than 1000 bytes per second; .*{HUB}"):
         handler.resolve("resnest_test")
     assert time.monotonic() - begun < 4 and leftovers(handler) == []
 
@@ -284,7 +284,7 @@ def test_a_folder_that_is_none_is_named(handler, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("RESNEST_D2_WEIGHTS", str(tmp_path / "none"))
     for _ in range(2):
         handler.resolve("resnest_test")
-    assert caplog.text.count(f"RESNEST_D2_WEIGHTS names {tmp_path}/none, which is no folder") == 1
+    assert caplog.text.count(f"RESNEST_D2_WEIGHTS names {tmp_path}/none, which is not a folder") == 1
 
 
 def test_no_network_says_which_file_to_put_where(handler, server):
@@ -508,7 +508,7 @@ def test_link_to_a_trained_detector_is_its_file_or_one_line(links, tmp_path, mon
         links._get_local_path(HOST + released)
     text = f"MODEL.WEIGHTS: {HOST + released}: its host is gone, and resnest://faster_resnest50_dcn is not on"
     assert str(e.value).startswith(text) and "\n" not in str(e.value)
-    assert f"Put {released} which is served nowhere any more, into {links.weights.cache}" in str(e.value)
+    assert f"Put {released} which is no longer served anywhere, into {links.weights.cache}" in str(e.value)
     (tmp_path / released).write_bytes(b"x")
     assert links._get_local_path(HOST + released) == str(tmp_path / released)
 
@@ -614,7 +614,7 @@ for depth, weights in ((14, "resnest://resnest14"), (50, "{LINK}"), (50, "{LINK}
     sums = [float(line) for line in result.stdout.splitlines()[-3:]]
     assert sums == pytest.approx([first, second, second], rel=1e-4)
     said = [line for line in result.stderr.splitlines() if LINK in line]
-    assert said == [f"{LINK}: its host is gone; resnest://resnest50 stands for it, {tmp_path}/resnest50.pth"]
+    assert said == [f"{LINK}: its host is gone; resnest://resnest50 replaces it, {tmp_path}/resnest50.pth"]
 
 
 def quickstart_on(tmp_path, *overrides):

@@ -1,4 +1,4 @@
-"""Weights: reading them safely, converting between formats, and finding them by name."""
+"""Read weights safely, convert between their formats, and find them by name."""
 
 from .checkpointer import Checkpointer
 from .convert import Conversion, check_target, convert, write_weights

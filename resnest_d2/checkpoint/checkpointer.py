@@ -142,7 +142,7 @@ class Checkpointer(DetectionCheckpointer):
                 self._check_state(path, content)
                 self._run = _run(content) or self._run
                 if passed_over:
-                    logger.warning("--resume goes on from %s: %s", path.name, passed_over)
+                    logger.warning("--resume continues from %s: %s", path.name, passed_over)
                 return path
         raise UserError(
             f"--resume: no checkpoint in {self.save_dir} can be read: {', '.join(damaged)}; restore one, "
@@ -257,19 +257,19 @@ class Checkpointer(DetectionCheckpointer):
         if query:
             raise UserError(f"{filename}?{'&'.join(query)}: the only query is matching_heuristics=True")
         if len(loaded["model"]) > _MAX_TENSORS:
-            raise UserError(f"{filename} is no file of weights: it holds {len(loaded['model'])} tensors")
+            raise UserError(f"{filename} is not a weight file: it holds {len(loaded['model'])} tensors")
         for name, value in loaded["model"].items():
             if not isinstance(name, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
                 remedy = "; save it on its own with torch.save, if it is what you mean"
                 raise UserError(
-                    f"{filename} is no file of weights: {str(name)[:80]} is a {type(value).__name__}"
+                    f"{filename} is not a weight file: {str(name)[:80]} is a {type(value).__name__}"
                     f"{remedy if isinstance(value, dict) else ''}"
                 )
         loaded["model"] = bare(loaded["model"], own)
         self._convert_ndarray_to_tensor(loaded["model"])
         for name, value in loaded["model"].items():
             if value.is_complex():
-                raise UserError(f"{filename} is no file of weights: {name} holds complex numbers")
+                raise UserError(f"{filename} is not a weight file: {name} holds complex numbers")
         check_types(loaded["model"], filename)
         self.file = f"{given.geturl()} ({filename})" if given and given.scheme else filename
         return loaded

@@ -1,4 +1,4 @@
-"""Key maps from other formats of ResNeSt weights to this package's names, recognised by content."""
+"""Recognise formats of ResNeSt weights by their content, and map their keys to this package's names."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from .read import WeightsError
 
 State = Dict[str, Tensor]
 
-#: Keys under which training codes wrap the weights.
+#: Keys under which training code wraps the weights.
 _WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict")
-_MAX_WRAPPERS = 10  # a malformed file may hold itself
+_MAX_WRAPPERS = 10  # a malformed file may contain itself
 _ALONE = "save what is meant on its own with torch.save"
-#: What DistributedDataParallel, torch.compile and Lightning put before all names.
+#: Prefixes that DistributedDataParallel, torch.compile and Lightning add to all names.
 _OUTER = ("module.", "_orig_mod.", "model.")
-#: Modules whose shapes tell which network it is.
+#: Layers whose shapes identify the network.
 _TELLING = ("stem.conv1_1", "stem.conv1", "res2.0.conv1", "res2.0.conv2.conv", "res2.0.conv2", "res2.0.conv3")
-#: Where a detectron2 model keeps its backbone.
+#: Prefixes of the backbone in detectron2 models.
 _PREFIXES = ("backbone.bottom_up.", "backbone.", "bottom_up.", "")
 
-#: Convolutions and norms of the stem by their place in an nn.Sequential, where ReLUs have no tensors.
+#: Convolutions and norms of the stem by their index in an nn.Sequential; ReLUs have no tensors.
 _SEQUENTIAL = {"0": "conv1_1", "1": "conv1_1.norm", "3": "conv1_2", "4": "conv1_2.norm", "6": "conv1_3"}
-#: By a tensor that tells the format: what it is called, and its modules outside of the stages.
+#: By a tensor that identifies the format: the format's description, and its modules outside the stages.
 _FORMATS: Dict[str, Tuple[str, Dict[str, str]]] = {
     "stem.0.weight": (
         "MMDetection's ResNeSt",
@@ -59,19 +59,19 @@ _LAYER = re.compile(r"layer(\d)\.(\d+)\.(.+)\.(\w+)")
 
 
 class UnknownFormatError(WeightsError):
-    """The file holds no ResNeSt in a format that is known here."""
+    """The file has no ResNeSt in a known format."""
 
 
 class Conversion(NamedTuple):
     """Weights under this package's names.
 
     Attributes:
-        source: the format that was recognised.
-        state: name to tensor. Backbones have no prefix; whole detectors keep their names.
-        unexpected_keys: names in the file that have no place.
-        missing_keys: names of the backbone that the file has nothing for.
-        options: arguments of :class:`ResNeSt` for the backbone that was found.
-        is_detector: whether there are weights beside the backbone's.
+        source: description of the recognised format.
+        state: tensors by name. Backbones have no prefix; whole detectors keep their names.
+        unexpected_keys: names in the file that have no place in the network.
+        missing_keys: names in the backbone that the file has nothing for.
+        options: arguments of :class:`ResNeSt` for the recognised backbone.
+        is_detector: whether the file has more weights than the backbone's.
     """
 
     source: str
@@ -82,16 +82,16 @@ class Conversion(NamedTuple):
     is_detector: bool
 
     def checkpoint(self) -> Dict[str, Any]:
-        """Content of a ``.pth`` file for detectron2's stock checkpointer.
+        """Return the content of a ``.pth`` file for detectron2's stock checkpointer.
 
-        Backbone names have no prefix, so that they fit any model that holds the backbone somewhere:
-        detectron2's heuristics match names by their ends.
+        Backbone names have no prefix, so that they fit any model that contains the backbone: detectron2's
+        heuristics match names by their suffixes.
         """
         author = f"resnest_d2, from {self.source}"
         return {"model": self.state, "__author__": author, "matching_heuristics": not self.is_detector}
 
     def check_complete(self, name: str) -> None:
-        """Raise WeightsError, naming the file ``name``, unless the backbone is covered by numbers."""
+        """Raise WeightsError, naming the file ``name``, unless it has valid tensors for the backbone."""
         if self.missing_keys:
             raise WeightsError(
                 name,
@@ -104,16 +104,16 @@ class Conversion(NamedTuple):
 
 
 def convert(content: Dict[str, Any], name: str = "the file", own: Container[str] = ()) -> Conversion:
-    """Recognise the format of ``content`` and map it.
+    """Recognise the format of ``content`` and convert it.
 
     Args:
         content: as :func:`read_weights` returns it.
-        name: of the file, for errors.
-        own: as of :func:`bare`.
+        name: name of the file, for error messages.
+        own: see :func:`bare`.
 
     Raises:
-        UnknownFormatError: it holds no ResNeSt that is known here.
-        WeightsError: it holds several networks.
+        UnknownFormatError: it has no ResNeSt in a known format.
+        WeightsError: it has several networks.
     """
     state = unwrap(content, name, own)
     if not state:
@@ -143,21 +143,21 @@ def convert(content: Dict[str, Any], name: str = "the file", own: Container[str]
 
 
 def as_checkpoint(content: Dict[str, Any], name: str, own: Container[str] = ()) -> Dict[str, Any]:
-    """``content`` as detectron2's checkpointer takes it.
+    """Convert ``content`` to the form that detectron2's checkpointer expects.
 
-    Backbones are converted, and refused where they are incomplete. Whole detectors, of ResNeSt or not, and
-    what detectron2 or pycls have published keep their names, for detectron2's heuristics to match.
+    Backbones are converted, and refused if incomplete. Whole detectors, with ResNeSt or not, and files
+    published by detectron2 or pycls keep their names, for detectron2's heuristics to match.
 
     Args:
         content: as :func:`read_weights` returns it.
-        name: of the file, for errors. Where it ends in ``.pkl``, names that nobody knows are Caffe2's.
-        own: as of :func:`bare`.
+        name: name of the file, for error messages. If it ends in ``.pkl``, unknown names are Caffe2's.
+        own: see :func:`bare`.
 
     Raises:
-        WeightsError: it is a ResNeSt backbone that lacks tensors, or weights that no network has.
+        WeightsError: it is a ResNeSt backbone that lacks tensors or has invalid numbers.
     """
     in_layout, published = isinstance(content.get("model"), dict), str(name).endswith(".pkl")
-    if published and in_layout and "__author__" in content:  # of detectron2's model zoo
+    if published and in_layout and "__author__" in content:  # from detectron2's model zoo
         return content
     try:
         conversion = convert(content, name, own)
@@ -178,31 +178,31 @@ def as_checkpoint(content: Dict[str, Any], name: str, own: Container[str] = ()) 
 
 
 def some(names: Iterable[str], shown: int = 3) -> str:
-    """The first few names, for an error."""
+    """Return the first few names, for error messages."""
     names = list(names)
     return ", ".join(str(n)[:80] for n in names[:shown]) + (", ..." if len(names) > shown else "")
 
 
 def check_target(path: str, source: str = "") -> None:
-    """Raise UserError unless :func:`write_weights` can write there, and it is not the file that is read."""
+    """Raise UserError unless :func:`write_weights` can write ``path`` without replacing ``source``."""
     if Path(path).suffix not in (".pth", ".safetensors"):
         raise UserError(f"{path!r} cannot be written: the suffix must be .pth or .safetensors")
     if os.path.realpath(check_writable(path)) == os.path.realpath(source):
-        raise UserError(f"{path} is the file that is read; name another to write")
+        raise UserError(f"{path} is the input file; name another to write")
 
 
 def write_weights(conversion: Conversion, path: str) -> None:
     """Write ``.pth``, which detectron2's stock checkpointer loads, or ``.safetensors``.
 
     Raises:
-        UserError: another suffix, or the file cannot be written; nothing is left behind.
+        UserError: the suffix is another, or the file cannot be written; nothing is left behind.
     """
     check_target(path)
     with atomic_writer(path) as file:
         if Path(path).suffix == ".pth":
             torch.save(conversion.checkpoint(), file)
         else:
-            tensors = {  # safetensors refuses two that share memory
+            tensors = {  # safetensors forbids shared memory
                 key: value.clone(memory_format=torch.contiguous_format)
                 for key, value in conversion.state.items()
             }
@@ -210,10 +210,10 @@ def write_weights(conversion: Conversion, path: str) -> None:
 
 
 def unwrap(content: Dict[str, Any], name: str, own: Container[str] = ()) -> State:
-    """The tensors in ``content``, without the dicts and the prefixes that training codes wrap them in.
+    """Extract the tensors from any wrapping in ``content``, without the prefixes of wrappers.
 
     Raises:
-        WeightsError: naming the file ``name``, it holds several wrapped networks, which differ.
+        WeightsError: the file, called ``name``, has several different wrapped networks.
     """
     for _ in range(_MAX_WRAPPERS):
         inner = [key for key in _WRAPPERS if isinstance(content.get(key), dict)]
@@ -222,16 +222,16 @@ def unwrap(content: Dict[str, Any], name: str, own: Container[str] = ()) -> Stat
         full = [key for key in inner if _tensors(content[key])] or inner[:1]
         for other in full[1:]:
             if not _equal(content[full[0]], content[other]):
-                raise WeightsError(name, f"holds other weights under {full[0]!r} than {other!r}", _ALONE)
+                raise WeightsError(name, f"has different weights under {full[0]!r} and {other!r}", _ALONE)
         content = content[full[0]]
     return bare(_tensors(content), own)
 
 
 def bare(state: State, own: Container[str] = ()) -> State:
-    """The tensors, without the prefixes that wrappers put before all names.
+    """Remove the prefixes that wrappers add to all names.
 
     Args:
-        own: names of the model that they are for. Where one is among the names, these are left as they are.
+        own: names in the model that the tensors are for, which are left unchanged.
     """
     while prefix := next((p for p in _OUTER if state and all(key.startswith(p) for key in state)), ""):
         if any(key in own for key in state):
@@ -254,11 +254,11 @@ def _equal(one: Dict[str, Any], other: Dict[str, Any]) -> bool:
 
 
 def _convert(source: str, state: State, ours: Dict[str, Optional[str]], name: str) -> Conversion:
-    """The backbone in a file.
+    """Convert the backbone in a file.
 
     Args:
-        ours: names in the file to this package's; None where there is none.
-        name: of the file, for errors.
+        ours: maps names in the file to this package's, or to None.
+        name: name of the file, for error messages.
     """
     backbone = {new: state[key] for key, new in ours.items() if new is not None}
     expected, options = _expected(backbone, name)
@@ -279,8 +279,8 @@ def _rename(key: str, value: Tensor, stem: Dict[str, str]) -> Optional[str]:
         return None
     layer, block, module, tensor = match.groups()
     if module.startswith("downsample."):
-        # With an average pool before it the convolution is number 1, without it 0: only it and its
-        # norm have tensors, and the convolution's has four dimensions.
+        # The convolution has index 1 after an average pool, or else 0. Only it and its norm have tensors,
+        # and the convolution's has four dimensions.
         new: Optional[str] = "shortcut" if value.dim() == 4 else "shortcut.norm"
     else:
         new = _BLOCK.get(module)
@@ -288,20 +288,20 @@ def _rename(key: str, value: Tensor, stem: Dict[str, str]) -> Optional[str]:
 
 
 def _expected(backbone: State, name: str) -> Tuple[Dict[str, Tuple[int, ...]], Dict[str, Any]]:
-    """Names and shapes of the ResNeSt that the tensors belong to, and its options."""
+    """Return the names and shapes of the ResNeSt that the tensors belong to, and its options."""
     try:
         options = infer_options(backbone)
         hashable = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
         return _shapes(tuple(hashable.items())), options
     except (KeyError, UserError) as e:
         reason = f"nothing for {e.args[0]}" if isinstance(e, KeyError) else one_line(e, 200)
-    except (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError):  # of wrong shapes
+    except (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError):  # from wrong shapes
         shapes = {key: backbone.get(f"{key}.weight") for key in _TELLING}
         reason = ", ".join(f"{key} of shape {tuple(v.shape)}" for key, v in shapes.items() if v is not None)
     raise UnknownFormatError(name, f"holds no complete ResNeSt ({reason})")
 
 
-@functools.lru_cache(maxsize=8)  # a file is recognised more than once, and building takes up to a second
+@functools.lru_cache(maxsize=8)  # files are recognised repeatedly, and building takes up to a second
 def _shapes(options: Tuple) -> Dict[str, Tuple[int, ...]]:
     with torch.device("meta"):
         net = ResNeSt(**dict(options))
@@ -309,7 +309,7 @@ def _shapes(options: Tuple) -> Dict[str, Tuple[int, ...]]:
 
 
 def _missing(backbone: State, expected: Dict[str, Tuple[int, ...]]) -> List[str]:
-    # The counter of batches came with PyTorch 0.4.1, and frozen norms have none: nothing depends on it.
+    # PyTorch 0.4.1 added the batch counter, and frozen norms lack it: nothing depends on it.
     return [
         key
         for key, shape in expected.items()
@@ -319,12 +319,12 @@ def _missing(backbone: State, expected: Dict[str, Tuple[int, ...]]) -> List[str]
 
 
 def infer_options(backbone: State) -> Dict[str, Any]:
-    """Arguments of :class:`ResNeSt` that make a network of these names and shapes.
+    """Infer the arguments of :class:`ResNeSt` that build a network of these names and shapes.
 
-    Pools have no weights, so ``avd``, ``avd_first`` and ``avg_down`` cannot be told.
+    Pools have no weights, so ``avd``, ``avd_first`` and ``avg_down`` cannot be inferred.
 
     Args:
-        backbone: name, as this package has them, to tensor.
+        backbone: tensors by this package's names.
 
     Raises:
         KeyError: a tensor that every ResNeSt has is missing.
@@ -334,7 +334,7 @@ def infer_options(backbone: State) -> Dict[str, Any]:
     blocks = tuple(len({k.split(".")[1] for k in backbone if k.startswith(f"{s}.")}) for s in stages)
     depths = [depth for depth, all_blocks in STAGE_BLOCKS.items() if all_blocks[: len(blocks)] == blocks]
     if not depths:
-        raise OptionError("blocks per stage", blocks, "must be those of a depth that there is")
+        raise OptionError("blocks per stage", blocks, "must be those of an existing depth")
     width, first = backbone["res2.0.conv1.weight"].shape[:2]
     options: Dict[str, Any] = {
         "depth": depths[0],
@@ -343,7 +343,7 @@ def infer_options(backbone: State) -> Dict[str, Any]:
         "out_features": [stages[-1]],
         "norm": "BN",
     }
-    if not any(key.endswith("running_mean") for key in backbone):  # LN stands for all without statistics
+    if not any(key.endswith("running_mean") for key in backbone):  # LN: any without statistics
         options["norm"] = "LN" if "res2.0.conv1.norm.weight" in backbone else ""
     if options["deep_stem"]:
         options["in_channels"] = backbone["stem.conv1_1.weight"].shape[1]

@@ -1,4 +1,4 @@
-"""What the weights of a file leave random in a model, and which network they seem to come from."""
+"""Find out which parts of a model a weight file leaves random, and which network it seems to be for."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Coverage(NamedTuple):
 
     Attributes:
         file: its path.
-        missing_keys: names of the model that the file has nothing for, or only a tensor of another shape.
-        backbone: those among them that belong to the backbone and must not be missing.
-        misplaced: names of the file which show that its backbone is another one.
-        norms: whether of the file's norms and the model's, one kind has running statistics and the other not.
-        fresh: the model's norms that normalize each image by itself, where the file's use running statistics.
-        found, wanted: the tensors of the file, and of the model's backbone.
+        missing_keys: names in the model for which the file has no tensor of the same shape.
+        backbone: those of them that belong to the backbone and must not stay random.
+        misplaced: names in the file that show it is for another backbone.
+        norms: whether only one of file and model has norms with running statistics.
+        fresh: norms of the model that normalise each image on its own, if those of the file do not.
+        found, wanted: the tensors of the file and of the model's backbone.
     """
 
     file: str
@@ -43,27 +43,27 @@ class Coverage(NamedTuple):
 
     @property
     def parts(self) -> str:
-        """The parts of the model in ``missing_keys``."""
+        """Name the parts of the model in ``missing_keys``."""
         return ", ".join(sorted({".".join(key.split(".")[:2]) for key in self.missing_keys}))
 
     def check_backbone(self) -> None:
-        """Raise UserError unless training may start from these weights of the model's backbone.
+        """Raise UserError unless training may start from these backbone weights.
 
-        Norms that normalize each image by itself, as GN does, may begin with the scale and bias of others.
+        Norms that normalise each image on its own, like GN, may start with the scale and bias of others.
         """
         if self.backbone or self.misplaced or (self.norms and not self.fresh):
             self._refuse()
         if self.fresh:
             logger.warning(
-                "MODEL.WEIGHTS: %s is of norms with statistics; %d of the model begin with its scale and "
-                "bias only: %s",
+                "MODEL.WEIGHTS: the norms of %s have statistics; %d of the model start with only their scale "
+                "and bias: %s",
                 self.file,
                 len(self.fresh),
                 some(self.fresh),
             )
 
     def check_all(self) -> None:
-        """Raise UserError unless there are weights for all of the model."""
+        """Raise UserError unless there are weights for the whole model."""
         if self.missing_keys:
             offsets = all(_is_offset(key) for key in self.missing_keys)
             other = f"; {self._seems()}" if self.backbone or self.misplaced else ""
@@ -99,17 +99,17 @@ def cover(
     missing: Sequence[str],
     unexpected: Sequence[str],
 ) -> Coverage:
-    """How weights fit a model.
+    """Determine how weights fit a model.
 
-    A classifier's weights lack the heads of a detector, which is how training starts. Norms that have been
-    merged into scale and bias, as in detectron2's weights from MSRA, lack statistics, which then start at 0
-    and 1. Offsets of deformable convolutions start at zero.
+    A classifier's weights do not cover a detector's heads, which is how training starts. Norms merged into
+    scale and bias, as in detectron2's weights from MSRA, lack statistics, which then start at 0 and 1.
+    Offsets of deformable convolutions start at zero.
 
     Args:
-        file: where the weights are from.
-        weights: by the file's own names.
-        missing, unexpected: names of the model for which there was nothing, and names for which the model has
-            no place, as fvcore's checkpointer found them.
+        file: source of the weights.
+        weights: tensors by the file's own names.
+        missing, unexpected: as reported by fvcore's checkpointer: names in the model for which the file has
+            nothing, and names that the model has no place for.
     """
     state, prefixes = model.state_dict(), _backbones(model)
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
@@ -159,7 +159,7 @@ _BLOCK = re.compile(r"(?:(?<=\.)|^)(?P<stage>res[2-5])\.\d+(?=\.)")
 
 
 def _backbones(model: nn.Module) -> tuple:
-    """Prefixes of what a classifier's weights are for: innermost backbones, and res5 in the heads of C4."""
+    """Return the prefixes of parts that classifiers pretrain: innermost backbones, and res5 in C4 heads."""
     backbones = {name: m for name, m in model.named_modules() if isinstance(m, Backbone)}
     inner = [
         name for name, m in backbones.items() if sum(isinstance(part, Backbone) for part in m.modules()) == 1
@@ -174,7 +174,7 @@ def _is_offset(key: str) -> bool:
 
 
 def _describe(state: Mapping[str, Any]) -> str:
-    """The network that tensors of these names and shapes are of, in words."""
+    """Describe the network that has tensors of these names and shapes."""
     if not any("." in key for key in state):  # Caffe2's names
         state = dict(zip(convert_basic_c2_names(list(state)), state.values()))
     try:

@@ -1,4 +1,4 @@
-"""MODEL.WEIGHTS as a local path: links are fetched, and those of the released YAML files redirected."""
+"""Turn MODEL.WEIGHTS into a path: fetch links, and resolve those of the released YAML files by name."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from .resolve import TIMEOUT, ResNeStHandler, TransferError, download
 
 _SCRATCH = 'MODEL.WEIGHTS "" trains from scratch'
 _ELSEWHERE = "fetch it elsewhere and name the local file"
-_LONGEST_NAME = 200  # characters of a file name, of 255: it gets an ending while it is fetched
+_LONGEST_NAME = 200  # of a file, whose name gets a suffix while it is fetched
 
 
 class LinkHandler(PathHandler):
-    """Path handler of links to the host that served the authors' weights until 2021.
+    """Path handler for links to the host that served the authors' weights until 2021.
 
-    A link stands for the ``resnest://`` weights whose records hold its file name. A local file of exactly
-    that name comes first, such as the one that detectron2 cached while it was still served. PathManager
-    prefers the longest prefix, so links to other hosts are not affected.
+    A link stands for the ``resnest://`` weights whose records contain its file name. A file of exactly that
+    name is preferred, even one that detectron2 cached while it was still served. PathManager prefers longer
+    prefixes, so other links are not affected.
 
     Args:
-        weights: finds them by name.
+        weights: finds weights by name.
     """
 
     PREFIXES = tuple(f"{scheme}://s3.us-west-1.wasabisys.com/resnest/" for scheme in ("https", "http"))
@@ -44,16 +44,16 @@ class LinkHandler(PathHandler):
         return list(self.PREFIXES)
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        """As :class:`ResNeStHandler`; one line of the log says which file the link stands for.
+        """Like :class:`ResNeStHandler`'s; a log line says once which file replaces the link.
 
         Raises:
-            UserError: no record holds the file name, the weights are nowhere, or what was found is damaged.
+            UserError: no record has the file name, or the weights are not found or are damaged.
         """
         kept = _kept(path)
         name = self.weights.name_of(kept.name)
         if name is None:
             raise UserError(
-                f"MODEL.WEIGHTS: {path}: its host is gone, and no weights of the name {kept.name} are known; "
+                f"MODEL.WEIGHTS: {path}: its host is gone, and no weights named {kept.name} are known; "
                 f"name a file, or {ResNeStHandler.PREFIX}NAME with one of {', '.join(self.weights.names())}"
             )
         try:
@@ -63,7 +63,7 @@ class LinkHandler(PathHandler):
             raise UserError(f"MODEL.WEIGHTS: {path}: its host is gone, and {reason}") from None
         log_first_n(
             logging.WARNING,
-            f"{path}: its host is gone; {ResNeStHandler.PREFIX}{name} stands for it, "
+            f"{path}: its host is gone; {ResNeStHandler.PREFIX}{name} replaces it, "
             f"{self.weights.find(name, kept)}",
             name=__name__,
             key="message",
@@ -80,29 +80,29 @@ class LinkHandler(PathHandler):
 
 
 def is_link(weights: str) -> bool:
-    """Whether MODEL.WEIGHTS is a link to a host that may still serve it."""
+    """Whether MODEL.WEIGHTS is a link whose host still serves the file."""
     name = weights.lower()
     return name.startswith(("http://", "https://")) and not name.startswith(LinkHandler.PREFIXES)
 
 
 def local_weights(weights: str) -> Path:
-    """The file on this machine that MODEL.WEIGHTS stands for, fetched and cached if necessary.
+    """Return the local file that MODEL.WEIGHTS stands for, fetching and caching it if necessary.
 
     Raises:
-        UserError: there is none, it cannot be fetched, or it is no regular file.
+        UserError: there is none, it cannot be fetched, or it is not a regular file.
     """
     if any(ord(letter) < 32 for letter in weights):
-        raise UserError(f"MODEL.WEIGHTS {weights!r} is no name of a file; {_SCRATCH}")
+        raise UserError(f"MODEL.WEIGHTS {weights!r} is not a file name; {_SCRATCH}")
     check_link("MODEL.WEIGHTS", weights)
     if is_link(weights):
         return fetched(weights)
     patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # for handlers that set none of their own
+    socket.setdefaulttimeout(TIMEOUT)  # for handlers that set no timeout
     try:
-        path = PathManager.get_local_path(weights.partition("?")[0])  # detectron2 takes the rest for a query
+        path = PathManager.get_local_path(weights.partition("?")[0])  # detectron2 treats the rest as a query
     except UserError:
         raise
-    except Exception as e:  # of whatever handles the prefix
+    except Exception as e:  # from any handler of the prefix
         raise _lost(weights, e) from None
     finally:
         socket.setdefaulttimeout(patience)
@@ -115,22 +115,22 @@ def local_weights(weights: str) -> Path:
 
 
 def fetched(weights: str) -> Path:
-    """The file that a link leads to, from the cache or fetched.
+    """Return the file that a link leads to, from the cache or fetched.
 
-    iopath's own handler would keep files of one name from two hosts in one place, wait without limit, and
-    cache what is no file of weights.
+    iopath's own handler would mix up files of the same name from different hosts, set no time limit, and
+    keep partial files and files that are not weights.
 
     Args:
         weights: a link, with or without detectron2's query.
 
     Raises:
-        UserError: it cannot be fetched, or what is sent is no file of weights.
+        UserError: the link cannot be fetched, or does not lead to weights.
     """
     check_link("MODEL.WEIGHTS", weights)
     link, _, query = weights.partition("?")
     try:
         address = urlsplit(link)
-        if "@" in address.netloc:  # which is not to be printed
+        if "@" in address.netloc:  # must not be printed
             raise UserError(f"MODEL.WEIGHTS: a link with a user's name cannot be fetched; {_ELSEWHERE}")
         if query not in ("", "matching_heuristics=True"):
             raise ValueError("the only query is matching_heuristics=True")
@@ -151,12 +151,12 @@ def _lost(weights: str, error: Exception) -> UserError:
 
 
 def register_handlers() -> None:
-    """Make ``resnest://`` and the released links known to detectron2."""
+    """Register ``resnest://`` and the released links with detectron2."""
     weights = ResNeStHandler()
     for handler in (weights, LinkHandler(weights)):
         PathManager.register_handler(handler, allow_override=True)
 
 
 def _kept(link: str) -> Path:
-    """Where iopath's own handler of links keeps the file of a link."""
+    """Return the path where iopath's own handler would cache a link's file."""
     return Path(get_cache_dir(), urlsplit(link).path.lstrip("/"))

@@ -1,4 +1,4 @@
-"""Numbers that a trained network cannot have, and types that its weights cannot be of."""
+"""Check for numbers that no trained network has, and for types that weights cannot have."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LEAST_VARIANCE = -1e-5
 _REMEDY = "take an earlier checkpoint or another file"
 #: Parameters and statistics of norms, also by Caffe2's names.
 _WEIGHTS = re.compile(r"(^|\.)(weight|bias|running_mean|running_var)$|^[^.]+_(w|b|s|rm|riv)$")
-#: Where a checkpoint holds the state of the optimizer, the scaler and the learning rate's schedule.
+#: Keys of a checkpoint with the state of the optimizer, the scaler and the learning rate schedule.
 _STATES = (("trainer", "_trainer"), ("trainer", "hooks", "LRScheduler"))
 
 
@@ -59,7 +59,7 @@ def wrong_numbers(state: Mapping[str, Tensor]) -> Dict[str, str]:
 
 
 def check_types(weights: Mapping[str, Tensor], file: str) -> None:
-    """Raise WeightsError where weights are not of floating point. What is only odd is logged, once."""
+    """Raise WeightsError if weights are not floating point. Mere oddities are logged once."""
     named = {key: value for key, value in weights.items() if _WEIGHTS.search(key)}
     for key, value in named.items():
         if not value.is_floating_point():

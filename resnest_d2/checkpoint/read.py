@@ -1,4 +1,4 @@
-"""Weight files, read without running what is in them."""
+"""Read weight files without running any code in them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ..files import PathLike, check_readable
 from .formats import what_it_is
 from .unpickle import TORCH_TYPES, RefusedError, Storage, Unpickler, loads
 
-#: How files of torch.save before version 1.6 start, as a pickle.
+#: Pickled number at the start of files that torch.save wrote before version 1.6.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-#: Of an archive: four times the tensors of the largest models, for their optimizer's.
+#: Limit for an archive: four times the tensors of the largest models, to allow for optimizer state.
 _MAX_RECORDS = 50_000
 
 
@@ -56,11 +56,11 @@ def read_weights(path: PathLike) -> Dict[str, Any]:
 
 
 def read_content(path: PathLike) -> Any:
-    """What a file of one of these formats holds, whatever it is.
+    """Read the content of a file in one of these formats, of any type.
 
     Raises:
-        UserError: it is missing, no regular file, or larger than memory.
-        WeightsError: it is empty, damaged, of another format, or a pickle that would run code.
+        UserError: the file is missing, not a regular file, or larger than memory.
+        WeightsError: the file is empty, damaged, of another format, or a pickle that would run code.
     """
     path = check_readable(path)
     if path.stat().st_size == 0:
@@ -68,11 +68,11 @@ def read_content(path: PathLike) -> Any:
     try:
         return _read(path)
     except RefusedError as e:
-        reason = f"is refused: its pickle would run code ({e}), which a file of weights does not need"
+        reason = f"is refused: its pickle would run code ({e}), which weights do not need"
         raise WeightsError(path, reason) from None
     except MemoryError:
-        raise UserError(f"memory does not suffice to read {path}") from None
-    except Exception as e:  # damaged bytes make the formats' readers raise anything
+        raise UserError(f"not enough memory to read {path}") from None
+    except Exception as e:  # damaged bytes make the readers raise anything
         unknown = f"is damaged or no weight file ({one_line(e, 200) or type(e).__name__})", "fetch it again"
         raise WeightsError(path, *(_known(path) or unknown)) from None
 
@@ -105,7 +105,7 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
 
 
 def _known(path: Path) -> Optional[Tuple[str, str]]:
-    with suppress(Exception):  # it is damaged bytes that are looked at
+    with suppress(Exception):  # the bytes may be damaged
         return what_it_is(path)
     return None
 
@@ -119,7 +119,7 @@ def _read(path: Path) -> Any:
         tensors = load_file(path)
         for name, tensor in tensors.items():
             if tensor.dtype not in TORCH_TYPES.values():
-                raise ValueError(f"{name[:60]} is of {tensor.dtype}, which weights are not")
+                raise ValueError(f"{name[:60]} has type {tensor.dtype}, which weights do not have")
         return tensors
     content = path.read_bytes()
     if _is_legacy_torch(content):
@@ -128,10 +128,10 @@ def _read(path: Path) -> Any:
 
 
 def _read_zip(path: Path) -> Any:
-    """A file of torch.save: an archive of one pickle, and one record for each storage.
+    """Read a file of torch.save: an archive of one pickle, and one record per storage.
 
-    torch does not compress them. It writes their checksums, which zipfile compares with what it reads, and
-    torch's own reader does not.
+    torch does not compress records. It writes checksums, which zipfile verifies, though torch's own reader
+    does not.
     """
     with zipfile.ZipFile(path) as archive:
         if len(archive.namelist()) > _MAX_RECORDS:
@@ -169,7 +169,7 @@ def _is_legacy_torch(content: bytes) -> bool:
 
 
 def _read_legacy(content: bytes) -> Any:
-    """A file of torch.save before version 1.6: pickles, the last but one with tensors, then the storages."""
+    """Read a file of torch.save before version 1.6: pickles, the last but one with tensors, then storages."""
     file, storages, left = io.BytesIO(content), {}, len(content)
 
     def storage(dtype: Optional[torch.dtype], key: str, length: int) -> Storage:
@@ -183,7 +183,7 @@ def _read_legacy(content: bytes) -> Any:
         return _checked(storages[key], dtype, length)
 
     Unpickler(file).load()  # the magic number
-    Unpickler(file).load()  # the version of the protocol, which has been one since
+    Unpickler(file).load()  # the protocol version, unchanged ever since
     system = Unpickler(file).load()
     _check_byte_order("little" if system["little_endian"] else "big")
     result = Unpickler(file, storage).load()

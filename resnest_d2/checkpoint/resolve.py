@@ -1,4 +1,4 @@
-"""``resnest://NAME``: weights by name, found on this machine or fetched, verified and cached."""
+"""Find ``resnest://NAME`` weights on this machine, or fetch, verify and cache them."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ logger = logging.getLogger(__name__)
 
 #: Environment variable that names a folder of weight files.
 FOLDER_VARIABLE = "RESNEST_D2_WEIGHTS"
-#: Seconds that a server may stay silent, or send less than the least rate.
+#: Seconds for which a server may stay silent or below the minimum rate.
 TIMEOUT = 30
-#: Bytes a second. The smallest file takes 11 hours at that.
+#: Minimum rate in bytes per second, at which the smallest file takes 11 hours.
 _LEAST_RATE = 1000
-#: Seconds of waiting for another process after which a log line says so.
+#: Seconds after which waiting for another process is logged.
 _PATIENCE = 10
-#: Largest file in bytes: no weights come near it, and a server may never stop sending.
+#: Largest download in bytes, far above any weights, since a server may never stop sending.
 _MOST_BYTES = 1 << 34
 
 
 class ResNeStHandler(PathHandler):
-    """Path handler of ``resnest://NAME``, for detectron2's PathManager.
+    """Path handler for ``resnest://NAME`` in detectron2's PathManager.
 
-    NAME is one of :data:`BACKBONES`, or a configuration of :data:`DETECTORS`, which stands for its trained
-    detector. Places are searched in this order: the folder that RESNEST_D2_WEIGHTS names, the cache, the
-    authors' release assets, the Hugging Face hub. Trained detectors are no longer served anywhere, so they
-    must be in the folder or the cache.
+    NAME is one of :data:`BACKBONES`, or a configuration of :data:`DETECTORS`, meaning its trained detector.
+    The order of search is the folder that RESNEST_D2_WEIGHTS names, the cache, the authors' release assets,
+    the Hugging Face hub. Trained detectors are no longer served anywhere, so they must be in the folder or
+    the cache.
 
     Args:
         cache: folder for downloaded and converted files; None for ``resnest_d2`` in iopath's cache,
             which is ``~/.torch/iopath_cache`` unless $FVCORE_CACHE says otherwise.
-        official_url: where the authors' files are.
-        hub_url: where a hub model's weights are, with ``{model}`` for its id and ``{endpoint}`` for the hub,
-            or for the mirror of it that HF_ENDPOINT names.
+        official_url: URL of the authors' files.
+        hub_url: URL of a hub model's weights, with ``{model}`` for its id and ``{endpoint}`` for the hub or
+            the mirror that HF_ENDPOINT names.
     """
 
     PREFIX = "resnest://"
@@ -77,10 +77,10 @@ class ResNeStHandler(PathHandler):
         return [self.PREFIX]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        """Path of a file that detectron2's stock checkpointer loads into a model with this backbone.
+        """Return a file that detectron2's stock checkpointer loads into a model with this backbone.
 
         Raises:
-            UserError: the name is unknown, the weights are nowhere, or what was found is damaged.
+            UserError: the name is unknown, or the weights are not found or are damaged.
         """
         return str(self.resolve(path[len(self.PREFIX) :]))
 
@@ -93,18 +93,18 @@ class ResNeStHandler(PathHandler):
         return open(self._get_local_path(path), mode, buffering)
 
     def names(self) -> List[str]:
-        """All names that may follow the prefix."""
+        """List the names that may follow the prefix."""
         return [*BACKBONES, *DETECTORS]
 
     def name_of(self, file: str) -> Optional[str]:
-        """The name whose weights are published in a file of that name, or None."""
+        """Return the name of the weights that may be in a file of that name, or None."""
         return next((name for name in self.names() if file in self._files(name)), None)
 
     def find(self, name: str, kept: Optional[Path] = None) -> Optional[Path]:
-        """The file of that weight on this machine, or None. Nothing is fetched.
+        """Return the local file of a weight, or None. Nothing is fetched.
 
         Args:
-            kept: a file that may be it as well. In every folder, a file of the same name comes first.
+            kept: another possible path. A file with the same file name comes first in every folder.
 
         Raises:
             UserError: there is no such name.
@@ -112,13 +112,13 @@ class ResNeStHandler(PathHandler):
         return next(self._found(name, kept), None)
 
     def resolve(self, name: str, kept: Optional[Path] = None) -> Path:
-        """The converted file of that weight, fetched if it must be. Arguments of :meth:`find`.
+        """Return the converted file of a weight, fetching it if necessary. For arguments see :meth:`find`.
 
-        A damaged file that was fetched once is removed, and fetched again.
+        A damaged file that was fetched before is removed and fetched again.
 
         Raises:
-            UserError: there is no such name, the weights are nowhere, or the user's own file is damaged or of
-                another network.
+            UserError: there is no such name, the weights are not found, or the user's own file is damaged or
+                of another network.
         """
         for source in self._found(name, kept):
             try:
@@ -139,7 +139,7 @@ class ResNeStHandler(PathHandler):
             files.insert(0, kept.name)
             places.append(kept.parent)
         for place in places:
-            present = Path.exists if place == folder else Path.is_file  # of the user's own nothing is ignored
+            present = Path.exists if place == folder else Path.is_file  # never ignore the user's own
             yield from filter(present, (place / file for file in files))
 
     def _files(self, name: str) -> List[str]:
@@ -151,7 +151,7 @@ class ResNeStHandler(PathHandler):
         raise UserError(f"MODEL.WEIGHTS: there is no {self.PREFIX}{name}; {hint}")
 
     def _fetch(self, name: str) -> Tuple[Path, Optional[Dict[str, Any]]]:
-        """The file, and its converted content unless another process has fetched it."""
+        """Return the fetched file, and its converted content unless another process has fetched it."""
         record = BACKBONES.get(name, PretrainedWeights())
         sources = []
         if record.official:
@@ -170,7 +170,7 @@ class ResNeStHandler(PathHandler):
                 failures.append(f"{url}: {e}")
                 logger.warning("Cannot fetch %s (%s)", url, e)
         wanted, *_ = self._files(name)
-        where = f"from {sources[0][0]}" if sources else "which is served nowhere any more,"
+        where = f"from {sources[0][0]}" if sources else "which is no longer served anywhere,"
         tried = f" Tried {'; '.join(failures)}." if failures else ""
         raise UserError(
             f"MODEL.WEIGHTS: {self.PREFIX}{name} is not on this machine. Put {wanted} {where} into "
@@ -178,13 +178,12 @@ class ResNeStHandler(PathHandler):
         )
 
     def _checked(self, name: str, source: Path, content: Optional[Dict[str, Any]] = None) -> Path:
-        """What to load for a file: a detector's file itself, or a backbone's converted copy in the cache.
+        """Return the file to load for ``source``: itself, or for a backbone its converted copy in the cache.
 
-        The copy, or for a detector a note, is named by the file's path, size and time. It shows that the file
-        has been checked and need not be read again.
+        The copy, or for a detector a note, shows that the file has been checked and need not be read again.
 
         Args:
-            content: of the file, converted, where it has been read already.
+            content: converted content of the file, if already read.
         """
         stat = check_readable(source).stat()
         identity = f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}"
@@ -193,7 +192,7 @@ class ResNeStHandler(PathHandler):
             note = self.cache / f"{stem}.checked"
             if not note.is_file():
                 _check_hash(source, source.name)
-                with suppress(UserError):  # it can do without a cache
+                with suppress(UserError):  # works without a cache
                     atomic_write_text(note, f"{source}\n")
             return source
         target = self.cache / f"{stem}.d2.pth"
@@ -208,27 +207,27 @@ class ResNeStHandler(PathHandler):
 
 
 class TransferError(Exception):
-    """A file could not be fetched, for a reason that is not this machine's disk."""
+    """A file could not be fetched, for a reason other than this machine's disk."""
 
 
 def download(url: str, target: Path, check: Callable[[Path], object] = lambda path: None) -> Path:
     """Fetch ``url`` into ``target``, which appears complete and verified or not at all.
 
-    Several processes may ask for one target; one of them fetches it. Eight hex digits at the end of the
+    If several processes request the same target, one of them fetches it. Eight hex digits at the end of the
     target's stem must be the start of its SHA-256.
 
     Args:
-        check: raises WeightsError where the file that was fetched is not what it should be.
+        check: raises WeightsError if the fetched file is not as expected.
 
     Raises:
         TransferError: no answer, a bad answer, a broken, slow or incomplete transfer, a wrong hash or file.
-        UserError: the file cannot be written, or another process fetches it for an hour.
+        UserError: the file cannot be written, or another process has been fetching it for an hour.
     """
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone(target):
             if not target.is_file():
-                for stale in target.parent.glob(f".{target.name}-*"):  # of a download that was killed
+                for stale in target.parent.glob(f".{target.name}-*"):  # left by a killed download
                     stale.unlink()
                 with atomic_writer(target) as file:
                     for chunk in _chunks(url, target):
@@ -244,8 +243,8 @@ def download(url: str, target: Path, check: Callable[[Path], object] = lambda pa
 
 @contextmanager
 def _alone(target: Path) -> Iterator[None]:
-    """A block that one process at a time runs for a target, by iopath's lock. A long wait is logged."""
-    place = check_writable(f"{target}.lock", "remove it", in_place=True)  # opening a FIFO would wait forever
+    """Context that one process at a time can enter for a target, by iopath's lock. Long waits are logged."""
+    place = check_writable(f"{target}.lock", "remove it", in_place=True)  # opening a FIFO would block forever
     lock = file_lock(str(target))
     try:
         try:
@@ -263,18 +262,18 @@ def _alone(target: Path) -> Iterator[None]:
 
 
 def _chunks(url: str, target: Path) -> Iterator[bytes]:
-    """What a server sends, with a progress bar, as long as there is room for it beside the target."""
+    """Yield what a server sends, with a progress bar, while there is disk space beside the target."""
     disk = shutil.disk_usage(target.parent)
-    room = disk.free if disk.total else math.inf  # some network file systems report neither
+    room = disk.free if disk.total else math.inf  # some network file systems do not report it
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "resnest_d2"})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            if response.status != 200:  # 206 sends a part
+            if response.status != 200:  # 206 is partial content
                 raise TransferError(f"HTTP status {response.status} {response.reason}")
             size, received = int(response.headers.get("Content-Length") or 0), 0
             with tqdm(total=size or None, unit="B", unit_scale=True, desc=target.name) as progress:
                 begun, before = time.monotonic(), 0
-                while chunk := response.read1(1 << 20):  # what there is: read would wait for all of it
+                while chunk := response.read1(1 << 20):  # what has arrived; read would wait for all
                     received += len(chunk)
                     progress.update(len(chunk))
                     if max(size, received) > _MOST_BYTES:
@@ -287,7 +286,7 @@ def _chunks(url: str, target: Path) -> Iterator[bytes]:
                     yield chunk
                     if time.monotonic() - begun >= TIMEOUT:
                         if received - before < _LEAST_RATE * TIMEOUT:
-                            raise TransferError(f"less than {_LEAST_RATE} bytes a second")
+                            raise TransferError(f"less than {_LEAST_RATE} bytes per second")
                         begun, before = time.monotonic(), received
         if size and received != size:
             raise TransferError(f"connection ended after {received} of {size} bytes")
@@ -300,19 +299,19 @@ def _chunks(url: str, target: Path) -> Iterator[bytes]:
 
 
 def _folder() -> Optional[Path]:
-    """The user's own folder of weight files."""
+    """Return the user's own folder of weight files."""
     folder = os.path.expanduser(os.getenv(FOLDER_VARIABLE, ""))
     if folder and not os.path.isdir(folder):
-        message = f"{FOLDER_VARIABLE} names {folder}, which is no folder"
+        message = f"{FOLDER_VARIABLE} names {folder}, which is not a folder"
         log_first_n(logging.WARNING, message, name=__name__, key="message")
     return Path(folder) if folder else None
 
 
 def _read(name: str, path: Path) -> Dict[str, Any]:
-    """The weights of that name in a file, converted.
+    """Read and convert the weights of that name in a file.
 
     Raises:
-        WeightsError: they cannot be read, or are not those of a backbone of that name.
+        WeightsError: the weights cannot be read, or are not of a backbone of that name.
     """
     conversion = convert(read_weights(path), str(path))
     if conversion.is_detector:
@@ -327,7 +326,7 @@ def _read(name: str, path: Path) -> Dict[str, Any]:
 
 
 def _options_of(name: str) -> Dict[str, int]:
-    """The options of :class:`ResNeSt` that a backbone's name tells; none where it tells none."""
+    """Parse the options of :class:`ResNeSt` in the name of a backbone; empty if there are none."""
     match = re.fullmatch(r"resnest(\d+)(?:_fast_(\d)s(\d)x(\d+)d)?", name)
     if match is None:
         return {}
@@ -340,7 +339,7 @@ def _in_words(options: Dict[str, int]) -> str:
 
 
 def _check_hash(path: Path, name: str) -> None:
-    """Raise WeightsError where a file's name holds the start of a SHA-256 that its content has not."""
+    """Raise WeightsError if a file's name contains the start of a SHA-256 that its content does not match."""
     expected = re.search(r"-([0-9a-f]{8})\.\w+$", name)
     if expected is None:
         return

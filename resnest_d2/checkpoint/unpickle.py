@@ -1,8 +1,8 @@
-"""Pickles of weights, read without running what is in them.
+"""Read pickles of weights without running any code in them.
 
-Nothing that a pickle names is called. What weights consist of - arrays, tensors, plain containers - is built
-here from checked parts; anything else is refused. In particular no state of a pickle's making reaches numpy's
-or torch's own ``__setstate__`` and ``set_``, which believe what they are told about memory.
+Nothing that a pickle names is called. The parts of weights - arrays, tensors, plain containers - are built
+here from checked values; anything else is refused. In particular, no state from a pickle reaches numpy's or
+torch's own ``__setstate__`` and ``set_``, which trust what they are told about memory.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: More steps than any file of weights has: without a bound, a byte of a pickle could cost 200 of memory.
+#: More steps than any weight file has. Without a limit, a byte of a pickle could cost 200 of memory.
 _MAX_STEPS = 2_000_000
 _MAX_DIMENSIONS = 32
 
 _NUMPY_TYPES = frozenset("b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16".split())
-#: Storage classes of torch to the types in them; an untyped one is read as the tensor that uses it says.
+#: Types of torch's storage classes; an untyped storage is read with the type of the tensor that uses it.
 _STORAGES: Dict[str, Optional[torch.dtype]] = {
     "UntypedStorage": None,
     "DoubleStorage": torch.float64,
@@ -40,7 +40,7 @@ _STORAGES: Dict[str, Optional[torch.dtype]] = {
     "ComplexDoubleStorage": torch.complex128,
 }
 _UNTYPED = "an untyped storage"
-#: Types of tensors that are read, by torch's names.
+#: Supported tensor types, by torch's names.
 TORCH_TYPES = {
     name: getattr(torch, name)
     for name in (
@@ -69,14 +69,14 @@ TORCH_TYPES = {
 
 
 class RefusedError(pickle.UnpicklingError):
-    """The pickle names something that would have to be run."""
+    """The pickle names something that would have to be executed."""
 
 
 class Storage:
     """Memory that tensors are views of.
 
     Args:
-        dtype: of its elements; None where the tensors say it.
+        dtype: type of its elements; None if the tensors define it.
         buffer: its bytes, which may be filled later.
     """
 
@@ -84,14 +84,14 @@ class Storage:
         self.dtype, self.buffer = dtype, buffer
 
     def view(self, offset: int, size: Tuple, stride: Tuple, dtype: Optional[torch.dtype]) -> Tensor:
-        """A tensor on this memory.
+        """Make a tensor on this memory.
 
         Args:
-            offset: of its first element, in elements.
-            size, stride: as torch's, in elements.
+            offset: position of its first element, in elements.
+            size, stride: as in torch, in elements.
 
         Raises:
-            ValueError: it would reach beyond the memory, or hold more elements than that.
+            ValueError: the tensor would reach beyond the memory, or have more elements than it.
         """
         dtype = self.dtype or dtype
         numbers = (offset, *size, *stride)
@@ -110,7 +110,7 @@ class Storage:
 
 
 class _Type:
-    """Stands for numpy's dtype while its state, which holds the byte order, is still to come."""
+    """Placeholder for numpy's dtype until its state arrives, which has the byte order."""
 
     def __init__(self, name: object, *rest: object) -> None:
         name = name.lstrip("<>|=") if isinstance(name, str) else name
@@ -126,7 +126,7 @@ class _Type:
 
 
 class _Array:
-    """Stands for an array whose content is still to come; ``places`` are where it is remembered."""
+    """Placeholder for an array until its content arrives; ``places`` are its positions in the memo."""
 
     def __init__(self) -> None:
         self.places: List[int] = []
@@ -140,7 +140,7 @@ class _Memo(dict):
 
 
 class _Steps(dict):
-    """The steps of a pickle, by their codes, counted."""
+    """Dispatch table of a pickle's steps by code, which counts them."""
 
     left = _MAX_STEPS
 
@@ -155,7 +155,7 @@ class _Steps(dict):
 
 
 def _array(data: Any, dtype: Any, shape: Any, order: str = "C") -> np.ndarray:
-    """An array in this machine's byte order, with memory of its own."""
+    """Make an array in this machine's byte order, with its own memory."""
     if isinstance(data, str):  # how Python 2 wrote bytes
         data = data.encode("latin1")
     if not isinstance(dtype, _Type) or not isinstance(data, (bytes, bytearray)):
@@ -209,7 +209,7 @@ def _counter(counts: Dict = {}) -> Counter:  # noqa: B006
 
 
 def _key(value: Any) -> Any:
-    """The value, if it may be a key: hashing deep tuples would end the process."""
+    """Return a value that may be a key: hashing deeply nested tuples would crash the process."""
     parts = value if type(value) is tuple else (value,)
     if not all(x is None or isinstance(x, (str, bytes, int, float, np.generic)) for x in parts):
         raise ValueError(f"a {type(value).__name__} as a key")
@@ -237,7 +237,7 @@ def _parameter(data: Any, *rest: Any) -> Tensor:
 
 
 def _subclass(rebuild: Any, cls: Any, arguments: Any, *state: Any) -> Tensor:
-    """A tensor with attributes, which are dropped."""
+    """Make a tensor without its attributes."""
     if rebuild not in (_tensor, _tensor_of_type, _parameter):
         raise ValueError("a tensor of a class that is not known")
     return rebuild(*arguments)
@@ -247,7 +247,7 @@ def _size(items: Any = ()) -> torch.Size:
     return torch.Size(int(n) for n in items)
 
 
-#: What a pickle may name, to what stands for it.
+#: Replacements for everything that a pickle may name.
 _STAND_INS: Dict[Tuple[str, str], Any] = {
     ("numpy", "ndarray"): "ndarray",
     ("numpy", "dtype"): _Type,
@@ -282,17 +282,17 @@ _STAND_INS: Dict[Tuple[str, str], Any] = {
 
 
 class Unpickler(pickle._Unpickler):
-    """Reads one pickle. Raises any Exception where it is malformed.
+    """Reads one pickle. Malformed ones raise any Exception.
 
-    The Python implementation, since the one in C remembers objects in a list as long as their largest number.
+    Based on the Python implementation, since the memo of the one in C is a list as long as its largest index.
 
     Args:
-        file: in memory, since a file on disk allocates what a pickle claims to be the length of a string.
-        storage: makes the storage of a tensor, of its type, key and number of elements; None where a pickle
-            must have none.
+        file: in memory, since a file on disk would allocate the length that a pickle claims for a string.
+        storage: makes a tensor's storage from its type, key and number of elements; None if a pickle must not
+            have any.
 
     Raises:
-        RefusedError: the pickle names what is neither an array nor a tensor nor a plain container.
+        RefusedError: the pickle names something other than arrays, tensors and plain containers.
     """
 
     def __init__(
@@ -422,7 +422,7 @@ def _pairs(items: List) -> Dict:
 
 
 def _set_versions(state: OrderedDict, attributes: Any) -> None:
-    """Keep what a state_dict says about the versions of its modules, and nothing else."""
+    """Keep only the module versions from a state_dict's metadata."""
     versions = attributes.get("_metadata") if isinstance(attributes, dict) else None
     if isinstance(versions, dict):
         state._metadata = OrderedDict(
@@ -433,5 +433,5 @@ def _set_versions(state: OrderedDict, attributes: Any) -> None:
 
 
 def loads(content: bytes) -> Any:
-    """What is in a pickle without tensors. Raises as :class:`Unpickler`."""
+    """Read a pickle without tensors. Raises as :class:`Unpickler` does."""
     return Unpickler(io.BytesIO(content)).load()

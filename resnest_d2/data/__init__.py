@@ -1,4 +1,4 @@
-"""Datasets: what the package brings, and what a configuration needs to be there."""
+"""Datasets of the package and of the user, and checks that a configuration has its data."""
 
 from .annotations import load_coco
 from .check import check_classes, check_datasets

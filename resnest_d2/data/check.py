@@ -1,4 +1,4 @@
-"""Whether the datasets of a configuration are there and fit it, before anything expensive starts."""
+"""Check that a configuration's datasets exist and fit it, before anything expensive starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .annotations import read_coco
 
 logger = logging.getLogger(__name__)
 
-# What detectron2's registration functions note about the files of a dataset.
+# Metadata in which detectron2's registration functions store the files of a dataset.
 _FILES = ("json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root", "dirname")
 
 
@@ -39,16 +39,16 @@ def check_datasets(names: Iterable[str], key: str) -> None:
         missing = [path for path in paths if path and not PathManager.exists(path)]
         if missing:
             root = os.getenv("DETECTRON2_DATASETS")
-            where = f"is {root}" if root else "is not set, so it is looked for in ./datasets"
+            where = f"is {root}" if root else "is not set, so ./datasets is searched"
             raise UserError(
                 f"{key}: files of {name!r} are missing: {', '.join(missing)} (DETECTRON2_DATASETS {where})"
             )
         for path in (metadata.get("json_file"), metadata.get("panoptic_json")):
-            if path:  # opening a FIFO would wait for ever
+            if path:  # opening a FIFO would block forever
                 check_readable(PathManager.get_local_path(path), f"{key}: {name!r} needs")
 
 
-#: Where a model has its number of classes.
+#: Key and section that hold the number of classes of a model.
 _CLASSES = {
     "GeneralizedRCNN": ("MODEL.ROI_HEADS.NUM_CLASSES", "ROI_HEADS"),
     "PanopticFPN": ("MODEL.ROI_HEADS.NUM_CLASSES", "ROI_HEADS"),
@@ -57,9 +57,9 @@ _CLASSES = {
 
 
 def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
-    """Raise OptionError unless the model has as many classes, and keypoints, as each dataset.
+    """Raise OptionError unless the model has as many classes and keypoints as each dataset.
 
-    Training stops at a class that the model lacks, and evaluation at one that the dataset lacks.
+    Training fails at a class that the model lacks, evaluation at one that the dataset lacks.
 
     Args:
         names: registered datasets.
@@ -88,19 +88,19 @@ def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
             )
 
 
-# Size in bytes and time of the last change, in nanoseconds, of annotation files when training started.
+# Size in bytes and modification time in nanoseconds of annotation files when training started.
 _noted: Dict[str, Tuple[int, int]] = {}
 
 
 def note_annotations(names: Iterable[str]) -> None:
-    """Remember how the annotation files of datasets are, for :func:`loading`."""
+    """Remember the state of the datasets' annotation files for :func:`loading`."""
     _noted.clear()
     _noted.update(_states(names))
 
 
 @contextmanager
 def loading(names: Iterable[str]) -> Iterator[None]:
-    """A block that loads registered datasets; it is said where a file is not as it was noted.
+    """Context for loading registered datasets; logs a warning for each file that has changed since noted.
 
     Raises:
         UserError: a file cannot be loaded. It may have been replaced since it was checked.
@@ -108,24 +108,24 @@ def loading(names: Iterable[str]) -> Iterator[None]:
     now = _states(names)
     for file, state in now.items():
         if _noted.get(file, state) != state:
-            logger.warning("%s has changed since training started; evaluation is by the new file", file)
+            logger.warning("%s has changed since training started; evaluation uses the new file", file)
             _noted[file] = state
     try:
         yield
     except UserError:
         raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as e:
-        if not now:  # whoever registered it knows what is wrong
+        if not now:  # not a file: its registered function has to explain the error
             raise
         reason = one_line(e, 200)
         raise UserError(
-            f"{', '.join(now)} cannot be loaded ({type(e).__name__}: {reason}); tools/check_dataset.py says "
+            f"{', '.join(now)} cannot be loaded ({type(e).__name__}: {reason}); tools/check_dataset.py shows "
             "what is wrong"
         ) from None
 
 
 def _states(names: Iterable[str]) -> Dict[str, Tuple[int, int]]:
-    """Size and time by annotation file of datasets; (0, 0) for one that is not there."""
+    """Return size and modification time by annotation file of the datasets; (0, 0) for missing files."""
     metadata = [MetadataCatalog.get(name) for name in names]
     files = [m.get(key) for m in metadata for key in ("json_file", "panoptic_json")]
     states = {}

@@ -1,4 +1,4 @@
-"""Boxes of COCO-format annotations: each, and in what format all of a file seem to be."""
+"""Read the boxes of COCO-format annotations, and detect the box format that a file uses."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ..errors import UserError
 from .annotations import is_number, number_meant, whole_number
 from .coco_report import Report
 
-#: By which coordinates in fractions may lie beyond the image.
+#: How far coordinates in fractions may lie beyond the image.
 ROUNDING = 0.01
-#: Pixels by which a box may overlap the image's border, and a keypoint lie beyond it.
+#: Pixels by which a box or a keypoint may extend beyond the image's border.
 SLACK = 1.0
-# Boxes from which a format can be guessed, and told.
+# Number of boxes needed to suspect a format, and to be sure of it.
 _FEW, _ENOUGH = 5, 20
-# Shares of boxes that do not fit: into a format that seems wrong, that is surely wrong, and that is right.
+# Fractions of boxes that do not fit a format: suspected to be wrong, surely wrong, and right.
 _SOME, _MANY, _HARDLY_ANY = 0.1, 0.25, 0.01
 
 
 class ImageEntry(NamedTuple):
-    """Id that an image is kept under, and its size in pixels."""
+    """The id under which an image is kept, and its size in pixels."""
 
     id: int
     width: int
@@ -30,21 +30,21 @@ class ImageEntry(NamedTuple):
 
 
 def read_box(given: Any) -> Tuple[Optional[List[float]], Optional[str]]:
-    """The box that was meant, or None; and what is wrong with it, or None."""
+    """Return the intended box, or None; and what is wrong with it, or None."""
     if given is None:
         return None, "box missing"
     box = [number_meant(value) for value in given] if isinstance(given, list) else []
     if len(box) != 4 or None in box:
-        return None, "box of a wrong type"
+        return None, "box of the wrong type"
     if not all(map(math.isfinite, box)):
         return None, "number that is not finite"
     if min(box[2:]) <= 0:
         return None, "box without area"
-    return box, None if all(map(is_number, given)) else "box of a wrong type"
+    return box, None if all(map(is_number, given)) else "box of the wrong type"
 
 
 def is_pixel(box: Sequence[float]) -> bool:
-    """Whether it is of zeros and ones: one pixel, or all of the image in fractions."""
+    """Whether a box has only zeros and ones: one pixel, or in fractions the whole image."""
     return all(value in (0, 1) for value in box)
 
 
@@ -53,14 +53,14 @@ def are_fractions(
 ) -> bool:
     """Whether all boxes of a file are x, y, width and height in fractions of their images.
 
-    What they seem to be if not pixels either is noted.
+    If they seem to be neither fractions nor pixels, the report gets a note.
 
     Args:
-        source: the file, for messages.
+        source: the file, for error messages.
         images: by id.
 
     Raises:
-        UserError: they are surely something else than x, y, width and height.
+        UserError: they are surely not x, y, width and height.
     """
     known = []
     for annotation in annotations:
@@ -77,11 +77,11 @@ def are_fractions(
         end = (telling[:, :2] + telling[:, 2:]).max()
         if end > 1 + ROUNDING:
             raise UserError(
-                f"{source}: all boxes are fractions of the image, but not x, y, width and height, as one "
+                f"{source}: all boxes are fractions of the image, but not as x, y, width, height, since one "
                 f"would end at {end:.2f} of it; write x, y, width, height in pixels"
             )
         return True
-    # A mask tells more of its box than other boxes do.
+    # For a box with a mask, the mask tells more than the other boxes do.
     alone = (table[:, 6] == 0) & np.isfinite(table[:, 4])
     start, extent, size = (table[alone, columns] for columns in (slice(2), slice(2, 4), slice(4, 6)))
     count = len(start)
@@ -95,9 +95,9 @@ def are_fractions(
         width, height = size[beyond.argmax()]
         line = (
             f"{beyond.sum()} of {count} boxes reach beyond their image when read as x, y, width, height, but "
-            f"{unlike_corners.sum() or 'none'} when read as x1, y1, x2, y2, such as that of annotation "
+            f"{unlike_corners.sum() or 'none'} when read as x1, y1, x2, y2, such as the box of annotation "
             f"{annotation.get('id')!r:.20}, {annotation['bbox']!r:.60} on {width:.0f}x{height:.0f} pixels; "
-            "COCO's are x, y, width, height"
+            "COCO uses x, y, width, height"
         )
         if count >= _ENOUGH and beyond.sum() >= _MANY * count:
             raise UserError(f"{source}: {line}")
@@ -106,6 +106,6 @@ def are_fractions(
     if count == len(table) >= _ENOUGH and 50 < largest <= 101 and size.min() > 2 * largest:
         report.notes.append(
             f"none of {count} boxes has a number above {largest:.0f}, on images of at least {size.min():.0f} "
-            "pixels a side: are they percent? COCO's are pixels"
+            "pixels a side: are they percentages? COCO uses pixels"
         )
     return False

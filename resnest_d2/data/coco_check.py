@@ -1,4 +1,4 @@
-"""What is wrong with a COCO-format dataset, and a mended copy of it."""
+"""Find what is wrong with a COCO-format dataset, and write a repaired copy of it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .coco_boxes import ImageEntry, are_fractions
 from .coco_objects import Inspector, check_id
 from .coco_report import NARROW, Lost, Report
 
-#: detectron2's default of INPUT.MAX_SIZE_TRAIN and INPUT.MAX_SIZE_TEST.
+#: detectron2's default for INPUT.MAX_SIZE_TRAIN and INPUT.MAX_SIZE_TEST.
 MAX_SIZE = 1333
-# Images of a sample, and how long it may take to read their headers.
+# Number of images in a sample, and the time limit for reading their headers.
 _SAMPLE, _SECONDS = 200, 2.0
 
 
@@ -36,23 +36,23 @@ def check_coco(
     overwrite: bool = False,
     max_size: float = MAX_SIZE,
 ) -> Report:
-    """Check a dataset, and with ``fix`` write a mended copy of its annotations.
+    """Check a dataset, and with ``fix`` write a repaired copy of its annotations.
 
-    The copy lacks entries that cannot be mended, which the report counts, and images whose size is not that
-    of the file by more than a pixel, as it is not known which of them coordinates are for; boxes are cut at
-    the image's border, sizes that are missing are those of the files, annotations are numbered from 1, crowd
-    polygons become masks, an image that is listed twice has the annotations of both.
+    The copy leaves out entries that cannot be repaired, which the report counts, and images whose annotated
+    size is off by more than a pixel, since the coordinates may be for either size. Boxes are clipped to the
+    image, missing sizes are read from the files, annotations are numbered from 1, crowd polygons become
+    masks, and an image that is listed twice gets the annotations of both.
 
     Args:
-        images: what of the image files is looked at: ``none``, ``exist``, ``header`` or ``decode``; with
-            ``sample``, whether they exist, and the headers of some.
-        overwrite: the copy may replace an annotation file, but not the one that is checked.
-        max_size: pixels that the longer side of an image keeps at most when it is resized.
+        images: how to check the image files: ``none``, ``exist``, ``header`` or ``decode``; ``sample``
+            checks that all exist, and reads the headers of some.
+        overwrite: let the copy replace an annotation file, though never the one that is checked.
+        max_size: largest length in pixels of an image's longer side after resizing.
 
     Raises:
-        UserError: the file cannot be read, is no JSON, holds no lists of images and categories, or boxes that
-            cannot be x, y, width and height; there is no folder of images; or the copy cannot be written,
-            would hold no image or none of the annotations, or would replace a file that is to stay.
+        UserError: the file cannot be read, is not JSON, has no lists of images and categories, or has boxes
+            that cannot be x, y, width and height; there is no image folder; or the copy cannot be written,
+            would have no images or none of the annotations, or would replace a file that must be kept.
     """
     report, json_file = Report(), Path(json_file)
     if images != "none" and not os.path.isdir(image_root):
@@ -74,38 +74,38 @@ def check_coco(
             copy["annotations"].append({**mended, "id": len(copy["annotations"]) + 1})
     report.empty = len({image.id for image in known.values()} - inspector.annotated)
     if any(keypoints.values()) and report.objects and not report.visible:
-        report.notes.append("no object has a visible keypoint, without which keypoints cannot be learned")
+        report.notes.append("no object has a visible keypoint, so keypoints cannot be learned")
     if not annotations:
-        report.notes.append("there are no annotations, which is right for images of a test alone")
+        report.notes.append("there are no annotations, which is right only for test images")
     if fix:
         for name, entries in copy.items():
             if not entries and content[name]:
                 reasons = "; ".join(map(report.line, report.lost.get(name) or report.counts))
-                raise UserError(f"{json_file}: none of the {name} is left for the mended copy: {reasons}")
+                raise UserError(f"{json_file}: no {name} would be left in the repaired copy: {reasons}")
         atomic_write_text(fix, json.dumps(copy))
     return report
 
 
 def _check_target(fix: Path, json_file: Path, overwrite: bool) -> None:
-    """Raise UserError where the mended copy would replace what must stay."""
-    if not os.path.isfile(fix):  # atomic_writer refuses what is no file
+    """Raise UserError if the repaired copy would replace a file that must be kept."""
+    if not os.path.isfile(fix):  # atomic_writer refuses anything else that exists
         return
     if os.path.exists(json_file) and os.path.samefile(fix, json_file):
-        raise UserError(f"{fix} is the annotation file itself; name another file for the mended copy")
+        raise UserError(f"{fix} is the annotation file itself; name another file for the repaired copy")
     try:
         content = read_json(fix, limit=LARGEST)
     except UserError:
         content = None
     if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in LISTS):
-        raise UserError(f"{fix} is there and no annotation file; name another file for the mended copy")
+        raise UserError(f"{fix} exists and is not an annotation file; name another for the repaired copy")
     if not overwrite:  # it may be another part of the dataset
         raise UserError(
-            f"{fix} is there; name another file for the mended copy, or replace it by --overwrite"
+            f"{fix} exists; name another file for the repaired copy, or replace it with --overwrite"
         )
 
 
 def _check_categories(categories: List[Any], report: Report) -> Tuple[List[Dict[str, Any]], Dict[int, int]]:
-    """The categories that are kept, and how many keypoints each names, by id."""
+    """Return the categories that are kept, and how many keypoints each names, by id."""
     kept: List[Dict[str, Any]] = []
     keypoints: Dict[int, int] = {}
     names: Set[str] = set()
@@ -113,7 +113,7 @@ def _check_categories(categories: List[Any], report: Report) -> Tuple[List[Dict[
     for index, category in enumerate(categories):
         where = f"category {index}"
         if not isinstance(category, dict):
-            report.add("entry is no object", where)
+            report.add("entry is not an object", where)
             continue
         number = check_id(category.get("id"), where, report)
         if number is None:
@@ -123,11 +123,11 @@ def _check_categories(categories: List[Any], report: Report) -> Tuple[List[Dict[
             report.add("duplicate category id", where)
             continue
         if not isinstance(name, str):
-            report.add("category name that is no text", f"{where} ({name!r:.60})")
+            report.add("category name is not a string", f"{where} ({name!r:.60})")
             name = f"class {number}"
-        plain = name.encode("utf-8", "replace").decode()  # without halves of surrogate pairs
+        plain = name.encode("utf-8", "replace").decode()  # without lone surrogates
         if name != plain:
-            report.add("name that is no Unicode", f"{where} ({name})")
+            report.add("name is not valid Unicode", f"{where} ({name})")
             name = plain
         if name in names:
             report.add("duplicate category name", f"{where} ({name})")
@@ -136,7 +136,7 @@ def _check_categories(categories: List[Any], report: Report) -> Tuple[List[Dict[
         mended = {**category, "id": number, "name": name}
         points = category.get("keypoints", [])
         if not isinstance(points, list) or not all(isinstance(point, str) for point in points):
-            report.add("keypoint names of a wrong type", where)
+            report.add("keypoint names of the wrong type", where)
             points = []
             del mended["keypoints"]
         names.add(name)
@@ -146,7 +146,7 @@ def _check_categories(categories: List[Any], report: Report) -> Tuple[List[Dict[
     if len(lists) > 1:
         one, other, *_ = lists.values()
         report.notes.append(
-            f"the categories {one!r:.60} and {other!r:.60} name different keypoints, and a model has one list"
+            f"the categories {one!r:.60} and {other!r:.60} name different keypoints, but a model has one list"
         )
     return kept, keypoints
 
@@ -154,7 +154,7 @@ def _check_categories(categories: List[Any], report: Report) -> Tuple[List[Dict[
 def _check_images(
     images: List[Any], root: Path, how: str, max_size: float, report: Report
 ) -> Tuple[List[Dict[str, Any]], Dict[int, ImageEntry], Dict[int, str]]:
-    """The images that are kept, in which of them an id is, and why others are not."""
+    """Return the images that are kept, the kept image of each id, and why the others are lost, by id."""
     kept: List[Dict[str, Any]] = []
     known: Dict[int, ImageEntry] = {}
     by_name: Dict[str, ImageEntry] = {}
@@ -192,26 +192,26 @@ def _mended_image(
     image: Any, index: int, known: Dict[int, ImageEntry], folder: _Folder, how: str, report: Report
 ) -> Dict[str, Any]:
     if not isinstance(image, dict):
-        report.give_up("entry is no object", f"image {index}")
+        report.give_up("entry is not an object", f"image {index}")
     number = check_id(image.get("id"), f"image number {index}", report)
     if number is None:
-        raise Lost("id missing or of a wrong type")
+        raise Lost("id missing or of the wrong type")
     where = f"image {number}"
     if number in known:
         report.give_up("duplicate image id", where)
     given, name = (image.get("width"), image.get("height")), image.get("file_name")
     size = tuple(whole_number(value) or 0 for value in given)
     if not isinstance(name, str) or min(size) <= 0 or not all(map(is_id, given)):
-        kind = "file_name, width or height of a wrong type"
+        kind = "file_name, width or height of the wrong type"
         report.add(kind, where)
-        # The file tells its size.
+        # The size can be read from the file.
         if not isinstance(name, str) or (min(size) <= 0 and how in ("none", "exist")):
             raise Lost(kind)
-    if how != "none" and not os.path.isfile(os.path.join(folder.root, name)):  # False for what is no name
+    if how != "none" and not os.path.isfile(os.path.join(folder.root, name)):  # False for an invalid name
         near = folder.nearest(name)
         if near is None:
             report.give_up("image file missing", f"{where} ({name}{folder.hint(name)})")
-        report.add("image file of nearly that name", f"{where} ({name} is {near})")
+        report.add("image file has a slightly different name", f"{where} ({name} is {near})")
         name = near
     real = _real_size(os.path.join(folder.root, name), how, f"{where} ({name})", report)
     if real and real != size:
@@ -225,18 +225,18 @@ def _mended_image(
 
 
 class _Folder:
-    """A folder of images, and how names that other programs and systems gave its files were meant."""
+    """An image folder, which resolves file names as written by other programs and systems."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._listings: Dict[str, Dict[str, List[str]]] = {}
 
     def nearest(self, name: str) -> Optional[str]:
-        """The one file that a name means, maybe in another case, with backslashes, or the folder first.
+        """Find the one file that a name means despite case, backslashes, or this folder's name as a prefix.
 
-        Accents may be apart from their letters, as macOS has them, and blanks written as in an address.
+        Accents may be separate from their letters, as on macOS, and spaces percent-encoded, as in a URL.
 
-        Names of other folders are no such prefix: what is in them is not what is here.
+        The names of other folders are not accepted as a prefix, since their files are not those of this one.
         """
         parts = [part for part in re.split(r"[\\/]", name) if part not in ("", ".")]
         here = os.path.basename(os.path.realpath(self.root)).casefold()
@@ -246,13 +246,13 @@ class _Folder:
         return next(filter(None, map(self._find, spelt)), None)
 
     def hint(self, name: str) -> str:
-        """What may have been meant, where that is not certain."""
+        """Suggest a file that may have been meant, if that is not certain."""
         last = re.split(r"[\\/]", name)[-1]
         found = self._find([last]) if last != name else None
         return f"; there is {found}" if found else ""
 
     def _find(self, parts: List[str]) -> Optional[str]:
-        """The one file that is there by that path in any case, or None."""
+        """Find the one file at a path, ignoring case, or return None."""
         path = ""
         for part in parts:
             names = self._names(path).get(_plain(part), [])
@@ -262,7 +262,7 @@ class _Folder:
         return path if path and os.path.isfile(os.path.join(self.root, path)) else None
 
     def _names(self, folder: str) -> Dict[str, List[str]]:
-        """What is in a folder below the root, by :func:`_plain` name."""
+        """List a folder below the root by :func:`_plain` name."""
         if folder not in self._listings:
             names: Dict[str, List[str]] = {}
             try:
@@ -275,33 +275,33 @@ class _Folder:
 
 
 def _plain(name: str) -> str:
-    """What names share that differ in case, in blanks around them, or in how accents are encoded."""
+    """Normalise a name's case, surrounding spaces and encoding of accents."""
     return unicodedata.normalize("NFC", name).casefold().strip()
 
 
 def _real_size(path: str, how: str, where: str, report: Report) -> Tuple[int, ...]:
-    """(width, height) as detectron2 reads the file, EXIF rotation applied; () if it is not looked at.
+    """Return (width, height) as detectron2 reads the file, EXIF rotation applied; () if it is not read.
 
     Raises:
-        Lost: it cannot be used.
+        Lost: the file cannot be used.
     """
     if how in ("none", "exist"):
         return ()
     try:
         with Image.open(path) as image:
-            deep = image.mode.startswith(("I", "F"))  # Pillow would clip what is above 255
-            if not deep and how == "header" and image.format != "TIFF":  # which Pillow turns when it decodes
+            deep = image.mode.startswith(("I", "F"))  # Pillow would clip values above 255
+            if not deep and how == "header" and image.format != "TIFF":  # Pillow rotates TIFF when decoding
                 return image.size[::-1] if _is_turned(image) else image.size
         if not deep:
             height, width = read_image(path, "RGB").shape[:2]
             return width, height
-    except Exception:  # a broken file makes Pillow raise nearly anything
+    except Exception:  # a broken file makes Pillow raise almost anything
         report.give_up("image file unreadable", where)
-    report.give_up("image of more than 8 bits a channel", where)
+    report.give_up("image with more than 8 bits per channel", where)
 
 
 def _is_turned(image: Image.Image) -> bool:
-    """Whether detectron2 turns the image by a quarter; it takes a broken EXIF header for none."""
+    """Whether detectron2 rotates the image by 90 degrees; it ignores a broken EXIF header."""
     try:
         return image.getexif().get(0x0112) in (5, 6, 7, 8)
     except Exception:

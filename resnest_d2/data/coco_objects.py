@@ -1,4 +1,4 @@
-"""The annotations of a COCO-format dataset, one by one: what is wrong with each, and what was meant."""
+"""Check and repair the annotations of a COCO-format dataset one by one."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from .annotations import (
 from .coco_boxes import ROUNDING, SLACK, ImageEntry, is_pixel, read_box
 from .coco_report import Lost, Report
 
-#: Square pixels by which areas may differ, since some programs count those that an outline touches.
+#: Square pixels by which areas may differ, since some programs count the pixels that an outline touches.
 _AREA_SLACK = 16.0
-# Areas of boxes, which some programs write for all objects, are right enough; below that of a mask, or
-# above that of the box, by this factor they are of something else.
+# Some programs write the box's area for all objects, which is close enough. An area this many times
+# smaller than the mask's or larger than the box's belongs to something else.
 _AREA_FACTOR = 2.0
-#: Visibility of a keypoint is 0, 1 or 2; some programs write 3.
+#: A keypoint's visibility is 0, 1 or 2; some programs write 3.
 _MOST_VISIBLE = 3
-#: Overlap of a box with that of its mask below which they are not of the same object, or in another format.
+#: Overlap of a box with its mask's box below which they are of different objects or in different formats.
 _UNLIKE = 0.5
-#: A thin object may fill so little of its box.
+#: Fraction of its box that a thin object may fill.
 _THIN = 1e-3
 
 
 class _Mask(NamedTuple):
-    """A segmentation, its area in square pixels, roughly, and its x, y, width and height in pixels."""
+    """A segmentation, its approximate area in square pixels, and its x, y, width and height in pixels."""
 
     segmentation: Any
     area: float
@@ -47,17 +47,17 @@ class _Mask(NamedTuple):
 
 
 class Inspector:
-    """Reports what is wrong with annotations, and mends them.
+    """Report what is wrong with annotations, and repair them.
 
     Args:
-        images: by id.
-        keypoints: how many keypoints a category names, by id.
-        lost: why an image is not in the copy, by id.
-        fractions: coordinates are fractions of the image's width and height.
-        report: where it is reported.
+        images: images by id.
+        keypoints: number of keypoints that each category names, by id.
+        lost: why each image that is left out of the copy is lost, by id.
+        fractions: whether coordinates are fractions of the image's width and height.
+        report: receives the findings.
 
     Attributes:
-        annotated: images with annotations that are kept.
+        annotated: ids of the images with annotations that are kept.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Inspector:
         self.annotated: Set[int] = set()
 
     def inspect(self, annotation: Any, index: int) -> Optional[Dict[str, Any]]:
-        """The annotation mended, or None where it must go."""
+        """Return the repaired annotation, or None if it must be left out."""
         self._report.annotations += 1
         try:
             return self._mended(annotation, index)
@@ -86,9 +86,9 @@ class Inspector:
     def _mended(self, annotation: Any, index: int) -> Dict[str, Any]:
         report = self._report
         if not isinstance(annotation, dict):
-            report.give_up("entry is no object", f"annotation number {index}")
+            report.give_up("entry is not an object", f"annotation number {index}")
         where = self._number(annotation, index)
-        # Not a number is what pandas writes for none, and programs take for something.
+        # pandas writes NaN for a missing value, which programs take for a value.
         optional = [key for key in ("iscrowd", "segmentation", "keypoints") if is_number(annotation.get(key))]
         unset = [key for key in optional if not is_finite(annotation[key])]
         if unset:
@@ -105,7 +105,7 @@ class Inspector:
         if annotation.get("segmentation"):
             mask = self._mask(annotation["segmentation"], crowd, size, where)
             mended["segmentation"] = mask.segmentation
-        if not crowd:  # whether it is kept or not, training meets it
+        if not crowd:  # kept or not, it is in the file that training reads
             report.objects += 1
             report.without_mask += mask is None
             report.encoded += isinstance(mended.get("segmentation"), dict)
@@ -122,7 +122,7 @@ class Inspector:
         return mended
 
     def _number(self, annotation: Dict[str, Any], index: int) -> str:
-        """Check the id. Returns how the annotation is called."""
+        """Check the id, and return a name of the annotation for messages."""
         report = self._report
         number = check_id(annotation.get("id"), f"annotation number {index}", report)
         where = f"annotation number {index}" if number is None else f"annotation {number}"
@@ -140,11 +140,11 @@ class Inspector:
         given = annotation.get(key)
         number = whole_number(given)
         if number not in known:
-            if key == "image_id" and number in self._lost:  # said of the image
+            if key == "image_id" and number in self._lost:  # already reported for the image
                 raise Lost(self._lost[number])
             self._report.give_up(kind, f"{where} ({key} {given})")
         if not is_id(given):
-            self._report.add("id missing or of a wrong type", f"{where} ({key} {given!r})")
+            self._report.add("id missing or of the wrong type", f"{where} ({key} {given!r})")
         return number
 
     def _crowd(self, annotation: Dict[str, Any], where: str) -> int:
@@ -153,22 +153,22 @@ class Inspector:
         if given is None:
             self._report.add("iscrowd missing", where)
         elif crowd is None:
-            self._report.give_up("iscrowd of a wrong type", f"{where} ({given!r:.40})")
-        elif not isinstance(given, (int, float)):  # detectron2 takes any text for a crowd
-            self._report.add("iscrowd of a wrong type", f"{where} ({given!r:.40})")
-        if annotation.get("ignore", 0) != 0:  # detectron2 stops there; a crowd is what COCO ignores
-            self._report.add("ignore, which detectron2 does not know", where)
+            self._report.give_up("iscrowd of the wrong type", f"{where} ({given!r:.40})")
+        elif not isinstance(given, (int, float)):  # detectron2 treats any string as a crowd
+            self._report.add("iscrowd of the wrong type", f"{where} ({given!r:.40})")
+        if annotation.get("ignore", 0) != 0:  # detectron2 fails here; COCO ignores crowds
+            self._report.add("ignore, which detectron2 does not support", where)
             return crowd if _flag(annotation["ignore"]) == 0 else 1
         return crowd
 
     def _box(self, given: Any, mask: Optional[_Mask], size: ImageEntry, where: str) -> List[float]:
-        """The box, cut at the image's border; that of the mask where there is none that can be read."""
+        """Return the box clipped to the image, or the mask's box if there is no readable one."""
         report = self._report
         box, kind = read_box(given)
         within = box and min(box) >= -ROUNDING and _end(box) <= 1 + ROUNDING
         if within and not self._fractions and min(size[1:]) > 2 and (mask is None or mask.area > 2):
             kind = "box within the image's first pixel"
-            box = box if is_pixel(box) and mask is None else None  # one pixel, or all of it in fractions
+            box = box if is_pixel(box) and mask is None else None  # one pixel, or in fractions all of it
         if kind:
             report.add(kind, where if given is None else f"{where} ({given!r:.60})")
         if box is None:
@@ -190,29 +190,29 @@ class Inspector:
             if apart > SLACK:  # either may be wrong
                 report.give_up("mask outside its box", where)
             if _overlap(box, _within(mask.extent, size)) < _UNLIKE:
-                report.add("box unlike its mask", where)
+                report.add("box does not match its mask", where)
         return box
 
     def _mend_area(
         self, annotation: Dict[str, Any], given: Any, mask: Optional[_Mask], size: ImageEntry, where: str
     ) -> None:
-        """Args: given: the box as it was."""
+        """Repair the area; ``given`` is the original box."""
         area, box = annotation.get("area"), annotation["bbox"]
         of_box = box[2] * box[3]
         if not is_finite(area) or area <= 0:
             self._report.add("area missing or not above 0", where)
         elif box != given and not mask:
-            pass  # it counts what is inside the image
+            pass  # recompute it for the part inside the image
         else:
             least = mask.area / _AREA_FACTOR if mask else of_box * _THIN
             most = _AREA_FACTOR * max(of_box, mask.area if mask else 0)
             if least - _AREA_SLACK * bool(mask) <= area <= most + _AREA_SLACK:
                 return
-            self._report.add("area that neither the box nor the mask has", f"{where} ({area:g})")
+            self._report.add("area matches neither the box nor the mask", f"{where} ({area:g})")
         annotation["area"] = area_of(annotation, (size.height, size.width))
 
     def _mend_keypoints(self, annotation: Dict[str, Any], size: ImageEntry, where: str) -> None:
-        """Whatever cannot be mended is hidden, as the rest of the object is sound."""
+        """Hide keypoints that cannot be repaired, since the rest of the object is valid."""
         report, named = self._report, self._keypoints[annotation["category_id"]]
         given = annotation.get("keypoints")
         if given is None:
@@ -222,7 +222,7 @@ class Inspector:
             return
         right = 3 * named if named else len(given) // 3 * 3 if isinstance(given, list) else 0
         if not isinstance(given, list) or len(given) != right:
-            report.add("keypoints of a wrong type", where)
+            report.add("keypoints of the wrong type", where)
             annotation.update(keypoints=[0] * 3 * named, num_keypoints=0)
             if not named:
                 del annotation["keypoints"], annotation["num_keypoints"]
@@ -234,18 +234,18 @@ class Inspector:
             annotation["keypoints"] = points
         count, told = visible_keypoints(points), annotation.get("num_keypoints")
         if is_id(told) and told != count and points == given:
-            kind = "num_keypoints other than the number of visible keypoints"
+            kind = "num_keypoints is not the number of visible keypoints"
             report.add(kind, f"{where} ({told} of {count})")
         annotation["num_keypoints"] = count
 
     def _points(self, given: List[Any], size: ImageEntry, where: str) -> List[float]:
         meant = [math.nan if (number := number_meant(value)) is None else number for value in given]
         if not all(is_number(value) or value is None for value in given):
-            self._report.add("keypoints of a wrong type", where)
+            self._report.add("keypoints of the wrong type", where)
         elif not all(map(math.isfinite, meant)):
             self._report.add("number that is not finite", where)
-        if any(abs(visible) > _MOST_VISIBLE for visible in meant[2::3]):  # a coordinate or a percentage
-            self._report.add("keypoints not as x, y and visibility", where)
+        if any(abs(visible) > _MOST_VISIBLE for visible in meant[2::3]):  # a coordinate, or a percentage
+            self._report.add("keypoints not given as x, y and visibility", where)
             return [0] * len(given)
         in_fractions = self._fractions and all(not abs(v) > 2 for v in meant)
         scale = (size.width, size.height) if in_fractions else (1, 1)
@@ -257,10 +257,10 @@ class Inspector:
                 continue
             x, y = x * scale[0], y * scale[1]
             if visible not in (0, 1, 2):
-                kinds.add("keypoint visibility other than 0, 1 and 2")
+                kinds.add("keypoint visibility other than 0, 1 or 2")
                 visible = 2 if visible > 0 else 0
             inside = -SLACK <= x <= size.width + SLACK and -SLACK <= y <= size.height + SLACK
-            if visible and not inside:  # training hides it, too
+            if visible and not inside:  # training hides it as well
                 kinds.add("keypoint outside the image")
                 x = y = visible = 0
             points += [x, y, visible]
@@ -272,12 +272,12 @@ class Inspector:
         if isinstance(segmentation, dict):
             return self._runs(segmentation, size, where)
         if not isinstance(segmentation, list):
-            self._report.give_up("segmentation of a wrong type", where)
+            self._report.give_up("segmentation of the wrong type", where)
         runs = [self._runs(part, size, where) for part in segmentation if isinstance(part, dict)]
         polygons = [part for part in segmentation if not isinstance(part, dict)]
         mask = self._polygons(polygons, size, where) if polygons or not runs else None
-        if runs:  # one mask of both, as programs take one or the other
-            self._report.add("segmentation of a wrong type", where)
+        if runs:  # merge both into one mask, as programs accept one or the other
+            self._report.add("segmentation of the wrong type", where)
         elif crowd:
             self._report.add("crowd as polygon", where)
         else:
@@ -291,7 +291,7 @@ class Inspector:
         for polygon in self._flat(segmentation, where):
             try:
                 polygon, covered = self._polygon(polygon, size, where)
-            except Lost as lost:  # a part of the mask, unless there is no other
+            except Lost as lost:  # only this part is lost, unless it is the only one
                 kind = str(lost)
                 continue
             good.append(polygon)
@@ -303,27 +303,27 @@ class Inspector:
         return _Mask(good, area, [left, top, right - left, bottom - top])
 
     def _flat(self, segmentation: List[Any], where: str) -> List[Any]:
-        """A list of polygons, each [x, y, x, y, ...]."""
+        """Return a list of polygons, each [x, y, x, y, ...]."""
         if segmentation and all(number_meant(value) is not None for value in segmentation):
-            self._report.add("segmentation of a wrong type", where)  # one polygon, not in a list
+            self._report.add("segmentation of the wrong type", where)  # one polygon, not wrapped in a list
             return [segmentation]
         one = len(segmentation) > 2 and all(map(_is_pair, segmentation))
         pairs = [one or (isinstance(p, list) and p and all(map(_is_pair, p))) for p in segmentation]
         if not any(pairs):
             return segmentation
-        self._report.add("polygon as pairs of points", where)
+        self._report.add("polygon as pairs of coordinates", where)
         if one:
             return [list(itertools.chain(*segmentation))]
         return [list(itertools.chain(*p)) if paired else p for p, paired in zip(segmentation, pairs)]
 
     def _polygon(self, polygon: Any, size: ImageEntry, where: str) -> Tuple[List[float], float]:
-        """The polygon and its area; of one that crosses itself, the pixels that it covers."""
+        """Return the polygon and its area; if it crosses itself, the number of pixels that it covers."""
         report, points = self._report, _coordinates(polygon)
         if points is None:
             meant = [number_meant(value) for value in polygon] if isinstance(polygon, list) else [None]
             if None in meant:
-                report.give_up("segmentation of a wrong type", where)
-            report.add("segmentation of a wrong type", where)
+                report.give_up("segmentation of the wrong type", where)
+            report.add("segmentation of the wrong type", where)
             polygon, points = meant, np.array(meant, dtype=float)
         if not np.isfinite(points).all():
             report.give_up("number that is not finite", where)
@@ -333,14 +333,14 @@ class Inspector:
         if self._fractions and np.abs(points).max() <= 2:
             points = points * limits
             polygon = points.tolist()
-        if ((points < -limits) | (points > 2 * limits)).any():  # drawing it would need its size in memory
+        if ((points < -limits) | (points > 2 * limits)).any():  # rasterising needs memory by its size
             report.add("polygon far outside the image", where)
             points = np.clip(points, 0, limits)
             polygon = points.tolist()
             if _area(points) == 0:
                 raise Lost("polygon far outside the image")
         area = _area(points)
-        if area == 0:  # of a bow tie, whose halves turn in opposite directions, too
+        if area == 0:  # perhaps a bow tie, whose halves cancel out
             area = float(mask_util.area(encode_mask([polygon], size.height, size.width)))
         if area == 0:
             report.give_up("degenerate polygon", where)
@@ -350,25 +350,25 @@ class Inspector:
         report, mended = self._report, segmentation
         counts, shape = segmentation.get("counts"), segmentation.get("size")
         if not isinstance(counts, (str, list)) or not isinstance(shape, list):
-            report.give_up("segmentation of a wrong type", where)
+            report.give_up("segmentation of the wrong type", where)
         if not all(map(is_id, shape)) or (isinstance(counts, list) and not all(map(is_id, counts))):
-            report.add("segmentation of a wrong type", where)  # 7.0 or "7" instead of 7
+            report.add("segmentation of the wrong type", where)  # 7.0 or "7" instead of 7
             shape = list(map(whole_number, shape))
             counts = list(map(whole_number, counts)) if isinstance(counts, list) else counts
             mended = {"size": shape, "counts": counts}
         runs = run_lengths(counts, size.height * size.width)
         if runs is None or shape != [size.height, size.width]:
             report.give_up("run-length encoding damaged or of another size", where)
-        if not any(runs[1::2]):  # no prediction could find it
+        if not any(runs[1::2]):  # no prediction could match it
             report.give_up("mask without pixels", where)
         extent = mask_util.toBbox(encode_mask(mended, size.height, size.width)).tolist()
         return _Mask(mended, float(sum(runs[1::2])), extent)
 
 
 def check_id(value: Any, where: str, report: Report) -> Optional[int]:
-    """The id that was meant, or None."""
+    """Return the intended id, or None."""
     if not is_id(value):
-        report.add("id missing or of a wrong type", where)
+        report.add("id missing or of the wrong type", where)
     return whole_number(value)
 
 
@@ -378,14 +378,14 @@ def _end(box: Sequence[float]) -> float:
 
 
 def _within(box: Sequence[float], size: ImageEntry) -> List[float]:
-    """The box, cut at the image's border."""
+    """Clip a box to the image."""
     x, y, w, h = box
     left, top = max(x, 0), max(y, 0)
     return [left, top, min(x + w, size.width) - left, min(y + h, size.height) - top]
 
 
 def _overlap(box: Sequence[float], other: Sequence[float]) -> float:
-    """Intersection over union of boxes, each a pixel larger on all sides, as thin ones are rounded."""
+    """Compute the IoU of boxes, each enlarged by a pixel on all sides, since thin ones are rounded."""
     (x, y, w, h), (left, top, width, height) = box, other
     across = min(x + w, left + width) - max(x, left) + 2
     down = min(y + h, top + height) - max(y, top) + 2
@@ -394,7 +394,7 @@ def _overlap(box: Sequence[float], other: Sequence[float]) -> float:
 
 
 def _flag(given: Any) -> Optional[int]:
-    """0 or 1, also as true or in text, or None."""
+    """Read 0 or 1, also given as a bool or a string; None for anything else."""
     if isinstance(given, str):
         given = {"true": 1, "false": 0, "": 0}.get(given.strip().lower(), given)
     number = whole_number(int(given) if isinstance(given, bool) else given)
@@ -402,14 +402,14 @@ def _flag(given: Any) -> Optional[int]:
 
 
 def _digest(value: Any) -> bytes:
-    """What only equal values share, in 16 bytes. Python's hash takes -1 for -2, and 0 for 2**61 - 1."""
+    """Digest a value in 16 bytes. Python's hash would confuse -1 with -2, and 0 with 2**61 - 1."""
     digest = hashlib.blake2b(digest_size=16)
     _feed(value, digest.update)
     return digest.digest()
 
 
 def _feed(value: Any, update: Callable[[bytes], None]) -> None:
-    """Lists of numbers as float64, so that 7 and 7.0 are the same, and at once, since there are many."""
+    """Feed lists of numbers as float64, so that 7 equals 7.0, and at once, since they are long."""
     if isinstance(value, dict):
         value = [part for key in sorted(value) for part in (key, value[key])]
     if isinstance(value, list):
@@ -425,7 +425,7 @@ def _feed(value: Any, update: Callable[[bytes], None]) -> None:
 
 
 def _any_in_box(points: Sequence[float], box: Sequence[float]) -> bool:
-    """Whether any visible keypoint is in the box, or a pixel beside it."""
+    """Whether any visible keypoint is in the box, or within a pixel of it."""
     left, top, w, h = box
     return any(
         visible and -SLACK <= x - left <= w + SLACK and -SLACK <= y - top <= h + SLACK
@@ -438,7 +438,7 @@ def _is_pair(value: Any) -> bool:
 
 
 def _coordinates(polygon: Any) -> Optional[np.ndarray]:
-    """NaN for null, or None where it is no list of numbers."""
+    """Return the coordinates with NaN for null, or None if they are not a list of numbers."""
     try:
         points = np.array(polygon)
     except ValueError:  # lists of different lengths

@@ -1,4 +1,4 @@
-"""A user's own COCO-format datasets: registered, checked, and a configuration fitted to them."""
+"""Register and check a user's own COCO-format datasets, and fit a configuration to them."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from .panoptic import check_panoptic
 
 Pair = Tuple[str, str]
 
-#: Bytes of a registered annotation file above which it is not checked at every start.
+#: Size in bytes above which a registered annotation file is not checked at every start.
 _CHECKED = 100e6
 
 
 class DatasetStats(NamedTuple):
-    """What a configuration must know of an annotation file.
+    """The facts about an annotation file that a configuration depends on.
 
     Attributes:
         classes: names in the order of their ids.
-        keypoints: names, empty without.
-        images: how many hold objects, which are those that training takes.
+        keypoints: names, empty if there are none.
+        images: number of images with objects, which are the ones that training uses.
         sizes: square roots of the boxes' areas as fractions of the image's shorter side.
-        objects: how many there are.
+        objects: number of objects.
         without_mask: how many of them have no segmentation.
-        encoded: how many of them have a mask as run lengths.
-        without_keypoints: how many of them have none.
+        encoded: how many of them have a run-length mask.
+        without_keypoints: how many of them have no keypoints.
         visible: how many of them have a visible keypoint.
-        keypoint_lists: how many different lists of keypoints the categories have.
+        keypoint_lists: number of different lists of keypoints that the categories name.
     """
 
     classes: List[str]
@@ -55,10 +55,10 @@ class DatasetStats(NamedTuple):
 
 
 def register_pairs(split: str, pairs: Sequence[Pair], metadata: Dict[str, Any]) -> List[str]:
-    """Register annotation files with their image folders. Registering again changes nothing.
+    """Register annotation files with their image folders. Registering again replaces the entries.
 
     Args:
-        metadata: what is known of the files: classes and keypoints.
+        metadata: the classes and keypoints of the files.
 
     Returns:
         The datasets' names: ``user_train_1``, ...
@@ -75,22 +75,22 @@ def register_pairs(split: str, pairs: Sequence[Pair], metadata: Dict[str, Any]) 
 
 
 def check_pairs(pairs: Sequence[Pair], max_size: float = MAX_SIZE) -> List[str]:
-    """The dataset check in brief: annotations, whether the images exist, and the sizes of some.
+    """Check datasets quickly: the annotations, that the images exist, and the sizes of some.
 
     Args:
-        max_size: of :func:`check_coco`, or see :func:`max_size_of`.
+        max_size: see :func:`check_coco` and :func:`max_size_of`.
 
     Returns:
-        Warnings, one a line.
+        Warnings, one per line.
 
     Raises:
-        UserError: at the first file with which training would stop or go wrong.
+        UserError: for the first file that would make training fail or go wrong.
     """
     return [line for json_file, images in pairs for line in _check_pair(json_file, images, max_size)[1]]
 
 
 def max_size_of(cfg: CfgNode, train: bool) -> float:
-    """Pixels that the longer side of an image keeps at most in training or in a test."""
+    """Return the largest length in pixels of an image's longer side in training or testing."""
     unlike_its_file = cfg.INPUT.CROP.ENABLED if train else cfg.INPUT.MIN_SIZE_TEST == 0
     return math.inf if unlike_its_file else cfg.INPUT.MAX_SIZE_TRAIN if train else cfg.INPUT.MAX_SIZE_TEST
 
@@ -101,22 +101,22 @@ def _check_pair(json_file: str, images: str, max_size: float) -> Tuple[Report, L
         line = report.line(report.fatal[0])
         if report.counts["image file missing"] == report.images:
             raise UserError(f"{json_file}: {line}; is {images} the folder of its images?")
-        if report.fatal[0] == NARROW:  # by the configuration, which the tool does not know
+        if report.fatal[0] == NARROW:  # depends on the configuration, which the tool does not know
             raise UserError(
-                f"{json_file}: {line}; take it out, or raise INPUT.MAX_SIZE_TRAIN or INPUT.MAX_SIZE_TEST"
+                f"{json_file}: {line}; remove it, or raise INPUT.MAX_SIZE_TRAIN or INPUT.MAX_SIZE_TEST"
             )
-        raise UserError(f"{json_file}: {line}; tools/check_dataset.py --fix writes a mended copy")
+        raise UserError(f"{json_file}: {line}; tools/check_dataset.py --fix writes a repaired copy")
     return report, [f"{json_file}: {line}" for line in (*map(report.line, report.counts), *report.notes)]
 
 
 def check_registered(cfg: CfgNode, train: Sequence[str], test: Sequence[str]) -> List[str]:
-    """:func:`check_pairs` for registered datasets in COCO's format, and whether they fit the recipe.
+    """Check registered COCO-format datasets as :func:`check_pairs` does, and that they fit the recipe.
 
-    Files above 100 MB are left to ``tools/check_dataset.py``, which a note says: COCO's own would add half a
+    Files above 100 MB are left to ``tools/check_dataset.py``, as a note says: COCO's own would add half a
     minute to every start.
 
     Args:
-        train, test: their names.
+        train, test: names of datasets.
     """
     notes = []
     for name in dict.fromkeys([*train, *test]):
@@ -125,12 +125,12 @@ def check_registered(cfg: CfgNode, train: Sequence[str], test: Sequence[str]) ->
             continue
         panoptic, file, images = (metadata.get(key) for key in ("panoptic_json", "json_file", "image_root"))
         if panoptic and _is_small(panoptic):
-            segments = metadata.get("panoptic_root") if name in test else None  # of which training reads none
+            segments = metadata.get("panoptic_root") if name in test else None  # training reads none of them
             check_panoptic(*(path and PathManager.get_local_path(path) for path in (panoptic, segments)))
         if file and images and not _is_small(file):
             notes.append(
-                f"{file} is not checked at each start, as it has more than {_CHECKED / 1e6:.0f} MB: "
-                f"tools/check_dataset.py {file} {images} does it"
+                f"{file} is not checked at each start, as it is larger than {_CHECKED / 1e6:.0f} MB: "
+                f"run tools/check_dataset.py {file} {images}"
             )
         elif file and images:
             sizes = [max_size_of(cfg, use) for use, names in ((True, train), (False, test)) if name in names]
@@ -142,7 +142,7 @@ def check_registered(cfg: CfgNode, train: Sequence[str], test: Sequence[str]) ->
                 _check_masks(file, report.objects, report.without_mask)
             if _takes_polygons(cfg) and report.encoded and name in train:
                 raise UserError(
-                    f"{file}: {report.encoded} of {report.objects} objects have masks as run lengths, which "
+                    f"{file}: {report.encoded} of {report.objects} objects have run-length masks, which "
                     "INPUT.MASK_FORMAT polygon cannot train on; set INPUT.MASK_FORMAT bitmask"
                 )
     return notes
@@ -160,7 +160,7 @@ def _check_masks(file: str, objects: int, without_mask: int) -> None:
     if without_mask:
         raise UserError(
             f"{file}: {without_mask} of {objects} objects (crowds aside) have no segmentation, which "
-            "MODEL.MASK_ON needs; take a configuration without masks (faster_..., cascade_...), or "
+            "MODEL.MASK_ON needs; use a configuration without masks (faster_..., cascade_...), or "
             "MODEL.MASK_ON False"
         )
 
@@ -168,13 +168,13 @@ def _check_masks(file: str, objects: int, without_mask: int) -> None:
 def _check_visible(files: str, objects: int, visible: int) -> None:
     if objects and not visible:
         raise UserError(
-            f"{files}: none of {objects} objects has a visible keypoint, from which "
-            "MODEL.KEYPOINT_ON learns; a visible one has 1 or 2 as its third number"
+            f"{files}: none of {objects} objects has a visible keypoint, which "
+            "MODEL.KEYPOINT_ON needs; visible ones have 1 or 2 as their third number"
         )
 
 
 def read_stats(json_file: str) -> DatasetStats:
-    """Classes, sizes and kinds of annotation in a file."""
+    """Collect the classes, sizes and kinds of annotation of a file."""
     content = read_coco(json_file)
     categories = sorted(content["categories"], key=lambda category: category["id"])
     short = {i["id"]: min(i["width"], i["height"]) for i in content["images"]}
@@ -211,29 +211,29 @@ def fit_config(
     """Point a configuration at the datasets, and set what depends on them.
 
     Args:
-        cfg: changed in place: datasets, numbers of classes and keypoints, and with ``epochs`` the
-            schedule, whose steps keep their places in proportion.
+        cfg: changed in place: the datasets, the numbers of classes and keypoints, and with ``epochs`` the
+            schedule, whose steps are scaled in proportion.
         train, val: annotation files and image folders.
 
     Returns:
-        What the recipe assumes and these data do not meet, one a line; and the metadata with which the
-        datasets are registered, for processes that must do it again.
+        Assumptions of the recipe that these data do not meet, one per line; and the metadata of the
+        datasets, for processes that must register them again.
 
     Raises:
-        UserError: the files disagree on their classes, or lack what the recipe learns from.
+        UserError: the files disagree on their classes, or lack annotations that the recipe needs.
     """
     stats = [read_stats(json_file) for json_file, _ in (*train, *val)]
     files = [json_file for json_file, _ in (*train, *val)]
     for file, other in zip(files, stats):
         if other.classes != stats[0].classes:
-            raise UserError(f"{file} has the classes {other.classes}, {files[0]} has {stats[0].classes}")
+            raise UserError(f"{file} has the classes {other.classes}, but {files[0]} has {stats[0].classes}")
     metadata, notes = _set_classes(cfg, stats[0], files[0])
     if train:
         cfg.DATASETS.TRAIN = tuple(register_pairs("train", train, metadata))
     if train or val:
         cfg.DATASETS.TEST = tuple(register_pairs("val", val, metadata))
     if train and not any(f.images for f in stats[: len(train)]):
-        raise UserError(f"{', '.join(files[: len(train)])}: no image holds an object")
+        raise UserError(f"{', '.join(files[: len(train)])}: no image has an object")
     if cfg.MODEL.KEYPOINT_ON and train:
         trained = stats[: len(train)]
         _check_visible(
@@ -244,8 +244,8 @@ def fit_config(
             _check_masks(file, f.objects, f.without_mask)
         if cfg.MODEL.KEYPOINT_ON and (f.keypoint_lists > 1 or f.keypoints != stats[0].keypoints):
             raise UserError(
-                f"{file}: its categories name different keypoints, or others than those of {files[0]}, and "
-                "MODEL.KEYPOINT_ON has one list for all; give all the same"
+                f"{file}: its categories' keypoints differ among themselves or from those of {files[0]}, but "
+                "MODEL.KEYPOINT_ON has one list for all; name the same ones everywhere"
             )
         if cfg.MODEL.KEYPOINT_ON and f.without_keypoints:
             raise UserError(
@@ -254,9 +254,9 @@ def fit_config(
             )
     if _takes_polygons(cfg) and any(f.encoded for f in stats[: len(train)]):
         cfg.INPUT.MASK_FORMAT = "bitmask"
-        notes.append("INPUT.MASK_FORMAT bitmask instead of polygon, as some masks are run lengths")
+        notes.append("INPUT.MASK_FORMAT bitmask instead of polygon, since some masks are run lengths")
     notes += [
-        f"{file}: no image holds an object, so there is nothing to find and AP will be undefined"
+        f"{file}: no image has an object, so AP will be undefined"
         for file, f in zip(files[len(train) :], stats[len(train) :])
         if not f.objects
     ]
@@ -264,11 +264,11 @@ def fit_config(
 
 
 def _set_classes(cfg: CfgNode, stats: DatasetStats, file: str) -> Tuple[Dict[str, Any], List[str]]:
-    """Sets numbers of classes and keypoints. Returns the metadata of both, and notes."""
+    """Set the numbers of classes and keypoints. Returns the metadata of both, and notes."""
     if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN":
         raise UserError(
             "MODEL.META_ARCHITECTURE PanopticFPN needs semantic annotations, which a file of instances "
-            "lacks; take a cascade_mask_... configuration"
+            "lacks; use a cascade_mask_... configuration"
         )
     count = len(stats.classes)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = count
@@ -285,9 +285,9 @@ def _set_classes(cfg: CfgNode, stats: DatasetStats, file: str) -> Tuple[Dict[str
     metadata.update(keypoint_names=stats.keypoints, keypoint_flip_map=pairs)
     if pairs and not alone:
         return metadata, []
-    what = f"{', '.join(alone[:5])} have no other side" if alone else "none are left and right of a pair"
+    what = f"{', '.join(alone[:5])} have no counterpart" if alone else "none form a left and right pair"
     return metadata, [
-        f"{file}: of the keypoints, {what}, so they keep their names when an image is flipped; call pairs "
+        f"{file}: of the keypoints, {what}, so they are not swapped when an image is flipped; name pairs "
         "left_... and right_..., or set INPUT.RANDOM_FLIP none"
     ]
 
@@ -296,18 +296,18 @@ _SIDES = (
     re.compile(r"left|right", re.I),
     re.compile(r"(?<![a-z])[lr](?![a-z])", re.I),  # l_eye, eye.L, R1
     re.compile(r"(?<![A-Za-z])(?:[LR](?=[A-Z][a-z])|[lr](?=[A-Z]))|(?<=[a-z])[LR](?![a-z])"),  # lEye, eyeL
-    re.compile(r"^[lr]", re.I),  # leye, which has no side unless there is a reye
+    re.compile(r"^[lr]", re.I),  # leye, which counts only if there is a reye
 )
 
 
 def pair_keypoints(names: Sequence[str]) -> Tuple[List[Pair], List[str]]:
-    """Which keypoints change places when an image is flipped, by their names.
+    """Find by their names the keypoints that swap when an image is flipped.
 
-    ``left`` and ``right`` may stand anywhere, ``l`` and ``r`` where they are a word, set apart by a capital,
-    or the first letter; case does not matter.
+    ``left`` and ``right`` may be anywhere in a name; ``l`` and ``r`` must be a word, set apart by a capital,
+    or the first letter. Case does not matter.
 
     Returns:
-        Pairs of left and right; and names that have a side, but not their other side.
+        Pairs of left and right; and names that have a side but no counterpart.
     """
     pairs, alone, known = [], [], {name.casefold(): name for name in names}
     for name in names:
@@ -360,10 +360,10 @@ def _fit_schedule(cfg: CfgNode, stats: Sequence[DatasetStats], epochs: Optional[
 
 
 def pairs_of(values: Dict[str, Any], split: str) -> List[Pair]:
-    """The ``--train-json`` and ``--train-images`` (or val) of a command line, paired.
+    """Pair up the ``--train-json`` and ``--train-images`` (or val) of a command line.
 
     Raises:
-        UserError: not as many of one as of the other.
+        UserError: their numbers differ.
     """
     jsons, images = values.get(f"{split}_json") or [], values.get(f"{split}_images") or []
     if len(jsons) != len(images):

@@ -1,4 +1,4 @@
-"""Training batches that are a function of the seed and of their place in training."""
+"""Training batches that depend only on the seed and their position in training."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ from .seeding import seeded
 SHARED_MEMORY = "/dev/shm"
 #: Batches that each worker loads ahead: PyTorch's default.
 PREFETCHED = 2
-#: Images for which a mapper may return None, one after another.
+#: Number of consecutive images for which a mapper may return None.
 _REJECTED = 100
 
 
 class ResumableBatchSampler(Sampler):
-    """Endless batches of one process, each sample an image with its place in training.
+    """Infinite batches of one process, whose samples are an image with its position in training.
 
-    A batch is of one group: images wider than high, or not. detectron2 groups after loading, and so cannot
-    start anywhere but at the beginning.
+    All images of a batch are of one group: wider than high, or not. detectron2 groups images after loading
+    them, and so can only start at the beginning.
 
     Args:
-        sampler: detectron2's endless sampler of image indices for this process.
+        sampler: detectron2's infinite sampler of image indices for this process.
         batch_size: images per batch of this process.
-        groups: the group of each image; None for one group.
+        groups: group of each image; None for a single group.
 
     Attributes:
-        start: number of batches that are skipped.
+        start: number of batches to skip.
 
     Yields:
-        Pairs of position, over all processes, and index, ``batch_size`` of them.
+        ``batch_size`` pairs of the position, counted over all processes, and the image index.
     """
 
     def __init__(self, sampler: Sampler, batch_size: int, groups: Optional[Sequence[int]] = None) -> None:
@@ -74,10 +74,10 @@ class ResumableBatchSampler(Sampler):
 
 
 class _Samples(Dataset):
-    """What a mapper makes of the images that :class:`ResumableBatchSampler` names.
+    """The mapped images that :class:`ResumableBatchSampler` selects.
 
     Args:
-        mapper: its random choices follow from ``seed`` and the sample's position alone.
+        mapper: makes random choices that depend only on ``seed`` and the sample's position.
     """
 
     def __init__(self, records: List[Dict[str, Any]], mapper: Any, seed: int) -> None:
@@ -90,24 +90,22 @@ class _Samples(Dataset):
                 mapped = self._mapper(self._records[index])
                 if mapped is not None:
                     return mapped
-                index = random.randrange(len(self._records))  # as detectron2, which would go on for ever
-        raise UserError(
-            f"the mapper of the training data returns None for {_REJECTED} images one after another"
-        )
+                index = random.randrange(len(self._records))  # like detectron2, which would try forever
+        raise UserError(f"the mapper of the training data returned None for {_REJECTED} images in a row")
 
 
 class CheckedMapper:
-    """A mapper that says in one line which file it cannot use.
+    """A mapper whose errors say in one line which file cannot be used.
 
     Args:
-        mapper: such as detectron2's DatasetMapper.
+        mapper: a mapper such as detectron2's DatasetMapper.
     """
 
     def __init__(self, mapper: Any) -> None:
         self._mapper = mapper
 
     def __call__(self, record: Dict[str, Any]) -> Dict[str, Any]:
-        """What the mapper returns.
+        """Map a record.
 
         Raises:
             UserError: the image or the annotations of the record cannot be used.
@@ -116,31 +114,31 @@ class CheckedMapper:
         try:
             with PathManager.open(file, "rb") as opened, Image.open(opened) as image:
                 mode = image.mode
-            if mode.startswith(("I", "F")):  # Pillow would clip what is above 255
-                raise UserError(f"{file} has more than 8 bits a channel ({mode}); convert it to 8 bits")
+            if mode.startswith(("I", "F")):  # Pillow would clip values above 255
+                raise UserError(f"{file} has more than 8 bits per channel ({mode}); convert it to 8 bits")
             return self._mapper(record)
         except UserError:
             raise
         except UnidentifiedImageError:
-            raise UserError(f"{file} is no image or a damaged one; mend it, or take it out") from None
+            raise UserError(f"{file} is not an image or is damaged; repair it, or remove it") from None
         except Image.DecompressionBombError as e:
             raise UserError(f"{file} is too large ({e})") from None
-        except Exception as e:  # decoders and augmentations raise anything; the file is what matters
+        except Exception as e:  # decoders and augmentations raise anything
             reason = one_line(e, 200) or type(e).__name__
             raise UserError(
                 f"{file} cannot be used ({reason}); if tools/check_dataset.py finds nothing wrong with it, "
-                "INPUT of the configuration does not suit it"
+                "the configuration's INPUT does not suit it"
             ) from None
 
 
 def in_shared_memory(batch: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
-    """The batch, which a worker has put where the training process reads it.
+    """Move a worker's batch to shared memory, where the training process reads it.
 
-    The queue would do so in a thread of its own, drop the batch where there is no room, and leave the
-    training process waiting for it for ever.
+    The queue would do so in its own thread, drop the batch if there is no space, and leave the training
+    process waiting for it forever.
 
     Raises:
-        UserError: there is no room.
+        UserError: there is not enough space.
     """
     if get_worker_info() is None:
         return batch
@@ -154,16 +152,16 @@ def in_shared_memory(batch: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
     except RuntimeError as e:
         reason = one_line(e, 200)
         raise UserError(
-            f"{SHARED_MEMORY} has no room for what the loader's workers load ({reason}); docker run "
-            "--shm-size 8g gives more, fewer DATALOADER.NUM_WORKERS need less, 0 none"
+            f"{SHARED_MEMORY} has no space for the loader workers' batches ({reason}); enlarge it with "
+            "docker run --shm-size 8g, or lower DATALOADER.NUM_WORKERS (0 needs none)"
         ) from None
     return batch
 
 
 def _outlive_group_signals(_: int) -> None:
-    """Let a worker end when its training process says so, and not by a signal to the whole process group.
+    """Let a worker end only when its training process says so, not by a signal to the process group.
 
-    A terminal and a scheduler signal all processes; the training process still needs images to stop well.
+    Terminals and schedulers signal all processes, but training still needs images to stop cleanly.
     """
     parent = os.getppid()
     for number in {*ENDING} - {signal.SIGTERM}:
@@ -179,19 +177,19 @@ def _outlive_group_signals(_: int) -> None:
 
 
 def build_train_loader(cfg: CfgNode, mapper: Optional[Any] = None) -> DataLoader:
-    """detectron2's images, sampler and mapper, in reproducible batches.
+    """Build a loader of reproducible batches from detectron2's images, sampler and mapper.
 
     Its ``batch_sampler.start`` may be set before iterating.
 
     Args:
-        cfg: SEED is not negative.
-        mapper: DatasetMapper by default.
+        cfg: configuration whose SEED is not negative.
+        mapper: defaults to DatasetMapper.
     """
     with loading(cfg.DATASETS.TRAIN):
         config = build_detection_train_loader.from_config(cfg, mapper=mapper or DatasetMapper(cfg, True))
     note_annotations(cfg.DATASETS.TEST)
     records, sampler = config["dataset"], config["sampler"]
-    # detectron2 seeds some of its samplers by random numbers whatever SEED says.
+    # detectron2 seeds some of its samplers randomly, whatever SEED is.
     sampler._seed = cfg.SEED
     groups = [int(r["width"] > r["height"]) for r in records] if config["aspect_ratio_grouping"] else None
     batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
@@ -205,7 +203,7 @@ def build_train_loader(cfg: CfgNode, mapper: Optional[Any] = None) -> DataLoader
 
 
 def build_test_loader(cfg: CfgNode, dataset: str) -> DataLoader:
-    """detectron2's test loader, with :class:`CheckedMapper`."""
+    """Build detectron2's test loader with :class:`CheckedMapper`."""
     with loading([dataset]):
         config = build_detection_test_loader.from_config(cfg, dataset, mapper=DatasetMapper(cfg, False))
     return DataLoader(

@@ -1,4 +1,4 @@
-"""COCO's panoptic annotations: segment images, the semantic maps that detectron2 trains on."""
+"""COCO's panoptic annotations: segment images, and the semantic maps that detectron2 trains on."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from ..errors import UserError, one_line
 from ..files import atomic_write_text, atomic_writer, check_readable, inside, unused_name, writing
 from .annotations import encode_mask, is_id, load_coco, read_coco, spread
 
-#: Segment id of pixels that nobody has labelled.
+#: Segment id of unlabelled pixels.
 VOID = 0
-# Label of pixels that do not count, in semantic maps.
+# Label of ignored pixels in semantic maps.
 _IGNORED = 255
 _WALL = 199
-# PNGs that are looked at before a run.
+# Number of PNGs to check before a run.
 _SAMPLE = 20
 _STUFF = [category["id"] for category in COCO_CATEGORIES if not category["isthing"]]
 
 
 def read_panoptic(annotations: Union[str, Path]) -> Dict[str, List[Dict[str, Any]]]:
-    """Annotations and categories of a file in COCO's panoptic format, and its images, if any.
+    """Read the annotations and categories of a file in COCO's panoptic format, and its images, if any.
 
     Raises:
-        UserError: the file cannot be read, is no JSON, or is not in that format.
+        UserError: the file cannot be read, is not JSON, or is not in that format.
     """
     content = read_coco(annotations)
     for name in ("categories", "annotations"):
         if not content[name]:
-            raise UserError(f"{annotations} is not COCO's panoptic format: it holds no {name}")
+            raise UserError(f"{annotations} is not COCO's panoptic format: it has no {name}")
     reason = _panoptic_fault(content["categories"], content["annotations"])
     if reason:
         raise UserError(f"{annotations} is not COCO's panoptic format: {reason}")
@@ -43,27 +43,27 @@ def read_panoptic(annotations: Union[str, Path]) -> Dict[str, List[Dict[str, Any
 
 
 def _panoptic_fault(categories: List[Any], annotations: List[Any]) -> str:
-    """What is wrong, or an empty text."""
+    """Return what is wrong, or an empty string."""
     known, images, files = set(), set(), set()
     for category in categories:
         if not isinstance(category, dict) or not is_id(category.get("id")):
             return f"a category is {str(category)[:100]}, without a whole number as its id"
         if category.get("isthing") not in (0, 1):
-            return f"category {category['id']} does not say by isthing, 0 or 1, whether it is a thing"
+            return f"category {category['id']} has no isthing of 0 or 1, which says whether it is a thing"
         known.add(category["id"])
     for number, annotation in enumerate(annotations):
         if not isinstance(annotation, dict) or not is_id(annotation.get("image_id")):
             return f"annotation number {number} has no image_id that is a whole number"
         image, file = annotation["image_id"], annotation.get("file_name")
         if not isinstance(file, str) or not file:
-            return f"that of image {image} names no file"
+            return f"the annotation of image {image} names no file"
         if image in images or file in files:
-            return f"image {image} or its file {file!r} is there twice"
+            return f"image {image} or its file {file!r} is listed twice"
         images.add(image)
         files.add(file)
         segments = annotation.get("segments_info")
         if not isinstance(segments, list):
-            return f"that of image {image} has no list segments_info"
+            return f"the annotation of image {image} has no list segments_info"
         ids = set()
         for segment in segments:
             if not isinstance(segment, dict) or not is_id(segment.get("id")):
@@ -71,7 +71,7 @@ def _panoptic_fault(categories: List[Any], annotations: List[Any]) -> str:
             if not 0 < segment["id"] < 256**3:
                 return f"segment {segment['id']} of image {image} has an id that no RGB image can hold"
             if segment["id"] in ids:
-                return f"segment {segment['id']} of image {image} is there twice"
+                return f"segment {segment['id']} of image {image} is listed twice"
             ids.add(segment["id"])
             if not is_id(segment.get("category_id")) or segment["category_id"] not in known:
                 return f"segment {segment['id']} of image {image} is of no known category"
@@ -79,25 +79,23 @@ def _panoptic_fault(categories: List[Any], annotations: List[Any]) -> str:
 
 
 def read_segment_ids(path: Union[str, Path]) -> np.ndarray:
-    """(H, W) int64, the segment of each pixel, from a PNG that holds it as R + 256 G + 65536 B.
+    """Read each pixel's segment id, (H, W) int64, from a PNG that stores it as R + 256 G + 65536 B.
 
     Raises:
-        UserError: it cannot be read, or has no such channels.
+        UserError: the file cannot be read, or is not an RGB or RGBA PNG.
     """
     path = check_readable(path)
     try:
         with Image.open(path) as image:
-            if image.format != "PNG":  # others, such as JPEG, change the numbers
-                raise UserError(f"{path} is no PNG but {image.format}, and segments are PNGs")
+            if image.format != "PNG":  # other formats, such as JPEG, change the values
+                raise UserError(f"{path} is {image.format}, but images of segments must be PNG")
             if image.mode not in ("RGB", "RGBA"):
-                raise UserError(
-                    f"{path} is no image of segments: it is of mode {image.mode}, and theirs is RGB"
-                )
+                raise UserError(f"{path} is of mode {image.mode}, but images of segments are RGB")
             rgb = np.asarray(image.convert("RGB"), dtype=np.int64)
     except UserError:
         raise
-    except Exception as e:  # a broken file makes Pillow raise nearly anything
-        raise UserError(f"{path} is no image or a damaged one ({one_line(e, 100)})") from None
+    except Exception as e:  # a broken file makes Pillow raise almost anything
+        raise UserError(f"{path} is not an image or is damaged ({one_line(e, 100)})") from None
     return rgb @ np.array([1, 256, 256**2])
 
 
@@ -107,31 +105,31 @@ def read_segments(
     source: object,
     size: Optional[Tuple[int, ...]] = None,
 ) -> np.ndarray:
-    """:func:`read_segment_ids` of an image whose segments are those of its annotation, no more and no less.
+    """Read segment ids with :func:`read_segment_ids`, and check that they are exactly the annotation's.
 
     Args:
-        annotation: of :func:`read_panoptic`.
-        source: its file, for the message.
-        size: height and width of the image in pixels, where they are known.
+        annotation: an annotation from :func:`read_panoptic`.
+        source: its file, for error messages.
+        size: height and width of the image in pixels, if known.
 
     Raises:
-        UserError: as :func:`read_segment_ids`, the size is another, or a segment is in one of both alone.
+        UserError: as in :func:`read_segment_ids`, the size differs, or only one of them has a segment.
     """
     ids = read_segment_ids(path)
     if size and ids.shape != size:
         sizes = [f"{width}x{height}" for height, width in (ids.shape, size)]
         raise UserError(
-            f"{path} is of {sizes[0]} pixels, and its image, {annotation['image_id']}, of {sizes[1]}; mend it"
+            f"{path} has {sizes[0]} pixels, but its image {annotation['image_id']} has {sizes[1]}; repair it"
         )
     listed, painted = ({s["id"] for s in annotation["segments_info"]}, {*np.unique(ids).tolist()} - {VOID})
     for alone, where in (
-        (listed - painted, "is listed, but has no pixel"),
+        (listed - painted, "is listed, but has no pixels"),
         (painted - listed, "is not listed"),
     ):
         if alone:
             raise UserError(
-                f"{path} does not fit to {source}: of image {annotation['image_id']}, segment {min(alone)} "
-                f"{where}{f', as {len(alone) - 1} more' if len(alone) > 1 else ''}"
+                f"{path} does not match {source}: in image {annotation['image_id']}, segment {min(alone)} "
+                f"{where}{f', like {len(alone) - 1} more' if len(alone) > 1 else ''}"
             )
     return ids
 
@@ -140,10 +138,10 @@ def check_panoptic(annotations: Union[str, Path], segments: Optional[Union[str, 
     """Check a file in COCO's panoptic format, and some of its PNGs.
 
     Args:
-        segments: folder of the PNGs; None for none of them.
+        segments: folder of the PNGs; None to check none of them.
 
     Raises:
-        UserError: as :func:`read_panoptic` and :func:`read_segments`.
+        UserError: as in :func:`read_panoptic` and :func:`read_segments`.
     """
     entries = read_panoptic(annotations)["annotations"]
     for index in spread(len(entries), _SAMPLE) if segments else ():
@@ -151,7 +149,7 @@ def check_panoptic(annotations: Union[str, Path], segments: Optional[Union[str, 
 
 
 def write_segment_ids(ids: np.ndarray, path: Union[str, Path]) -> None:
-    """The reverse of :func:`read_segment_ids`."""
+    """Write segment ids as :func:`read_segment_ids` reads them."""
     rgb = np.stack((ids % 256, ids // 256 % 256, ids // 256**2), -1)
     with atomic_writer(path) as file:
         Image.fromarray(rgb.astype(np.uint8)).save(file, "PNG")
@@ -163,15 +161,15 @@ def write_semantic_maps(annotations: Path, segments: Path, output: Path) -> int:
     Args:
         annotations: COCO's ``panoptic_*.json``.
         segments: its folder of PNGs.
-        output: folder for one PNG an image: 0 for any thing, 1 to 53 for stuff in the order of its
-            category ids, 255 for no label.
+        output: folder for one PNG per image: 0 for things, 1 to 53 for stuff in the order of its category
+            ids, 255 for unlabelled pixels.
 
     Returns:
         The number of images.
 
     Raises:
-        UserError: a file is missing or malformed, a category is not COCO's, an image of segments is not that
-            of its annotation, or a map cannot be written or would replace what it is made of.
+        UserError: a file is missing or malformed, a category is not COCO's, an image of segments does not
+            match its annotation, or a map cannot be written or would replace its own source.
     """
     label = {c["id"]: 0 if c["isthing"] else _STUFF.index(c["id"]) + 1 for c in COCO_CATEGORIES}
     content = read_panoptic(annotations)
@@ -191,7 +189,7 @@ def write_semantic_maps(annotations: Path, segments: Path, output: Path) -> int:
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     if segments.exists() and output.samefile(segments):
-        raise UserError(f"{output} is the folder of the segments themselves; name another for the maps")
+        raise UserError(f"{output} is the folder of the segments themselves; name another one for maps")
     for image in tqdm(content["annotations"], desc=f"semantic maps into {output}"):
         target = inside(output, image["file_name"], annotations)
         ids = read_segments(segments / image["file_name"], image, annotations, sizes.get(image["image_id"]))
@@ -204,9 +202,9 @@ def write_semantic_maps(annotations: Path, segments: Path, output: Path) -> int:
 
 
 def panoptic_of_instances(instances: Path, annotations: Path, segments: Path) -> None:
-    """Make panoptic annotations of instance annotations: to try a recipe where there are no others.
+    """Make panoptic annotations from instance annotations, to try a recipe without real ones.
 
-    Things lie on each other in the order of the file. Everything else is one segment, a wall, so figures on
+    Things cover each other in the order of the file. Everything else is one segment, a wall, so results on
     such data say nothing about the segmentation of stuff.
 
     Args:
@@ -237,11 +235,11 @@ def panoptic_of_instances(instances: Path, annotations: Path, segments: Path) ->
 
 
 def add_panoptic_of_instances(root: Path, output: Path) -> None:
-    """A copy of a DETECTRON2_DATASETS folder, by links, with :func:`panoptic_of_instances` added.
+    """Copy a DETECTRON2_DATASETS folder as links, and add :func:`panoptic_of_instances` to it.
 
     Args:
-        root: folder that holds ``coco``.
-        output: folder to make.
+        root: folder that contains ``coco``.
+        output: folder to create.
     """
     source, coco = (root / "coco").absolute(), output / "coco"
     (coco / "annotations").mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Random numbers that follow from where training is, so that a resumed run draws the same."""
+"""Random numbers that depend on the position in training, so that a resumed run draws the same ones."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 
 def seed_all(*key: int) -> None:
-    """Seed the generators of Python, numpy and torch, on all devices, by non-negative numbers."""
+    """Seed the generators of Python, numpy and torch, on all devices, with non-negative numbers."""
     high, low = _seed_python_and_numpy(*key)
     torch.manual_seed(high << 32 | low)
 
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """:func:`seed_all` for a block of code without CUDA; afterwards the generators are as before."""
+    """Apply :func:`seed_all` to a block of code without CUDA, then restore the generators."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     torch.default_generator.manual_seed(_seed_python_and_numpy(*key)[0])
     try:
@@ -30,7 +30,7 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 def _seed_python_and_numpy(*key: int) -> Tuple[int, int]:
-    """Returns two more numbers of 32 bits that follow from the key, for torch."""
+    """Seed both, and return two more 32-bit numbers derived from the key, for torch."""
     state = [int(number) for number in np.random.SeedSequence(key).generate_state(4)]
     random.seed(state[0])
     np.random.seed(state[1])

@@ -1,7 +1,7 @@
 """A small COCO-format dataset that needs no download: circles, squares and triangles.
 
 Textured shapes occlude each other on a textured background. Every object has a polygon of its visible
-part; some images hold a crowd region, some hold nothing. The same seed gives the same files.
+part; some images have a crowd region, some have no objects. The same seed gives the same files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ..errors import UserError, needs
 
 CLASSES = ("circle", "square", "triangle")
-#: RGB. Objects are near the colour of their class, but not so near that colour alone would tell.
+#: RGB. Objects are close to the colour of their class, but not so close that colour alone identifies it.
 COLORS = ((214, 69, 65), (38, 120, 190), (36, 150, 90))
 NUM_IMAGES = {"train": 400, "val": 60}
 SEED = 2004
@@ -37,15 +37,15 @@ _MIN_VISIBLE = 0.4
 
 
 def datasets_root() -> Path:
-    """The folder of detectron2's datasets: $DETECTRON2_DATASETS, else ``datasets``."""
+    """Return the folder of detectron2's datasets: $DETECTRON2_DATASETS, or else ``datasets``."""
     return Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
 
 
 def register_shapes(root: Optional[Path] = None) -> None:
-    """Register ``shapes_train`` and ``shapes_val``; their files are written when first used.
+    """Register ``shapes_train`` and ``shapes_val``; their files are written on first use.
 
     Args:
-        root: folder of the datasets; None for detectron2's.
+        root: folder of the datasets; None for :func:`datasets_root`.
     """
     folder = (root or datasets_root()) / "shapes"
     for split in NUM_IMAGES:
@@ -75,11 +75,11 @@ def generate_shapes(
 ) -> None:
     """Write the dataset: ``annotations/instances_<split>.json`` and ``<split>/*.jpg``.
 
-    The folder appears complete or not at all; where several processes write it at once, one wins.
+    The folder appears complete or not at all; if several processes write it at once, one wins.
 
     Args:
-        num_images: images per split, by default :data:`NUM_IMAGES`.
-        sizes: (width, height) in pixels, of which each image has one.
+        num_images: images per split; defaults to :data:`NUM_IMAGES`.
+        sizes: (width, height) in pixels, one of which is chosen for each image.
 
     Raises:
         UserError: the folder cannot be written.
@@ -91,7 +91,7 @@ def generate_shapes(
     except OSError as e:
         raise UserError(
             f"cannot write the shapes dataset to {folder} ({e.strerror}); "
-            "set DETECTRON2_DATASETS to a folder that can be written"
+            "set DETECTRON2_DATASETS to a writable folder"
         ) from None
     try:
         for index, (split, count) in enumerate((num_images or NUM_IMAGES).items()):
@@ -113,7 +113,7 @@ def _write_split(
     images, annotations = [], []
     for image_id in tqdm(range(1, count + 1), desc=f"drawing shapes_{split}", disable=count < 100):
         width, height = sizes[rng.integers(len(sizes))]
-        # Some of every 20 images are special: one holds nothing, two hold a crowd.
+        # Of every 20 images, one is empty and two have a crowd.
         kind = {0: "empty", 7: "crowd", 14: "crowd"}.get(image_id % 20, "objects")
         pixels, objects = _draw_image(rng, width, height, kind)
         file_name = f"{image_id:06d}.jpg"
@@ -134,7 +134,7 @@ def _write_split(
 def _draw_image(
     rng: np.random.Generator, width: int, height: int, kind: str
 ) -> Tuple[np.ndarray, List[dict]]:
-    """One image: (height, width, 3) uint8 RGB, and its annotations without ids."""
+    """Draw one image, (height, width, 3) uint8 RGB, and return it with its annotations without ids."""
     pixels = _texture(rng, width, height, rng.uniform(40, 215, 3), contrast=30)
     annotations = []
     occupied = np.zeros((height, width))
@@ -158,7 +158,7 @@ def _draw_image(
         hard = _hard_mask(rng, category, position, radius, width, height)
         rest = [(c, visible & ~hard) for c, visible in placed]
         if (
-            hard.sum() < 0.8 * (radius * _SUPERSAMPLING) ** 2  # 60 % of a triangle, all else inside
+            hard.sum() < 0.8 * (radius * _SUPERSAMPLING) ** 2  # 60 % of a triangle; others must be inside
             or (occupied * _average(hard)).any()
             or not all(_well_visible(new, old) for (_, new), (_, old) in zip(rest, placed))
         ):
@@ -172,7 +172,7 @@ def _draw_image(
 def _texture(
     rng: np.random.Generator, width: int, height: int, color: np.ndarray, contrast: float
 ) -> np.ndarray:
-    """(height, width, 3) float: a colour with stripes and smooth and fine noise."""
+    """Draw (height, width, 3) float: a colour with stripes, smooth noise and fine noise."""
     y, x = np.mgrid[:height, :width]
     angle, period = rng.uniform(0, math.pi), rng.uniform(6, 40)
     waves = np.sin((x * math.cos(angle) + y * math.sin(angle)) * 2 * math.pi / period)
@@ -185,7 +185,7 @@ def _texture(
 def _hard_mask(
     rng: np.random.Generator, category: int, center, radius: float, width: int, height: int
 ) -> np.ndarray:
-    """The supersampled mask of one shape; centre and radius in image pixels."""
+    """Draw the supersampled mask of one shape; centre and radius are in image pixels."""
     s = _SUPERSAMPLING
     canvas = Image.new("1", (width * s, height * s))
     draw = ImageDraw.Draw(canvas)
@@ -194,14 +194,14 @@ def _hard_mask(
         draw.ellipse((cx - r, cy - r, cx + r, cy + r), fill=1)
     else:
         corners, first = {"square": (4, math.pi / 4), "triangle": (3, -math.pi / 2)}[CLASSES[category]]
-        # Upright but for up to 20 degrees.
+        # Upright, give or take 20 degrees.
         angles = first + rng.uniform(-0.35, 0.35) + 2 * math.pi * np.arange(corners) / corners
         draw.polygon([(cx + r * math.cos(a), cy + r * math.sin(a)) for a in angles], fill=1)
     return np.array(canvas)
 
 
 def _average(mask: np.ndarray) -> np.ndarray:
-    """Supersampled mask to (height, width) coverage between 0 and 1."""
+    """Average a supersampled mask to (height, width) coverage between 0 and 1."""
     s = _SUPERSAMPLING
     return mask.reshape(mask.shape[0] // s, s, mask.shape[1] // s, s).mean((1, 3))
 
@@ -213,7 +213,7 @@ def _paint(rng: np.random.Generator, pixels: np.ndarray, coverage: np.ndarray, c
 
 
 def _outlines(coverage: np.ndarray) -> Tuple[List[np.ndarray], bool]:
-    """Outer outlines, (points, 2) of x and y in pixels, and whether any of them has a hole."""
+    """Return the outer outlines, (points, 2) of x and y in pixels, and whether any of them has a hole."""
     with needs("contourpy", "the shapes dataset"):
         from contourpy import FillType, contour_generator
     padded = np.pad(coverage, 1)
@@ -224,7 +224,7 @@ def _outlines(coverage: np.ndarray) -> Tuple[List[np.ndarray], bool]:
 
 
 def _well_visible(new: np.ndarray, old: np.ndarray) -> bool:
-    """Whether what a newer shape leaves of an object can still be annotated."""
+    """Whether the part of an object that a newer shape leaves visible can still be annotated."""
     if new.sum() == old.sum():
         return True
     outlines, has_hole = _outlines(_average(new))

@@ -1,4 +1,4 @@
-"""Which evaluator runs on which dataset, and pictures of what was predicted."""
+"""Evaluators by dataset, and pictures of predictions."""
 
 from .evaluators import build_evaluator, build_instance_evaluator
 from .pictures import draw_predictions

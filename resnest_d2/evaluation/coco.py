@@ -1,4 +1,4 @@
-"""COCO evaluation, by the fastest backend that is installed."""
+"""COCO evaluation with the fastest installed backend."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from ..files import writing
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("faster-coco-eval", "pycocotools")
-#: What is evaluated to the field of a detection that has it.
+#: Kinds of evaluation and the fields of a detection that they use.
 _FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 _LISTS = (list, tuple, np.ndarray)
-# Names of a COCOeval's statistics in their order.
+# Names of a COCOeval's statistics, in order.
 _STATISTICS = (
     "AP",
     "AP50",
@@ -57,7 +57,7 @@ _KEYPOINT_STATISTICS = (
 
 
 def default_backend() -> str:
-    """``faster-coco-eval`` where it is installed, else ``pycocotools``. Their results are equal."""
+    """Return ``faster-coco-eval`` if installed, or else ``pycocotools``, which gives the same results."""
     return BACKENDS[0] if importlib.util.find_spec("faster_coco_eval") else BACKENDS[1]
 
 
@@ -71,26 +71,26 @@ def evaluate_coco(
     keypoint_sigmas: Sequence[float] = (),
     trust_masks: bool = False,
 ) -> Any:
-    """COCO's evaluation of detections, accumulated and summarised.
+    """Run COCO's evaluation of detections, accumulated and summarised.
 
-    A model that found nothing is evaluated too: its AP is 0 wherever there are objects to find.
+    A model that found nothing is evaluated as well: its AP is 0 wherever there are objects to find.
 
     Args:
-        truth: content of an annotation file, which is completed by :func:`complete`.
+        truth: content of an annotation file, to be completed by :func:`complete`.
         results: detections in COCO's format, with the category ids of ``truth``.
         iou_type: ``bbox``, ``segm`` or ``keypoints``.
         backend: one of :data:`BACKENDS`; None for :func:`default_backend`.
-        image_ids: which images of ``truth`` count; None for all.
-        keypoint_sigmas: OKS constant per keypoint; empty for COCO's person.
-        trust_masks: this process has encoded or checked the masks of the results: it need not again.
+        image_ids: images of ``truth`` to evaluate; None for all.
+        keypoint_sigmas: OKS constant of each keypoint; empty for those of COCO's person.
+        trust_masks: skip the check of the results' masks, which this process has encoded or checked itself.
 
     Returns:
         The backend's COCOeval, with ``stats`` (fractions, -1 where undefined), ``eval`` and ``params``.
 
     Raises:
-        UserError: the truth cannot be used, lacks masks, keypoints or sizes of images, or is of other images;
-            a detection has no ids, not as many finite numbers as it should, or no mask of its image.
-        OptionError: the keypoints are not as many as the constants, or one of those is not above 0.
+        UserError: the truth cannot be used, lacks masks, keypoints or image sizes, or is of other images; a
+            detection lacks ids, the right number of finite numbers, or a mask of its image's size.
+        OptionError: there are not as many constants as keypoints, or a constant is not above 0.
     """
     coco_eval, images, categories = _coco_eval(
         truth, results, iou_type, backend or default_backend(), keypoint_sigmas, trust_masks
@@ -109,38 +109,38 @@ def evaluate_coco(
 
 
 def statistics(coco_eval: Any, iou_type: str) -> Dict[str, float]:
-    """AP and AR by name, in percent; NaN where there is nothing to find."""
+    """Return AP and AR by name, in percent; NaN where there is nothing to find."""
     names = _KEYPOINT_STATISTICS if iou_type == "keypoints" else _STATISTICS
     return {n: float(100 * value if value >= 0 else "nan") for n, value in zip(names, coco_eval.stats)}
 
 
 def precisions(coco_eval: Any) -> np.ndarray:
-    """(T, R, C): precision in percent at each IoU threshold, of 101 recalls, of each category.
+    """Return (T, R, C): precision in percent by IoU threshold, recall (101 of them) and category.
 
-    NaN where there is nothing to find. Objects of all sizes count, and as many detections an image as the
-    evaluation allows. That is the last axis of its ``precision``: (T, R, C, A, M).
+    NaN where there is nothing to find. Objects of all sizes count, and as many detections per image as the
+    evaluation allows: the first and last entries of axes A and M of its ``precision``, (T, R, C, A, M).
     """
     precision = coco_eval.eval["precision"][:, :, :, 0, -1]
     return 100 * np.where(precision > -1, precision, np.nan)
 
 
 def average_precisions(coco_eval: Any) -> np.ndarray:
-    """(T, C): AP in percent, the mean of :func:`precisions` over the recalls."""
+    """Return (T, C): AP in percent, the mean of :func:`precisions` over the recalls."""
     return precisions(coco_eval).mean(axis=1)
 
 
 def average_recalls(coco_eval: Any) -> np.ndarray:
-    """(C,): AR in percent of each category, else as :func:`average_precisions`."""
+    """Return (C,): AR in percent of each category, otherwise like :func:`average_precisions`."""
     recall = coco_eval.eval["recall"][:, :, 0, -1]
     return 100 * np.where(recall > -1, recall, np.nan).mean(axis=0)
 
 
 class Match(NamedTuple):
-    """A detection, and the object it was matched with.
+    """A detection and the object that it was matched with.
 
     Attributes:
         detection: index into the list of results.
-        truth: id of the annotation, as :func:`complete` has it, or None for a false positive.
+        truth: id of the annotation, as set by :func:`complete`, or None for a false positive.
     """
 
     detection: int
@@ -154,18 +154,18 @@ def match_detections(
     iou: float = 0.5,
     trust_masks: bool = False,
 ) -> List[Match]:
-    """Which detection found which object, by COCO's rules at one IoU.
+    """Match detections with objects by COCO's rules at one IoU.
 
-    Detections that COCO ignores, such as those on crowds, and those beyond 100 an image are left out.
+    Detections that COCO ignores, such as those on crowds, and those beyond 100 per image are left out.
     """
-    # The other backend tells no matches.
+    # The other backend does not report matches.
     coco_eval, *_ = _coco_eval(truth, results, iou_type, "pycocotools", trust_masks=trust_masks)
     coco_eval.params.iouThrs = np.array([iou])
     coco_eval.params.areaRng, coco_eval.params.areaRngLbl = coco_eval.params.areaRng[:1], ["all"]
     coco_eval.params.maxDets = [20 if iou_type == "keypoints" else 100]
     coco_eval.evaluate()
     return [
-        # Ids of detections are their places in the list, from 1; 0 is no match.
+        # Ids of detections are their positions in the list, from 1; 0 is no match.
         Match(int(detection) - 1, int(matched) or None)
         for image in coco_eval.evalImgs
         if image
@@ -182,12 +182,12 @@ def _coco_eval(
     keypoint_sigmas: Sequence[float] = (),
     trust_masks: bool = False,
 ) -> Tuple[Any, Dict[int, int], Dict[int, int]]:
-    """A backend's COCOeval that has not run yet, and what it has for the ids of images and of categories.
+    """Prepare a backend's COCOeval. Returns it with its replacements for the image and category ids.
 
-    Backends differ in which ids they take; their ranks, from 1, suit all and give the same order.
+    Backends differ in the ids they accept; the ranks of the ids, from 1, suit all and keep the order.
     """
     if iou_type not in _FIELDS:
-        raise UserError(f"iou_type {iou_type!r} is none of {', '.join(_FIELDS)}")
+        raise UserError(f"iou_type {iou_type!r} is not one of {', '.join(_FIELDS)}")
     truth = complete(truth)
     sigmas = _sigmas(keypoint_sigmas)
     _check_annotated(truth, iou_type, 3 * len(sigmas))
@@ -199,7 +199,7 @@ def _coco_eval(
     _check_known([result["image_id"] for result in results], images, "images with detections")
     unknown = sum(result["category_id"] not in categories for result in results)
     if unknown:
-        logger.warning("%d detections are of categories that are not annotated, and do not count", unknown)
+        logger.warning("%d detections are of categories that are not annotated, and are ignored", unknown)
     if iou_type == "keypoints":
         _check_keypoints([*truth["annotations"], *results[:1]], sigmas)
     sizes = {image["id"]: (image.get("height"), image.get("width")) for image in truth["images"]}
@@ -211,7 +211,7 @@ def _coco_eval(
         entry["id"] = images[entry["id"]]
     for entry in truth["categories"]:
         entry["id"] = categories[entry["id"]]
-    for entry in (*truth["annotations"], *results):  # of an unknown one, 0 is evaluated by none
+    for entry in (*truth["annotations"], *results):  # 0, for unknown ids, is never evaluated
         entry["image_id"] = images.get(entry["image_id"], 0)
         entry["category_id"] = categories.get(entry["category_id"], 0)
     if backend == "faster-coco-eval":
@@ -221,13 +221,13 @@ def _coco_eval(
     else:
         gt, evaluator = _pycocotools(truth), pycocotools.cocoeval.COCOeval
     dt = gt.loadRes(results) if results else type(gt)()
-    if not results:  # neither reads an empty list
+    if not results:  # no backend reads an empty list
         dt.dataset = {**truth, "annotations": []}
         dt.createIndex()
     coco_eval = evaluator(gt, dt, iou_type)
     if iou_type == "keypoints":
         coco_eval.params.kpt_oks_sigmas = np.array(sigmas)
-    coco_eval.params.catIds = list(categories.values())  # for keypoints, one backend takes those with objects
+    coco_eval.params.catIds = list(categories.values())  # one backend omits some for keypoints
     return coco_eval, images, categories
 
 
@@ -237,21 +237,21 @@ def _check_known(image_ids: Sequence[int], images: Container[int], what: str) ->
         others = ", ..." if len(unknown) > 1 else ""
         raise UserError(
             f"{len(unknown)} {what} ({min(unknown, key=str)}{others}) are not in the annotation file; name "
-            "the file that they were evaluated on"
+            "the file that they belong to"
         )
 
 
 def _check_ids(results: List[Dict[str, Any]]) -> None:
-    """Raise UserError unless all detections are of a numbered image and category."""
+    """Raise UserError unless all detections have whole numbers as image and category ids."""
     for number, result in enumerate(results):
         for key in ("image_id", "category_id"):
             value = result.get(key) if isinstance(result, dict) else None
             if not is_id(value):
-                raise UserError(f"detection number {number} has the {key} {value!r:.80}, no whole number")
+                raise UserError(f"detection number {number} has {key} {value!r:.80}, not a whole number")
 
 
 def _sigmas(given: Sequence[float]) -> List[float]:
-    """The OKS constant of each keypoint; COCO's where none are given."""
+    """Return the OKS constant of each keypoint; defaults to COCO's."""
     if not isinstance(given, _LISTS) or not all(map(is_number, given)):
         raise OptionError("TEST.KEYPOINT_OKS_SIGMAS", given, "must be a list of numbers")
     coco = pycocotools.cocoeval.Params("keypoints").kpt_oks_sigmas
@@ -262,11 +262,11 @@ def _sigmas(given: Sequence[float]) -> List[float]:
 
 
 def _check_keypoints(entries: List[Dict[str, Any]], sigmas: List[float]) -> None:
-    """Raise OptionError unless they have a keypoint for each constant."""
+    """Raise OptionError unless all entries have one keypoint for each constant."""
     for entry in entries:
         points = entry.get("keypoints")
         if isinstance(points, _LISTS) and len(points) != 3 * len(sigmas):
-            rule = f"must have {len(points) // 3} entries, one a keypoint"
+            rule = f"must have {len(points) // 3} entries, one per keypoint"
             raise OptionError("TEST.KEYPOINT_OKS_SIGMAS", sigmas, rule)
 
 
@@ -278,16 +278,16 @@ def _readable(
     keypoints: int,
     trust_masks: bool,
 ) -> Dict[str, Any]:
-    """A copy of a detection, since loading adds to it, in types that all backends take.
+    """Copy a detection, since loading adds to it, using types that all backends accept.
 
-    With a box in it, a mask would count by the area of the box, not by its own.
+    Masks are copied without their box, whose area would be used instead of the mask's.
 
     Args:
         size: height and width of the image, in pixels.
-        keypoints: how many there are.
+        keypoints: number of keypoints.
 
     Raises:
-        UserError: it lacks what is evaluated, or has numbers that backends differ on.
+        UserError: it lacks the evaluated field, or has numbers that backends treat differently.
     """
     result = {key: value for key, value in result.items() if iou_type != "segm" or key != "bbox"}
     counts = {"score": 1, "bbox": 4, "keypoints": 3 * keypoints}
@@ -305,16 +305,16 @@ def _readable(
         if flaw:
             raise UserError(
                 f"detection number {number}, on image {result['image_id']}, has the {field} {value!r:.80}, "
-                f"which {flaw}; evaluate the model again, or leave it out"
+                f"which {flaw}; evaluate the model again, or remove the detection"
             )
     return result
 
 
 def _check_annotated(truth: Dict[str, Any], iou_type: str, numbers: int) -> None:
-    """Raise UserError where an object lacks what is evaluated. What COCO ignores gets it.
+    """Raise UserError if an object lacks the evaluated field, but add it to crowds, which COCO ignores.
 
     Args:
-        numbers: of an object's keypoints, where no object has any.
+        numbers: length of an object's keypoints if no object has any.
     """
     key = {"segm": "segmentation", "keypoints": "keypoints"}.get(iou_type)
     lacking = [a for a in truth["annotations"] if key and not a.get(key)]
@@ -322,7 +322,7 @@ def _check_annotated(truth: Dict[str, Any], iou_type: str, numbers: int) -> None
     unsized = [number for number, size in sizes.items() if not all(map(is_id, size))]
     if unsized and key == "segmentation":
         raise UserError(
-            f"{len(unsized)} images, {unsized[0]} the first, have no height and width, which the evaluation "
+            f"{len(unsized)} images, the first {unsized[0]}, have no height and width, which the evaluation "
             "of masks needs; tools/check_dataset.py --fix writes a copy with them"
         )
     for annotation in truth["annotations"] if key == "segmentation" else ():
@@ -332,14 +332,14 @@ def _check_annotated(truth: Dict[str, Any], iou_type: str, numbers: int) -> None
         annotation[key], flaw = checked_mask(annotation[key], *size)
         if flaw:
             raise UserError(
-                f"annotation {annotation['id']}: its segmentation {flaw}; tools/check_dataset.py says what "
-                "is wrong, and --fix writes a mended copy"
+                f"annotation {annotation['id']}: its segmentation {flaw}; tools/check_dataset.py shows what "
+                "is wrong, and --fix writes a repaired copy"
             )
     objects = [a for a in lacking if not a["iscrowd"]]
     if objects and key == "segmentation":
         raise UserError(
-            f"{len(objects)} objects, annotation {objects[0]['id']} the first, have no segmentation, which "
-            "the evaluation of masks needs; MODEL.MASK_ON False evaluates boxes alone"
+            f"{len(objects)} objects, the first annotation {objects[0]['id']}, have no segmentation, which "
+            "the evaluation of masks needs; MODEL.MASK_ON False evaluates only boxes"
         )
     count = max((len(a["keypoints"]) for a in truth["annotations"] if a.get("keypoints")), default=numbers)
     for annotation in lacking:
@@ -358,13 +358,13 @@ def _pycocotools(truth: Dict[str, Any]) -> pycocotools.coco.COCO:
 
 
 class COCOEvaluator(evaluation.COCOEvaluator):
-    """detectron2's evaluator with :func:`evaluate_coco`.
+    """detectron2's evaluator, based on :func:`evaluate_coco`.
 
-    So it uses the fastest backend, and a model that finds nothing has AP 0. detectron2 reports NaN.
+    It uses the fastest backend, and gives a model that finds nothing AP 0, where detectron2 reports NaN.
 
     Args:
-        average_recall: report AR too, over all and per category.
-        arguments: of detectron2's evaluator.
+        average_recall: also report AR, overall and per category.
+        arguments: arguments of detectron2's evaluator.
     """
 
     def __init__(
@@ -372,7 +372,7 @@ class COCOEvaluator(evaluation.COCOEvaluator):
     ) -> None:
         with loading([dataset_name]):
             super().__init__(dataset_name, *arguments, **keywords)
-        if self._do_evaluation:  # before anything is predicted
+        if self._do_evaluation:  # fail before anything is predicted
             truth = complete(self._coco_api.dataset, self._metadata.json_file)
             with contextlib.redirect_stdout(io.StringIO()):
                 self._coco_api = _pycocotools(truth)

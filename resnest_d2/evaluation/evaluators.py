@@ -1,4 +1,4 @@
-"""Choice of detectron2's evaluators by dataset."""
+"""Choose the evaluators of a dataset."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from .panoptic import PanopticEvaluator
 
 
 def build_evaluator(cfg: CfgNode, dataset: str, output_dir: str) -> DatasetEvaluator:
-    """The evaluators that the metadata of ``dataset`` asks for.
+    """Build the evaluators that the metadata of ``dataset`` asks for.
 
     Args:
         output_dir: folder for predictions and results.
 
     Raises:
-        UserError: its ``evaluator_type`` is not known here.
+        UserError: the dataset's ``evaluator_type`` is unknown.
     """
     kind = MetadataCatalog.get(dataset).get("evaluator_type")
     if kind == "coco":
@@ -55,7 +55,7 @@ def build_evaluator(cfg: CfgNode, dataset: str, output_dir: str) -> DatasetEvalu
 
 
 class SemanticEvaluator(SemSegEvaluator):
-    """detectron2's, with a way to read label maps that works with numpy 2, where its own does not."""
+    """detectron2's evaluator, but reading label maps in a way that also works with numpy 2."""
 
     def __init__(self, dataset: str, output_dir: str) -> None:
         super().__init__(dataset, output_dir=output_dir, sem_seg_loading_fn=_read_labels)
@@ -64,17 +64,17 @@ class SemanticEvaluator(SemSegEvaluator):
         """Count the pixels of a batch.
 
         Raises:
-            UserError: a label map cannot be read, is of another size, or has labels that are none.
+            UserError: a label map cannot be read, has another size, or has invalid labels.
         """
         for record, output in zip(inputs, outputs):
             try:
                 super().process([record], [output])
             except UserError:
                 raise
-            except ValueError as e:  # numpy's, of arrays that do not fit
+            except ValueError as e:  # from numpy, for mismatching arrays
                 file = self.input_file_to_gt_file[record["file_name"]]
                 raise UserError(
-                    f"{file} is no label map of {record['file_name']} ({one_line(e, 100)})"
+                    f"{file} is not a label map of {record['file_name']} ({one_line(e, 100)})"
                 ) from None
 
 
@@ -82,14 +82,14 @@ def _read_labels(path: str, dtype: type) -> np.ndarray:
     try:
         with PathManager.open(path, "rb") as file, Image.open(file) as image:
             return np.array(image, dtype=dtype)
-    except Exception as e:  # a broken file makes Pillow raise nearly anything
-        raise UserError(f"{path} is no label map or a damaged one ({one_line(e, 100)})") from None
+    except Exception as e:  # a broken file makes Pillow raise almost anything
+        raise UserError(f"{path} is not a label map or is damaged ({one_line(e, 100)})") from None
 
 
 def build_instance_evaluator(cfg: CfgNode, dataset: str, output_dir: str) -> DatasetEvaluator:
-    """COCO AP of boxes, and of masks and keypoints where the model predicts them.
+    """Build an evaluator of COCO AP of boxes, and of masks and keypoints if the model predicts them.
 
-    The configuration says which, so that a model that finds nothing is evaluated in all of them.
+    The configuration decides, so that a model that finds nothing is still evaluated on all of them.
     """
     tasks = ["bbox"] + ["segm"] * cfg.MODEL.MASK_ON + ["keypoints"] * cfg.MODEL.KEYPOINT_ON
     return COCOEvaluator(

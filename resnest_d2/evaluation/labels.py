@@ -1,4 +1,4 @@
-"""Names that users gave to classes and files, as texts in pictures."""
+"""User-given names of classes and files as text in pictures."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..errors import needs
 
 
 def label(name: object, limit: int = 60) -> str:
-    """A name on one line, without control characters or lone surrogates, which fonts and files refuse.
+    """Return a name on one line, without control characters and lone surrogates, which cannot be drawn.
 
     Args:
-        limit: characters; a longer one is cut, and ends in an ellipsis.
+        limit: number of characters beyond which a name is cut and ends in an ellipsis.
     """
     text = str(name)[: 4 * limit].encode("utf-8", "replace").decode()
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
@@ -22,9 +22,9 @@ def label(name: object, limit: int = 60) -> str:
 
 @contextmanager
 def plain_text() -> Iterator[None]:
-    """A block in which matplotlib draws texts as they are: a dollar sign begins no formula.
+    """Context in which matplotlib draws text literally: a dollar sign does not start a formula.
 
-    A character that the font lacks is drawn as a box, without a warning for each.
+    A character that the font lacks is drawn as a box, without a warning.
     """
     with needs("matplotlib", "drawing"):
         import matplotlib

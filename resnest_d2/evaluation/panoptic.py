@@ -1,4 +1,4 @@
-"""Panoptic Quality (Kirillov et al., arXiv 1801.00868), counted as COCO's panoptic task does.
+"""Panoptic Quality (Kirillov et al., arXiv 1801.00868), computed as in COCO's panoptic task.
 
 detectron2's evaluator needs panopticapi, which is not on the package index.
 """
@@ -24,7 +24,7 @@ from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 
-#: Sum of the IoU of matched segments, and the numbers of true positives, false positives, false negatives.
+#: Sum of the IoU of matched segments; numbers of true positives, false positives and false negatives.
 Counts = np.ndarray
 
 
@@ -34,18 +34,18 @@ def match_segments(
     predicted: np.ndarray,
     predicted_segments: Sequence[Mapping[str, Any]],
 ) -> Dict[int, Counts]:
-    """Matches of one image.
+    """Match the segments of one image.
 
-    A predicted and a true segment of one category match where their IoU is above 0.5, of which there can be
-    one at most; pixels without a true label do not count in it. Crowds are not to be found, and a
-    prediction that lies by more than half on unlabelled pixels or on crowds of its category is not wrong.
+    A predicted and a true segment of the same category match if their IoU is above 0.5, so a segment has at
+    most one match; unlabelled pixels are left out of the IoU. Crowds need not be found, and a prediction
+    is not wrong if more than half of it lies on unlabelled pixels or on crowds of its category.
 
     Args:
-        truth, predicted: (H, W) integers, the segment of each pixel, 0 for none.
-        truth_segments, predicted_segments: ``id`` and ``category_id``, and ``iscrowd`` of the true ones.
+        truth, predicted: (H, W) integers, the segment id of each pixel, 0 for none.
+        truth_segments, predicted_segments: have ``id`` and ``category_id``, and true ones ``iscrowd``.
 
     Returns:
-        (4,) per category: sum of IoU, true positives, false positives, false negatives.
+        (4,) by category: sum of IoU, true positives, false positives, false negatives.
     """
     categories = {segment["id"]: segment["category_id"] for segment in truth_segments}
     crowds = {segment["id"] for segment in truth_segments if segment.get("iscrowd")}
@@ -84,7 +84,7 @@ def match_segments(
 
 
 def panoptic_quality(counts: Mapping[int, Counts], categories: Sequence[int]) -> Dict[str, float]:
-    """PQ, SQ and RQ in percent, averaged over the categories that occur in truth or prediction."""
+    """Return PQ, SQ and RQ in percent, averaged over the categories that occur in truth or prediction."""
     rows = np.array([counts[c] for c in categories if c in counts and counts[c][1:].any()]).reshape(-1, 4)
     if not len(rows):
         return dict.fromkeys(("PQ", "SQ", "RQ"), float("nan"))
@@ -96,10 +96,10 @@ def panoptic_quality(counts: Mapping[int, Counts], categories: Sequence[int]) ->
 
 
 class PanopticEvaluator(DatasetEvaluator):
-    """PQ, SQ and RQ of all, thing (``_th``) and stuff (``_st``) categories; names as detectron2's evaluator.
+    """PQ, SQ and RQ of all, thing (``_th``) and stuff (``_st``) categories, named as in detectron2.
 
     Args:
-        dataset: registered, with ``panoptic_json`` and ``panoptic_root`` in its metadata.
+        dataset: a registered dataset, with ``panoptic_json`` and ``panoptic_root`` in its metadata.
         output_dir: folder for ``panoptic.json``, the counts of each category.
     """
 
@@ -126,7 +126,7 @@ class PanopticEvaluator(DatasetEvaluator):
         """Count the segments of a batch.
 
         Raises:
-            UserError: an image has no panoptic annotation, or its PNG is not of it.
+            UserError: an image has no panoptic annotation, or its PNG does not match it.
         """
         for record, output in zip(inputs, outputs):
             image_id = record["image_id"]
@@ -145,12 +145,12 @@ class PanopticEvaluator(DatasetEvaluator):
             self._images.append((image_id, counts))
 
     def evaluate(self) -> Optional[OrderedDict]:
-        """``panoptic_seg``: the nine figures, in percent. On the main process only."""
+        """Return the nine metrics in percent as ``panoptic_seg``, on the main process only."""
         images = list(itertools.chain(*comm.gather(self._images)))
         if not comm.is_main_process():
             return None
         counts: Dict[int, Counts] = defaultdict(lambda: np.zeros(4))
-        # In the order of the images, so that the sums do not depend on the number of processes.
+        # In the order of the images, so that sums do not depend on the number of processes.
         for _, of_image in sorted(dict(images).items()):
             for category, values in of_image.items():
                 counts[category] += values

@@ -1,4 +1,4 @@
-"""Predictions beside ground truth, as pictures."""
+"""Pictures of predictions beside the ground truth."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 #: Width in pixels of each half of a picture.
 _WIDTH = 640
-#: Height in pixels, within which proportions are kept.
+#: Least and greatest height in pixels, between which proportions are kept.
 _HEIGHTS = (_WIDTH // 16, _WIDTH * 8)
 _CAPTION_HEIGHT = 28
 
@@ -43,9 +43,9 @@ def draw_predictions(
 
     Args:
         model: a detector with its weights; it is put into eval mode.
-        dataset: a registered dataset, whose first images that hold objects are drawn.
-        folder: where the pictures go, as PNG, named like the images. Where several images of the dataset
-            have one name, numbers follow it.
+        dataset: a registered dataset, whose first images with objects are drawn.
+        folder: folder for the pictures, PNGs named like the images. If several images of the dataset share
+            a name, numbers are appended.
         score_threshold: predictions with a lower score are left out.
 
     Returns:
@@ -71,7 +71,7 @@ def draw_predictions(
     paths = []
     for name, record in tqdm(named, desc="drawing predictions"):
         mapped = mapper(record)
-        # Everything is drawn at the size of the picture, else labels on small images are tiny.
+        # Draw everything at the size of the picture, or labels on small images would be tiny.
         image = read_image(record["file_name"], "RGB")
         height = min(max(round(_WIDTH * image.shape[0] / image.shape[1]), _HEIGHTS[0]), _HEIGHTS[1])
         resize = TransformList([ResizeTransform(*image.shape[:2], height, _WIDTH)])
@@ -81,8 +81,8 @@ def draw_predictions(
             output = model([inputs])[0]
         if "instances" not in output:
             raise UserError(
-                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} predicts no instances, which are "
-                "what is drawn; take a detector's configuration"
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} predicts no instances to "
+                "draw; use a detector's configuration"
             )
         instances = output["instances"].to("cpu")
         instances = instances[instances.scores >= score_threshold]
@@ -104,7 +104,7 @@ def draw_predictions(
 def _visualizer(image: np.ndarray, metadata: Metadata) -> Visualizer:
     from detectron2.utils.visualizer import ColorMode, Visualizer  # imports matplotlib
 
-    # Colours by class need the metadata to say which; others are random.
+    # Without class colours in the metadata, colours are random.
     mode = ColorMode.SEGMENTATION if metadata.get("thing_colors") else ColorMode.IMAGE
     return Visualizer(image, metadata, instance_mode=mode)
 
@@ -112,28 +112,28 @@ def _visualizer(image: np.ndarray, metadata: Metadata) -> Visualizer:
 def _draw_truth(
     visualizer: Visualizer, record: Dict[str, Any], resize: TransformList, size: Tuple[int, int]
 ) -> VisImage:
-    """The annotations of an image, resized to (height, width) in pixels."""
+    """Draw the annotations of an image, resized to (height, width) in pixels."""
     try:
         annotations = [
             transform_instance_annotations(dict(annotation), resize, size)
             for annotation in record["annotations"]
         ]
-        # detectron2 asks the first whether all have masks and keypoints.
+        # detectron2 looks only at the first one to see if all have masks and keypoints.
         if any("segmentation" in annotation for annotation in annotations):
             annotations = [{"segmentation": [], **annotation} for annotation in annotations]
         if len({np.size(annotation.get("keypoints", ())) for annotation in annotations}) > 1:
             annotations = [{k: v for k, v in a.items() if k != "keypoints"} for a in annotations]
         return visualizer.draw_dataset_dict({"annotations": annotations})
-    except Exception as e:  # detectron2 raises anything for what is wrong in them
+    except Exception as e:  # invalid annotations make detectron2 raise anything
         reason = one_line(e, 200) or type(e).__name__
         raise UserError(
             f"the annotations of {record['file_name']} cannot be drawn ({reason}); tools/check_dataset.py "
-            "says what is wrong"
+            "shows what is wrong"
         ) from None
 
 
 def _side_by_side(images: dict) -> Image.Image:
-    """Captioned images of one size in a row."""
+    """Place captioned images of the same size side by side."""
     height, width = next(iter(images.values())).shape[:2]
     page = Image.new("RGB", (width * len(images), height + _CAPTION_HEIGHT), "white")
     draw = ImageDraw.Draw(page)

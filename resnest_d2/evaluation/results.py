@@ -1,4 +1,4 @@
-"""``results.json``, read back: what a run was and what it measured."""
+"""Read ``results.json``, the record of a run and its measurements."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from typing import Any, Dict, List
 from ..errors import UserError
 from ..files import read_json
 
-#: Metrics of each task that tables show.
+#: Metrics of each task that are shown in tables.
 SHOWN = {"bbox": ("AP",), "segm": ("AP",), "panoptic_seg": ("PQ",)}
-#: Numbers beyond this, or not finite, are none that anybody measured.
+#: Numbers larger than this cannot be measurements.
 LARGEST = 1e15
 
 
 def is_number(value: object) -> bool:
-    """Whether that is a number in JSON, finite and not absurd; a bool is none."""
+    """Whether a value is a finite number up to :data:`LARGEST`, and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
 
 
 def refuse(file: object, where: str, rule: str, value: object) -> UserError:
-    """The error of an entry of a file that breaks a rule."""
+    """Make the error for a file's entry that breaks a rule."""
     return UserError(f"{file}: {where} {rule}, got {reprlib.repr(value)}")
 
 
 def read_results(file: Path) -> Dict[str, Any]:
-    """The content of a ``results.json``; fields that this package uses are there, if only as None or empty.
+    """Read a ``results.json``; missing fields that this package uses are set to None or empty.
 
     Raises:
-        UserError: it cannot be read, or is not the results of a run.
+        UserError: the file cannot be read, or does not have the results of a run.
     """
     content = read_json(file)
     if not isinstance(content, dict) or "results" not in content:
-        raise UserError(f"{file} is no results.json of this package: it holds no results")
+        raise UserError(f"{file} is not a results.json of this package: it has no results")
     _check_metrics(file, content["results"])
     for name in ("command", "date", "commit", "gpu"):
         if not isinstance(content.setdefault(name, None), (str, type(None))):
-            raise refuse(file, name, "must be a text or null", content[name])
+            raise refuse(file, name, "must be a string or null", content[name])
     for name in ("wall_seconds", "seconds_per_iteration", "peak_gpu_memory_mb"):
         if not is_number(content.setdefault(name, None)) and content[name] is not None:
             raise refuse(file, name, "must be a finite number or null", content[name])
@@ -48,13 +48,13 @@ def read_results(file: Path) -> Dict[str, Any]:
         raise refuse(file, "command", f"must be a command line ({e})", content["command"]) from None
     versions = content.setdefault("versions", {})
     if not isinstance(versions, dict) or not all(isinstance(v, (str, type(None))) for v in versions.values()):
-        raise refuse(file, "versions", "must be texts by name", versions)
+        raise refuse(file, "versions", "must be strings by name", versions)
     _check_datasets(file, content.setdefault("datasets", []))
     return content
 
 
 def _check_metrics(file: Path, results: Any) -> None:
-    """Those that are shown; others are the evaluator's own."""
+    """Check the metrics that are shown; others are up to the evaluator."""
     if not isinstance(results, dict):
         raise refuse(file, "results", "must be metrics by task", results)
     for task, names in SHOWN.items():

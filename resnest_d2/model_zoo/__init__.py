@@ -1,6 +1,6 @@
-"""Configurations and weights by name, with the functions that detectron2.model_zoo has for its own.
+"""Configurations and weights by name, with the same functions as detectron2.model_zoo.
 
-detectron2's own cannot be imported beside setuptools 82 or newer, so it is not used here.
+detectron2's module cannot be imported with setuptools 82 or newer, so it is not used here.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def config_dir() -> Path:
-    """Folder of the configurations: in the installed package, or beside it in a checkout."""
+    """Return the folder of the configurations, in the installed package or beside it in a checkout."""
     installed = _PACKAGE / "configs"
     return installed if installed.is_dir() else _PACKAGE.parent / "configs"
 
 
 def available() -> List[str]:
-    """Names of all configurations, e.g. ``cascade_resnest101``; those in a subfolder carry its name."""
+    """List the names of all configurations, e.g. ``cascade_resnest101``, with the subfolder if any."""
     paths = (path.relative_to(config_dir()) for path in config_dir().rglob("*.yaml"))
     return sorted(path.with_suffix("").as_posix() for path in paths if path.parts[0] != "base")
 
 
 def get_config_file(name: str) -> str:
-    """Path of a configuration, given with or without ``.yaml``.
+    """Return the path of a configuration, given with or without ``.yaml``.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is no configuration of that name.
     """
     name = str(name)[:100].removesuffix(".yaml")
     if name not in available():
@@ -47,13 +47,13 @@ def get_config_file(name: str) -> str:
 
 
 def get_config(name: str, trained: bool = False) -> CfgNode:
-    """detectron2's defaults, ResNeSt's keys and the configuration ``name``, merged.
+    """Merge detectron2's defaults, ResNeSt's keys and the configuration ``name``.
 
     Args:
-        trained: MODEL.WEIGHTS is the authors' trained detector instead of the ImageNet backbone.
+        trained: set MODEL.WEIGHTS to the authors' trained detector instead of the ImageNet backbone.
 
     Raises:
-        UserError: there is none of that name, or with ``trained`` no trained detector was published.
+        UserError: there is no such configuration, or with ``trained`` no published trained detector for it.
     """
     cfg = get_cfg()
     add_resnest_config(cfg)
@@ -64,24 +64,24 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
 
 
 def get_checkpoint_url(name: str) -> str:
-    """Where detectron2 finds the authors' trained detector of a configuration: ``resnest://name``.
+    """Return the authors' trained detector of a configuration as ``resnest://name`` for detectron2.
 
     Raises:
-        UserError: none was published for it.
+        UserError: none was published.
     """
     get_config_file(name)
     name = str(name).removesuffix(".yaml")
     if name not in DETECTORS:
-        raise UserError(f"nobody has published a trained detector for {name}")
+        raise UserError(f"no trained detector has been published for {name}")
     return f"resnest://{name}"
 
 
 def get(name: str, trained: bool = False, device: Optional[str] = None) -> nn.Module:
-    """The model of a configuration.
+    """Build the model of a configuration.
 
     Args:
-        trained: with the authors' trained weights; else at its random initialisation.
-        device: ``cpu``, ``cuda``, ...; None for CUDA where there is a device.
+        trained: load the authors' trained weights; otherwise the initialisation is random.
+        device: ``cpu``, ``cuda``, ...; None for CUDA if available, or else the CPU.
 
     Raises:
         UserError: see :func:`get_config`; or the trained weights are not on this machine.

@@ -1,4 +1,4 @@
-"""Print all configurations with their published figures, and where their weights are on this machine.
+"""Print all configurations with their published figures, and the paths of their weights on this machine.
 
 With --page, write the model zoo's page instead.
 """
@@ -18,13 +18,13 @@ from .page import markdown
 
 
 def place(handler: ResNeStHandler, name: str) -> str:
-    """Path of that weight on this machine, or an en dash."""
+    """Return the path of a weight on this machine, or an en dash."""
     return str(handler.find(name) or "–")
 
 
 def main() -> None:
     parser = Parser(__doc__, prog="python -m resnest_d2.model_zoo")
-    parser.add_argument("--page", type=user_path, metavar="FILE", help="write the page of the zoo, Markdown")
+    parser.add_argument("--page", type=user_path, metavar="FILE", help="write the zoo's Markdown page")
     with one_line_errors():
         _print(parser.parse_args().page)
 
@@ -59,7 +59,7 @@ def _print(page: Optional[Path]) -> None:
         for name, record in BACKBONES.items()
     ]
     print(tabulate(rows, titles, missingval="–"))
-    print("\n* in percent, as published: not measured by this package. See README for what is accepted.")
+    print("\n* in percent, as published, not measured by this package. README lists the accepted files.")
 
 
 if __name__ == "__main__":

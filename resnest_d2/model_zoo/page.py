@@ -1,4 +1,4 @@
-"""``docs/MODEL_ZOO.md``, from the records."""
+"""Generate ``docs/MODEL_ZOO.md`` from the records."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Generated from the records by `make zoo`.
 ## Detectors
 
 AP and PQ in percent on COCO val2017, single scale, as published: by the paper (arXiv 2004.08955v1, tables 5
-and 6) or by the authors' released list. None of them is ours: `tools/reproduce.py` writes what it measures
+and 6) or in the authors' released list. None of them is ours: `tools/reproduce.py` writes its measurements
 beside them. Parameters in millions are those of the models as built here, without frozen norms; a test
-builds them. The last column is the authors' trained file, which their host no longer serves: put yours into
-the folder that `RESNEST_D2_WEIGHTS` names.
+verifies them. The last column is the authors' trained file, which their host no longer serves: put your copy
+into the folder that `RESNEST_D2_WEIGHTS` names.
 
-Each configuration carries its AP as detectron2's `TEST.EXPECTED_RESULTS`, with a tolerance of 0.5, and a run
-ends in failure where it is missed. It is compared on the full val2017 and with the recipe as it stands only;
-a log line says why where not.
+Each configuration has its AP as detectron2's `TEST.EXPECTED_RESULTS`, with a tolerance of 0.5, and a run
+that misses it fails. It is compared only on the full val2017 and with the unchanged recipe; otherwise a log
+line says why not.
 
 """
 _OTHERS = """
@@ -33,9 +33,9 @@ Without published figures: {others}.
 
 ## Backbones
 
-`MODEL.WEIGHTS resnest://NAME`. Crop in pixels and top-1 in percent are the authors' on ImageNet, – where they
-have published none. Their files are release assets under <{url}>,
-and the eight digits in a name begin its SHA-256; the other source is timm's copy on the Hugging Face hub.
+`MODEL.WEIGHTS resnest://NAME`. Crop in pixels and top-1 in percent are the authors' on ImageNet; – means
+unpublished. Their files are release assets under <{url}>,
+and the eight digits in a name start its SHA-256; the other source is timm's copy on the Hugging Face hub.
 
 """
 
@@ -45,7 +45,7 @@ def _link(name: str) -> str:
 
 
 def _table(rows: Sequence[Sequence[Any]], titles: Sequence[str]) -> str:
-    """GitHub's Markdown, figures of AP and parameters with two decimals."""
+    """Make a GitHub Markdown table, with two decimals for AP and parameters."""
 
     def cells(row: Sequence[Any]) -> List[str]:
         shown = (f"{value:.2f}" if isinstance(value, float) else value for value in row)
@@ -55,7 +55,7 @@ def _table(rows: Sequence[Sequence[Any]], titles: Sequence[str]) -> str:
 
 
 def markdown() -> str:
-    """The page."""
+    """Return the page."""
     detectors = [
         (
             _link(name), r.method, r.backbone, r.params, r.box_ap, r.mask_ap, r.pq, r.table, f"`{r.released}`"

@@ -1,1 +1,1 @@
-"""What others have published, as data: figures and weights, none of which are ours."""
+"""Figures and weights that others have published, as data; none are ours."""

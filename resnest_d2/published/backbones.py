@@ -1,4 +1,4 @@
-"""Where published ImageNet weights are, by name. The files are their authors'; see README."""
+"""Sources of published ImageNet weights, by name. The files belong to their authors; see README."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class PretrainedWeights(NamedTuple):
     """Published weights of one ImageNet classifier.
 
     Attributes:
-        official: the authors' file; the eight hex digits in it are the start of its SHA-256.
-        hub: timm's id on the hub.
-        others: files of other origins that users may hold.
+        official: the authors' file; the eight hex digits in its name are the start of its SHA-256.
+        hub: timm's model id on the hub.
+        others: files from other sources that users may have.
         crop, top1: size in pixels at which the authors report their top-1 accuracy, in percent.
     """
 
@@ -28,7 +28,7 @@ class PretrainedWeights(NamedTuple):
 
     @property
     def files(self) -> Tuple[str, ...]:
-        """Names under which the weights may lie in a folder."""
+        """File names under which the weights may be found in a folder."""
         return (() if self.official is None else (self.official,)) + self.others
 
 

@@ -1,7 +1,7 @@
-"""What is published about the configurations: figures of the paper and of the released model list.
+"""Published figures of the configurations, from the paper and the released model list.
 
-Every AP here is the authors' (arXiv 2004.08955v1, tables 5 and 6, and their released model list), none
-is ours.
+Every AP here is the authors' (arXiv 2004.08955v1, tables 5 and 6, and their released model list); none
+are ours.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ class PublishedDetector(NamedTuple):
     """One row of the published COCO tables.
 
     Attributes:
-        table: ``5`` or ``6`` of the paper, or ``released zoo`` for the released list beyond them.
+        table: ``5`` or ``6`` of the paper, or ``released zoo`` for other rows of the released list.
         method: detector, as the paper calls it.
         backbone: backbone, as the paper calls it.
-        params: parameters in millions as built with FREEZE_AT 2, whose frozen norms hold none.
+        params: parameters in millions as built with FREEZE_AT 2, whose frozen norms have none.
         box_ap, mask_ap: COCO val2017 AP in percent, single scale.
         pq: panoptic quality in percent.
         released: file name of the authors' trained detector; a suffix of hex digits is the start of its

@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page that needs nothing else: no network, no other file."""
+"""Write an evaluation as one self-contained HTML page, which needs no network and no other files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .measure import SCORE_THRESHOLD, TITLES, Evaluation, Task, load_evaluation,
 __all__ = ["load_evaluation", "write_report"]
 
 _REMEDY = "make room, or name another file with --output"
-_MOST_PICTURES = 200  # of the best or worst: a page of 50 MB
+_MOST_PICTURES = 200  # best or worst ones: makes a page of 50 MB
 _INSTALL_TIDE = "pip install --no-deps tidecv && pip install appdirs pandas seaborn"
 
 
@@ -27,10 +27,10 @@ def write_report(evaluation: Evaluation, output: Path, num_pictures: int = 6) ->
     Args:
         evaluation: see :func:`load_evaluation`.
         output: the HTML file.
-        num_pictures: how many of the best images, and how many of the worst.
+        num_pictures: number of best images to show, and of worst ones.
 
     Raises:
-        UserError: the file cannot be written, is there and no page, or jinja2 is missing.
+        UserError: the file cannot be written, exists and is not an HTML page, or jinja2 is missing.
     """
     check_number("--num-pictures", num_pictures, at_least=0, at_most=_MOST_PICTURES)
     _check_page(check_writable(output, _REMEDY))
@@ -58,16 +58,16 @@ def write_report(evaluation: Evaluation, output: Path, num_pictures: int = 6) ->
 
 
 def _check_page(target: Path) -> None:
-    """Raise UserError where the page would replace something else, be it by a link in somebody's folder."""
+    """Raise UserError if the page would replace something else, even through a link."""
     if target.exists():
         with writing(target, _REMEDY), target.open("rb") as file:
             start = file.read(100).lstrip().lower()
         if start and not start.startswith(b"<!doctype html"):
-            raise UserError(f"{target} is there and no page; name another file with --output")
+            raise UserError(f"{target} exists and is not an HTML page; name another file with --output")
 
 
 def _figure(value: Any, digits: int = 1) -> str:
-    """A number, or an en dash for one that was not measured."""
+    """Format a number, or return an en dash if there is none."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     return f"{value:,.{digits}f}" if isinstance(value, float) else f"{value:,}"
@@ -79,33 +79,33 @@ def _is_full_val2017(evaluation: Evaluation) -> bool:
 
 
 def _sections(task: Task) -> Dict[str, Any]:
-    """What the page shows of a task: its figures and charts."""
+    """Collect the figures and charts that the page shows for a task."""
     from . import charts  # needs matplotlib
 
     objects = sum(category["objects"] for category in task.categories)
     figures: List[Dict[str, str]] = [
         {
             "title": "Precision and recall",
-            "note": "Mean over the classes, by how well a detection must fit (IoU).",
+            "note": "Mean over the classes, by the IoU required of a detection.",
             "svg": charts.precision_recall(task.curves, "precision-recall curves by IoU"),
         },
         {
             "title": "By class, at IoU 0.50",
-            "note": "The classes with most objects.",
+            "note": "The classes with the most objects.",
             "svg": charts.precision_recall(task.category_curves, "precision-recall curves by class"),
         },
         {
             "title": "Scores",
-            "note": "Detections at IoU 0.50 that found an object, and others. Logarithmic above 1.",
+            "note": "Detections that found an object at IoU 0.50, and all others. Logarithmic above 1.",
             "svg": charts.scores(task),
         },
         {
-            "title": "Which score to ask for",
-            "note": "Precision and recall at IoU 0.50, over all classes, of detections above a score.",
+            "title": "Choosing a score threshold",
+            "note": "Precision and recall at IoU 0.50, over all classes, of detections above the threshold.",
             "svg": charts.trade_off(task, objects),
         },
         {
-            "title": "By size of the object",
+            "title": "By object size",
             "note": f"AP by area, and the objects found at IoU 0.50 and score {SCORE_THRESHOLD}.",
             "svg": charts.bars(
                 task.sizes,
@@ -119,13 +119,13 @@ def _sections(task: Task) -> Dict[str, Any]:
         figures.append(
             {
                 "title": "Kinds of error (TIDE)",
-                "note": "AP50 that mending all errors of a kind would win, and their number. TIDE's own "
-                f"AP50 is {_figure(task.errors['AP50'])}; it counts classes without objects too.",
+                "note": "AP50 gained by fixing all errors of a kind, and their number. TIDE's own "
+                f"AP50 is {_figure(task.errors['AP50'])}; it also counts classes without objects.",
                 "svg": charts.bars(
                     task.errors["types"],
                     "AP50",
                     lambda row: f"{_figure(row['AP50'])} · {row['count']:,} errors",
-                    "AP50 to win (points)",
+                    "AP50 gain (points)",
                 ),
             }
         )
@@ -133,7 +133,7 @@ def _sections(task: Task) -> Dict[str, Any]:
 
 
 def _gallery(evaluation: Evaluation, count: int) -> Dict[str, List[Dict[str, Any]]]:
-    """Best and worst images, by the last task, which shows most: keypoints, masks, else boxes."""
+    """Draw the best and worst images by the last task, which shows most: keypoints, masks or boxes."""
     if evaluation.images is None:
         return {}
     from . import gallery  # needs matplotlib

@@ -1,4 +1,4 @@
-"""Charts of a report, as SVG to stand in its page."""
+"""Charts of a report, as inline SVG."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from matplotlib.figure import Figure
 from ..labels import label, plain_text
 from .measure import SCORE_THRESHOLD, Task
 
-# Distinguishable with any colour vision (Okabe and Ito), darkened to be read as thin lines on white.
+# Distinguishable with any colour vision (Okabe and Ito), darkened to be legible as thin lines on white.
 _COLOURS = ["#0072b2", "#d55e00", "#009e73", "#b5599a", "#a8741a", "#56708a"]
-_MOST_LINES = 16  # in a chart
-_MOST_POINTS = 3000  # of a line, of which a chart is 600 pixels wide
+_MOST_LINES = 16  # per chart
+_MOST_POINTS = 3000  # per line; a chart is 600 pixels wide
 RIGHT, WRONG, MISSED = _COLOURS[2], _COLOURS[1], _COLOURS[3]
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: crisp, small and selectable
-    "svg.hashsalt": "resnest_d2",  # the same figures give the same page
+    "svg.hashsalt": "resnest_d2",  # the same data give the same page
     "font.family": "sans-serif",
     "font.sans-serif": ["system-ui", "DejaVu Sans", "sans-serif"],
     "font.size": 10,
@@ -42,7 +42,7 @@ _STYLE = {
 
 
 def _chart(draw: Callable[[Axes], Any], title: str) -> str:
-    """An SVG image, 4.6 by 3.1 inches at its natural size, that fills the width it is given."""
+    """Draw an SVG image of 4.6 by 3.1 inches, which scales to the width that it is given."""
     with matplotlib.rc_context(_STYLE), plain_text():
         figure = Figure(figsize=(4.6, 3.1), layout="constrained")
         draw(figure.subplots())
@@ -55,13 +55,13 @@ def _chart(draw: Callable[[Axes], Any], title: str) -> str:
 
 
 def _in_legend(name: str) -> str:
-    """Short enough to leave room for lines. matplotlib leaves out names that begin with an underscore."""
+    """Shorten a name to leave space for lines. matplotlib omits names that begin with an underscore."""
     text = label(name, 24)
     return f" {text}" if text.startswith("_") else text
 
 
 def precision_recall(curves: Mapping[str, np.ndarray], title: str) -> str:
-    """Precision in percent at 101 recalls from 0 to 1."""
+    """Plot precision in percent at 101 recalls from 0 to 1."""
 
     def draw(axes: Axes) -> None:
         for name, precision in curves.items():
@@ -74,7 +74,7 @@ def precision_recall(curves: Mapping[str, np.ndarray], title: str) -> str:
 
 
 def scores(task: Task) -> str:
-    """Histogram of the scores of right and wrong detections."""
+    """Draw a histogram of the scores of right and wrong detections."""
 
     def draw(axes: Axes) -> None:
         axes.hist(
@@ -88,14 +88,14 @@ def scores(task: Task) -> str:
         axes.axvline(SCORE_THRESHOLD, color="#444", linestyle=":", linewidth=1)
         axes.set(xlim=(0, 1), xlabel="score", ylabel="detections", yscale="symlog")
         axes.yaxis.set_major_formatter("{x:,.0f}")
-        axes.set_ylim(0, 3 * axes.get_ylim()[1])  # room for the legend
+        axes.set_ylim(0, 3 * axes.get_ylim()[1])  # space for the legend
         axes.legend(loc="upper center", ncols=2)
 
     return _chart(draw, "scores of right and wrong detections")
 
 
 def trade_off(task: Task, objects: int) -> str:
-    """Precision and recall over all classes at each score threshold."""
+    """Plot precision and recall over all classes at each score threshold."""
     thresholds = np.linspace(0, 1, 101)
 
     def at_least(values: np.ndarray) -> np.ndarray:
@@ -116,7 +116,7 @@ def trade_off(task: Task, objects: int) -> str:
 
 
 def bars(rows: Sequence[Mapping[str, Any]], value: str, text: Callable[[Mapping], str], unit: str) -> str:
-    """Horizontal bars: ``label`` and ``value`` of each row, with a text at its end."""
+    """Draw horizontal bars: ``label`` and ``value`` of each row, with a text at the end."""
 
     def draw(axes: Axes) -> None:
         values = [0 if np.isnan(row[value]) else row[value] for row in rows]
@@ -134,7 +134,7 @@ def bars(rows: Sequence[Mapping[str, Any]], value: str, text: Callable[[Mapping]
 
 
 def training(metrics: Sequence[Dict[str, Any]]) -> List[Dict[str, str]]:
-    """Losses, learning rate and AP by iteration, of what is in the metrics: title and image of each."""
+    """Plot the losses, learning rate and AP in the metrics by iteration. Returns titles and images."""
     losses = sorted({k for line in metrics for k in line if "loss" in k and "/" not in k})
     losses = [k for k in losses if k != "total_loss"][:_MOST_LINES]
     ap = sorted({k for line in metrics for k in line if k.split("/")[-1] in ("AP", "PQ")})[:_MOST_LINES]

@@ -1,4 +1,4 @@
-"""Pictures of a report: predictions and ground truth, coloured by whether they agree."""
+"""Pictures of a report: predictions and ground truth, coloured by agreement."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from ..labels import label, plain_text
 from .charts import MISSED, RIGHT, WRONG
 from .measure import Evaluation, Picture
 
-#: Size in pixels that a picture may have. One of another shape gets a white margin, up to the least size.
+#: Largest and smallest size of a picture in pixels. Smaller ones get a white margin.
 _MOST, _LEAST = (560, 840), (560, 48)  # width, height
 LEGEND = {"right": RIGHT, "wrong": WRONG, "missed": MISSED}
 
 
 def draw(evaluation: Evaluation, picture: Picture, kind: str) -> Dict[str, Any]:
-    """One entry of the gallery.
+    """Make one entry of the gallery.
 
     Returns:
-        Name of the image, F1 in percent, counts, and both pictures as data URLs; or only the name, and as
-        ``problem`` why there are none.
+        Name of the image, F1 in percent, counts, and both pictures as data URLs; or only the name, and the
+        reason why there are no pictures as ``problem``.
     """
     image = picture.image
     entry = {"name": label(Path(image["file_name"]).name, 100)}
@@ -66,28 +66,28 @@ def draw(evaluation: Evaluation, picture: Picture, kind: str) -> Dict[str, Any]:
 
 
 def _read(path: Path, size: Tuple[int, int]) -> np.ndarray:
-    """(H, W, 3): RGB, turned as its EXIF data ask for.
+    """Read an image as (H, W, 3) RGB, rotated according to its EXIF data.
 
     Args:
-        size: height and width that its annotations are for.
+        size: height and width that the annotations are for.
 
     Raises:
-        UserError: there is no image, or one of another size.
+        UserError: the image is missing, unreadable or of another size.
     """
     check_readable(path)
     try:
         pixels = read_image(str(path), "RGB")
-    except Exception as e:  # a broken file makes Pillow raise nearly anything
+    except Exception as e:  # a broken file makes Pillow raise almost anything
         raise UserError(f"cannot be decoded ({type(e).__name__}: {e})") from None
     if pixels.shape[:2] != size:
         raise UserError(
-            f"has {pixels.shape[1]}x{pixels.shape[0]} pixels, and its annotations are for {size[1]}x{size[0]}"
+            f"has {pixels.shape[1]}x{pixels.shape[0]} pixels, but its annotations are for {size[1]}x{size[0]}"
         )
     return pixels
 
 
 def _box(annotation: Dict[str, Any]) -> Sequence[float]:
-    """x, y, width and height in pixels; results of masks or keypoints may come without."""
+    """Return x, y, width and height in pixels; results of masks or keypoints may lack a box."""
     if "bbox" in annotation:
         return annotation["bbox"]
     if "segmentation" in annotation:
@@ -97,7 +97,7 @@ def _box(annotation: Dict[str, Any]) -> Sequence[float]:
 
 
 def _overlay(pixels: np.ndarray, objects: Sequence[Tuple[Dict, str, str]], kind: str) -> str:
-    """A JPEG, as a data URL, of the image with its objects: annotation, label and colour of each."""
+    """Draw objects (annotation, label and colour of each) on the image, as the data URL of a JPEG."""
     transforms, size = _to_size_of_a_picture(*pixels.shape[:2])
     fields = {"segm": ("segmentation",), "keypoints": ("keypoints",)}.get(kind, ())
     shapes: List[Dict] = [
@@ -129,7 +129,7 @@ def _overlay(pixels: np.ndarray, objects: Sequence[Tuple[Dict, str, str]], kind:
 
 
 def _to_size_of_a_picture(height: int, width: int) -> Tuple[TransformList, Tuple[int, int]]:
-    """What fits an image into a picture, and the picture's height and width in pixels."""
+    """Return the transforms that fit an image into a picture, and the picture's height and width."""
     scale = min(_MOST[0] / width, _MOST[1] / height)
     new = max(round(scale * height), 1), max(round(scale * width), 1)
     right, below = max(_LEAST[0] - new[1], 0), max(_LEAST[1] - new[0], 0)

@@ -1,7 +1,7 @@
-"""The files that a report is made of. Each has a reader that lets nothing pass which would fail later.
+"""Readers of the files for a report, which reject everything that would fail later.
 
-What is wrong is said in one line that names the file and the entry. Fields that nobody reads here are
-dropped, as COCO's tools would take some of them for something else.
+Errors are one line that names the file and the entry. Unused fields are dropped, since COCO's tools would
+misinterpret some of them.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from ..results import is_number, refuse
 
 logger = logging.getLogger(__name__)
 
-#: Kinds of detection to their fields, in results and annotations alike.
+#: Kinds of detection and their fields, in both results and annotations.
 FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
-_KEYPOINTS = 17  # of COCO's person, for which OKS has its constants
+_KEYPOINTS = 17  # of COCO's person, which the OKS constants are for
 _MAX_DETECTIONS = 4 << 30  # bytes
-# COCO's encoding counts pixels in 32 bits, and a mask is decoded to a byte a pixel.
+# COCO's encoding counts pixels in 32 bits, and masks are decoded to one byte per pixel.
 _MAX_PIXELS = 1 << 28
 
 
 @contextmanager
 def remedied(remedy: str) -> Iterator[None]:
-    """A block whose UserErrors say what to do, too."""
+    """Context that adds a remedy to UserErrors."""
     try:
         yield
     except UserError as e:
@@ -40,18 +40,18 @@ def remedied(remedy: str) -> Iterator[None]:
 
 
 def read_truth(file: Path, what: str = "") -> Dict[str, List[Dict[str, Any]]]:
-    """Images, annotations and categories of a COCO file.
+    """Read the images, annotations and categories of a COCO file.
 
-    Names of categories are fit to be shown, and told apart. Run-length encodings are compressed.
+    Category names are made printable and unique. Run-length encodings are compressed.
 
     Args:
-        what: the flag that names the file, for the message.
+        what: the flag that names the file, for error messages.
 
     Raises:
         UserError: the file cannot be read, or an entry cannot be evaluated.
     """
     content = load_coco(check_readable(file, what))
-    with remedied("tools/check_dataset.py says what else is wrong, and --fix writes a mended copy"):
+    with remedied("tools/check_dataset.py shows what else is wrong, and --fix writes a repaired copy"):
         return _read_truth(file, content)
 
 
@@ -60,7 +60,7 @@ def _read_truth(file: Path, content: Dict[str, List[Any]]) -> Dict[str, List[Dic
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
     known = {category["id"] for category in categories}
     annotations = []
-    for i, entry in enumerate(content["annotations"]):  # which are complete
+    for i, entry in enumerate(content["annotations"]):  # completed by load_coco
         where = f"annotations[{i}]"
         _check_place(file, where, entry, sizes, known)
         good = {key: entry[key] for key in ("id", "image_id", "category_id", "area", "iscrowd")}
@@ -77,17 +77,17 @@ def _read_truth(file: Path, content: Dict[str, List[Any]]) -> Dict[str, List[Dic
 
 
 def read_detections(file: Path, truth: Dict[str, List[Dict[str, Any]]]) -> List[Dict[str, Any]]:
-    """Detections in COCO's format, all with the same fields.
+    """Read detections in COCO's format, all with the same fields.
 
     Args:
-        truth: of :func:`read_truth`, whose images and categories they are of.
+        truth: from :func:`read_truth`, with the images and categories of the detections.
 
     Raises:
         UserError: the file cannot be read, or an entry cannot be evaluated.
     """
     content = read_json(file, limit=_MAX_DETECTIONS)
     if not isinstance(content, list):
-        raise UserError(f"{file} is no list of detections")
+        raise UserError(f"{file} is not a list of detections")
     sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
     known = {category["id"] for category in truth["categories"]}
     fields: Optional[List[str]] = None
@@ -114,9 +114,7 @@ def read_detections(file: Path, truth: Dict[str, List[Dict[str, Any]]]) -> List[
             else:
                 good[field] = _keypoints(file, where, value)
                 if len(value) != len(content[0][field]):
-                    raise refuse(
-                        file, f"{where}: keypoints", "must be as many as those of detection 0", value
-                    )
+                    raise refuse(file, f"{where}: keypoints", "must be as many as in detection 0", value)
         detections.append(good)
     return detections
 
@@ -124,10 +122,10 @@ def read_detections(file: Path, truth: Dict[str, List[Dict[str, Any]]]) -> List[
 def comparable(
     truth_file: Path, truth: Dict[str, List[Dict[str, Any]]], detections: List[Dict[str, Any]]
 ) -> List[str]:
-    """What was predicted, and is annotated: some of ``bbox``, ``segm`` and ``keypoints``.
+    """Return the kinds that are both predicted and annotated, of ``bbox``, ``segm`` and ``keypoints``.
 
     Raises:
-        UserError: nothing was, or some annotations lack what others have.
+        UserError: there are none, or some annotations lack a field that others have.
     """
     annotations = truth["annotations"]
     tasks = []
@@ -138,30 +136,28 @@ def comparable(
         if task == "keypoints":
             lengths = {len(e[field]) // 3 for e in [*annotations, *detections[:1]] if field in e}
             if lengths - {_KEYPOINTS}:
-                logger.warning("keypoints are left out: COCO's measure is of %d, not %s", _KEYPOINTS, lengths)
+                logger.warning("keypoints are left out: COCO's metric is for %d, not %s", _KEYPOINTS, lengths)
                 continue
-        if not detections and tasks:  # of a model that found nothing, one task tells as much
+        if not detections and tasks:  # one task says it all if nothing was found
             continue
         if not all(have):
             number = annotations[have.index(False)]["id"]
-            raise UserError(f"{truth_file}: annotation {number} has no {field}, as others have")
+            raise UserError(f"{truth_file}: annotation {number} has no {field}, but others have one")
         tasks.append(task)
     if not tasks:
         found = ", ".join(f for f in FIELDS.values() if detections and f in detections[0])
-        raise UserError(
-            f"{truth_file}: its annotations have nothing to compare with {found} of the detections"
-        )
+        raise UserError(f"{truth_file}: its annotations have nothing to compare with the detections' {found}")
     return tasks
 
 
 def read_metrics(file: Path) -> List[Dict[str, Any]]:
-    """The lines of a ``metrics.json``, with those of their values that are finite numbers.
+    """Read the lines of a ``metrics.json``, keeping values that are finite numbers.
 
-    A process that is killed may cut its last line, and one that goes on writes after it, so that damaged
-    lines are left out with a warning.
+    A killed process may cut off its last line, and a resumed one writes after it, so damaged lines are
+    skipped with a warning.
 
     Raises:
-        UserError: it cannot be read, or no line is one of metrics.
+        UserError: the file cannot be read, or has no valid line.
     """
     good, bad = [], []
     for i, line in enumerate(read_text(file).split("\n"), 1):
@@ -176,22 +172,22 @@ def read_metrics(file: Path) -> List[Dict[str, Any]]:
         else:
             bad.append(i)
     if len(bad) > 1 and not good:
-        raise UserError(f"{file} holds no metrics: a line must be an object with an iteration")
+        raise UserError(f"{file} has no metrics: a line must be an object with an iteration")
     if bad:
-        logger.warning("%s: %d damaged lines are left out, the first is line %d", file, len(bad), bad[0])
+        logger.warning("%s: skipping %d damaged lines, the first is line %d", file, len(bad), bad[0])
     return good
 
 
 def _identified(file: Path, key: str, name: str, entries: List[Any]) -> Iterator[Tuple[str, Dict[str, Any]]]:
-    """Where each entry stands, and the entry, which has an id of its own and a text under ``name``."""
+    """Yield each entry with its place, after checking for a unique id and a string under ``name``."""
     seen = set()
     for i, entry in enumerate(entries):
         where = f"{key}[{i}]"
         _check_object(file, where, entry)
         if not _is_id(entry.get("id")) or entry["id"] in seen:
-            raise refuse(file, f"{where}: id", "must be a whole number of its own", entry.get("id"))
+            raise refuse(file, f"{where}: id", "must be a unique whole number", entry.get("id"))
         if not isinstance(entry.get(name), str):
-            raise refuse(file, f"{where}: {name}", "must be a text", entry.get(name))
+            raise refuse(file, f"{where}: {name}", "must be a string", entry.get(name))
         seen.add(entry["id"])
         yield where, entry
 
@@ -201,7 +197,7 @@ def _read_images(file: Path, entries: List[Any]) -> List[Dict[str, Any]]:
     for where, entry in _identified(file, "images", "file_name", entries):
         size = entry.get("height"), entry.get("width")
         if not all(_is_id(side) and side > 0 for side in size) or math.prod(size) > _MAX_PIXELS:
-            raise refuse(file, f"{where}: height and width", "must be the pixels of an image", size)
+            raise refuse(file, f"{where}: height and width", "must be the size of an image in pixels", size)
         named = {key: entry[key] for key in ("id", "file_name")}
         images.append({**named, "height": size[0], "width": size[1]})
     return images
@@ -219,7 +215,7 @@ def _read_categories(file: Path, entries: List[Any]) -> List[Dict[str, Any]]:
 
 
 def _is_id(value: Any) -> bool:
-    """A whole number that COCO's tools, which put ids among floats, can tell from its neighbours."""
+    """Whether a value is a whole number that stays exact as a float, which COCO's tools turn ids into."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53
 
 
@@ -233,7 +229,7 @@ def _check_place(
 ) -> None:
     for key, known in (("image_id", sizes), ("category_id", categories)):
         if not _is_id(entry.get(key)) or entry[key] not in known:
-            raise refuse(file, f"{where}: {key}", "must be one of the annotation file", entry.get(key))
+            raise refuse(file, f"{where}: {key}", "must be one in the annotation file", entry.get(key))
 
 
 def _numbers(value: Any) -> bool:
@@ -242,11 +238,11 @@ def _numbers(value: Any) -> bool:
 
 def _box(file: Path, where: str, value: Any) -> List[float]:
     if not _numbers(value) or len(value) != 4 or min(value[2:]) < 0:
-        raise refuse(file, f"{where}: bbox", "must be x, y, width and height, finite numbers", value)
+        raise refuse(file, f"{where}: bbox", "must be x, y, width and height as finite numbers", value)
     return value
 
 
 def _keypoints(file: Path, where: str, value: Any) -> List[float]:
     if not _numbers(value) or not value or len(value) % 3:
-        raise refuse(file, f"{where}: keypoints", "must be x, y and a third number of each", value)
+        raise refuse(file, f"{where}: keypoints", "must be x, y and a third number for each", value)
     return value

@@ -1,4 +1,4 @@
-"""Everything a report says in figures, from the files of an evaluation."""
+"""Compute all figures of a report from the files of an evaluation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .inputs import FIELDS, comparable, read_detections, read_metrics, read_trut
 
 logger = logging.getLogger(__name__)
 
-#: Detections with a lower score are no predictions, where the report counts right and wrong.
+#: Where the report counts right and wrong detections, those with a lower score are ignored.
 SCORE_THRESHOLD = 0.5
 TITLES = {"bbox": "Boxes", "segm": "Masks", "keypoints": "Keypoints"}
 _SIZES = (("small", "< 32² px", 0, 32**2), ("medium", "32² to 96² px", 32**2, 96**2),
@@ -36,14 +36,14 @@ class Evaluation:
     """The files of one evaluation.
 
     Attributes:
-        name: of the folder, or of the configuration.
-        truth: annotation file.
-        images: folder of its images, or None where nobody has named it.
-        results: detections, in COCO's format.
+        name: name of the folder or the configuration.
+        truth: content of the annotation file.
+        images: folder of its images, or None if unknown.
+        results: detections in COCO's format.
         run: content of ``results.json``; empty for a folder that another program wrote.
-        metrics: lines of ``metrics.json``; empty where nothing was trained.
+        metrics: lines of ``metrics.json``; empty if nothing was trained.
         published: name of the published row to compare with.
-        tasks: what was predicted, and is annotated: some of ``bbox``, ``segm`` and ``keypoints``.
+        tasks: kinds that are both predicted and annotated, of ``bbox``, ``segm`` and ``keypoints``.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Evaluation:
     _matches: Dict[str, List[Match]] = field(default_factory=dict)
 
     def matches(self, kind: str) -> List[Match]:
-        """Which detections found which objects at IoU 0.5."""
+        """Return which detections found which objects at IoU 0.5."""
         if kind not in self._matches:
             with contextlib.redirect_stdout(io.StringIO()):
                 self._matches[kind] = match_detections(self.truth, self.results, kind, trust_masks=True)
@@ -74,18 +74,18 @@ def load_evaluation(
 
     Args:
         folder: OUTPUT_DIR of a run, or its folder of detections.
-        annotations, images: ground truth and its images; by default what the run has noted.
-        row: published row to compare with; by default the configuration of the run.
+        annotations, images: ground truth and its images; default to those recorded by the run.
+        row: published row to compare with; defaults to the configuration of the run.
 
     Raises:
-        UserError: there are no detections, the ground truth is not known, a file cannot be used, or there is
-            no such row or folder.
+        UserError: there are no detections, the ground truth is unknown, a file cannot be used, or there is no
+            such row or folder.
     """
     folder = Path(folder)
     if row is not None and row not in DETECTORS:
         raise UserError(f"--row {row}: no such row is published; {nearest(row, DETECTORS)}")
     if images is not None and not os.path.isdir(images):
-        raise UserError(f"--images {images} is no folder")
+        raise UserError(f"--images {images} is not a folder")
     detections = [
         folder / "coco_instances_results.json",
         folder / "inference" / "coco_instances_results.json",
@@ -93,7 +93,7 @@ def load_evaluation(
     ]
     file = next((f for f in detections if os.path.exists(f)), None)
     if file is None:
-        raise UserError(f"{folder} holds no inference/coco_instances_results.json; evaluate into it first")
+        raise UserError(f"{folder} has no inference/coco_instances_results.json; evaluate into it first")
     root = folder if file.parent != folder or os.path.exists(folder / "results.json") else folder.parent
     run: Dict[str, Any] = {}
     if os.path.exists(root / "results.json"):
@@ -104,7 +104,7 @@ def load_evaluation(
     what, annotations = "--annotations" if annotations else "", annotations or dataset.get("json_file")
     images = images or dataset.get("image_root")
     if not annotations:
-        raise UserError(f"{root} does not tell its dataset; give --annotations and --images")
+        raise UserError(f"{root} does not record its dataset; give --annotations and --images")
     truth = read_truth(Path(annotations), what)
     with remedied("evaluate again"):
         results = read_detections(file, truth)
@@ -126,7 +126,7 @@ def load_evaluation(
 
 
 def _config_of(command: str) -> Optional[str]:
-    """Name of the configuration in the command line of a run."""
+    """Return the name of the configuration in the command line of a run."""
     for word, value in itertools.pairwise(shlex.split(command)):
         if word == "--config-file":
             return Path(value).stem
@@ -141,11 +141,11 @@ class Task:
         summary: AP and AR by name, over all categories.
         published: AP in the published row, or None.
         categories: name, number of objects, AP, AP50, AP75 and AR of each category.
-        curves: precision, in percent, at recall 0 to 1, by IoU threshold; mean over the categories.
-        category_curves: the same at IoU 0.5 for the categories with most objects.
-        sizes: by size of object: label, extent, number of objects, how many were found, and AP.
+        curves: precision in percent at recall 0 to 1, by IoU threshold; mean over the categories.
+        category_curves: the same at IoU 0.5 for the categories with the most objects.
+        sizes: by object size: label, extent, number of objects, how many were found, and AP.
         right, wrong: scores of detections that found an object at IoU 0.5, and of those that did not.
-        errors: AP50 that mending each kind of error would win, and the number of such errors, by TIDE.
+        errors: AP50 gained by fixing each kind of error, and the number of such errors, by TIDE.
     """
 
     kind: str
@@ -161,10 +161,10 @@ class Task:
 
 
 def measure(evaluation: Evaluation, kind: str) -> Task:
-    """All figures of one task, anew from the detections."""
+    """Compute all figures of one task from the detections."""
     truth, results = evaluation.truth, evaluation.results
     with contextlib.redirect_stdout(io.StringIO()):  # the backends print their tables
-        coco_eval = evaluate_coco(truth, results, kind, trust_masks=True)  # read_detections has checked
+        coco_eval = evaluate_coco(truth, results, kind, trust_masks=True)  # checked by read_detections
     matches = evaluation.matches(kind)
     precision, ar, summary = precisions(coco_eval), average_recalls(coco_eval), statistics(coco_eval, kind)
     ap = precision.mean(axis=1)
@@ -222,12 +222,12 @@ def _sizes(objects: List[dict], found: set, summary: Dict[str, float]) -> List[D
 
 
 def _tide(truth: Dict[str, Any], results: List[Dict[str, Any]], kind: str) -> Optional[Dict[str, Any]]:
-    """TIDE's error types (Bolya et al., arXiv 2008.08115) by its authors' package, where it is installed."""
+    """Compute TIDE's error types (Bolya et al., arXiv 2008.08115) with its authors' package, if installed."""
     if kind == "keypoints" or not results or importlib.util.find_spec("tidecv") is None:
         return None
     try:
         import tidecv
-    except ImportError as e:  # pandas, say, is missing
+    except ImportError as e:  # for example, pandas is missing
         logger.warning("kinds of error are left out: tidecv cannot be imported (%s)", e)
         return None
     field = FIELDS[kind]
@@ -263,14 +263,14 @@ def _tide(truth: Dict[str, Any], results: List[Dict[str, Any]], kind: str) -> Op
 
 @dataclass
 class Picture:
-    """Right and wrong on one image.
+    """Right and wrong detections on one image.
 
     Attributes:
         image: its entry in the annotation file.
-        f1: harmonic mean of precision and recall, of predictions with a score of at least
-            :data:`SCORE_THRESHOLD`, at IoU 0.5.
+        f1: harmonic mean of precision and recall at IoU 0.5, for predictions with a score of at least
+            :data:`SCORE_THRESHOLD`.
         right, wrong: indices of the detections that found an object, and of those that did not.
-        found, missed: annotations.
+        found, missed: the annotations that were found, and that were not.
     """
 
     image: Dict[str, Any]
@@ -282,7 +282,7 @@ class Picture:
 
 
 def rank_pictures(evaluation: Evaluation, kind: str) -> List[Picture]:
-    """The images that hold objects or predictions, best first; the fuller image first where they tie."""
+    """Rank images with objects or predictions, best first; in a tie, those with more objects first."""
     results = evaluation.results
     right: Mapping[int, List[int]] = defaultdict(list)
     wrong: Mapping[int, List[int]] = defaultdict(list)

@@ -274,7 +274,7 @@ _raw("a number of 100000 digits", lambda b: b.replace(b"1296", b"9" * 100_000, 1
 
 
 def _fix(target: Callable[[Path], object], refused: str, folder: Path, rng: np.random.Generator) -> Case:
-    """The mended copy over something that must stay."""
+    """The repaired copy over something that must be kept."""
     _images(folder)
     (folder / "a.json").write_bytes(_bytes(lambda c: None))
     words = ["check_dataset.py", folder / "a.json", folder / "images", "--fix", target(folder)]
@@ -300,8 +300,8 @@ for title, target, refused in (
     ("itself", lambda f: f / "a.json", "is the annotation file itself"),
     ("itself by ..", lambda f: f / "images/../a.json", "is the annotation file itself"),
     ("itself by a link", _linked, "is the annotation file itself"),
-    ("another part of the dataset", _another, "is there; name another file"),
-    ("an image", lambda f: f / "images/1.jpg", "is there and no annotation file"),
+    ("another part of the dataset", _another, "exists; name another file"),
+    ("an image", lambda f: f / "images/1.jpg", "exists and is not an annotation file"),
     ("a folder", lambda f: f / "images", "is a folder"),
     ("a device", lambda f: "/dev/null", "is a FIFO, socket or device"),
     ("a full device", lambda f: "/dev/full", "is a FIFO, socket or device"),
@@ -369,11 +369,11 @@ def _deep_panoptic(folder: Path, content: Dict) -> None:
 
 for title, spoil, refused in (
     ("no annotations", lambda f, c: c.pop("annotations") and None, "holds no annotations"),
-    ("annotations is null", _in_panoptic("annotations", None), "'annotations' is no list"),
-    ("no categories", lambda f, c: c.pop("categories") and None, "holds no categories"),
+    ("annotations is null", _in_panoptic("annotations", None), "'annotations' is not a list"),
+    ("no categories", lambda f, c: c.pop("categories") and None, "it has no categories"),
     ("of instances", lambda f, c: c.update(_content()), "is not COCO's panoptic format"),
     ("an annotation is a number", _in_panoptic("annotations", 0, 3), "annotation number 0 has no image_id"),
-    ("an annotation twice", lambda f, c: c["annotations"].append(c["annotations"][0]), "is there twice"),
+    ("an annotation twice", lambda f, c: c["annotations"].append(c["annotations"][0]), "is listed twice"),
     ("image id as text", _in_panoptic("annotations", 0, "image_id", "7"), "no image_id that is a whole number"),
     ("file name a number", _in_panoptic("annotations", 0, "file_name", 7), "names no file"),
     ("file name empty", _in_panoptic("annotations", 0, "file_name", ""), "names no file"),
@@ -387,18 +387,18 @@ for title, spoil, refused in (
     ("a segment is text", _in_panoptic("annotations", 0, "segments_info", ["x"]), "no id that is a whole number"),
     ("a segment of no category", _in_panoptic("annotations", 0, "segments_info", 0, "category_id", 5), "of no known"),
     ("a category that is a list", _in_panoptic("annotations", 0, "segments_info", 0, "category_id", []), "of no known"),
-    ("a category without isthing", lambda f, c: c["categories"][0].pop("isthing") and None, "by isthing"),
+    ("a category without isthing", lambda f, c: c["categories"][0].pop("isthing") and None, "has no isthing of 0 or 1"),
     ("a category that is not COCO's", _in_panoptic("categories", 0, {"id": 300, "isthing": 0}), "is not COCO's"),
     ("nested deep", _deep_panoptic, "is nested more than 100 deep"),
     ("PNG missing", _png(lambda p: None), "7.png"),
-    ("PNG cut", _png(lambda p: 0.6), "is no image or a damaged one"),
-    ("PNG empty", _png(lambda p: 0.0), "is no image or a damaged one"),
+    ("PNG cut", _png(lambda p: 0.6), "is not an image or is damaged"),
+    ("PNG empty", _png(lambda p: 0.0), "is not an image or is damaged"),
     ("PNG a folder", _png(lambda p: p.mkdir()), "is a folder"),
     ("PNG a FIFO", _png(lambda p: os.mkfifo(p)), "is a FIFO"),
     ("PNG a device", _png(lambda p: p.symlink_to("/dev/zero")), "is a FIFO, socket or device"),
     ("PNG a link to itself", _png(lambda p: p.symlink_to(p)), "7.png"),
     ("PNG grey", _png(lambda p: Image.new("L", (4, 3), 1).save(p)), "of mode L"),
-    ("PNG of 16 bits", _png(lambda p: Image.new("I;16", (4, 3), 1).save(p)), "and theirs is RGB"),
+    ("PNG of 16 bits", _png(lambda p: Image.new("I;16", (4, 3), 1).save(p)), "but images of segments are RGB"),
     ("PNG with a palette", _png(lambda p: Image.new("P", (4, 3)).save(p)), "of mode P"),
     ("maps over the segments", lambda f, c: f / "segments", "is the folder of the segments themselves"),
     ("maps over the segments by ..", lambda f, c: f / "segments/../segments", "of the segments themselves"),

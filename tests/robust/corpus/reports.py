@@ -271,8 +271,8 @@ for words, texts in (
     (("--annotations", "FOLDER/images/1.jpg"), ("1.jpg",)),
     (("--annotations", "FOLDER/run/results.json"), ("results.json", "images")),
     (("--annotations", "FOLDER/" + _DETECTIONS), ("coco_instances_results.json",)),
-    (("--images", "FOLDER/none"), ("--images", "no folder")),
-    (("--images", "FOLDER/truth.json"), ("--images", "no folder")),
+    (("--images", "FOLDER/none"), ("--images", "not a folder")),
+    (("--images", "FOLDER/truth.json"), ("--images", "not a folder")),
     (("--row", "mask_resnest5"), ("--row", "did you mean mask_resnest50")),
     (("--row", ""), ("--row",)),
     (("--output", "FOLDER/images"), ("images", "folder")),
@@ -353,7 +353,7 @@ REPORTS["reproduce: damaged results of all rows"] = partial(
     _reproduce,
     lambda row: (row.parent / "results.json").write_bytes(b"\xff["),
     _ROWS,
-    {"refused": ("results.json is no text",)},
+    {"refused": ("results.json is not UTF-8 text",)},
 )
 for words, texts in (
     ((), ("--table", "--rows", "--all")),
