@@ -80,7 +80,7 @@ class LinkHandler(PathHandler):
 
 
 def is_link(weights: str) -> bool:
-    """Whether MODEL.WEIGHTS is a link whose host still serves the file."""
+    """Whether MODEL.WEIGHTS is a link to fetch, and not one of :class:`LinkHandler`."""
     name = weights.lower()
     return name.startswith(("http://", "https://")) and not name.startswith(LinkHandler.PREFIXES)
 
