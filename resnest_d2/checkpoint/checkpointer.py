@@ -78,12 +78,12 @@ class Checkpointer(DetectionCheckpointer):
         own = self._own_oddities()
         for key, reason in wrong_numbers(self.model.state_dict()).items():
             if key not in own:
-                remedy = "lower SOLVER.BASE_LR; earlier checkpoints are untouched, --resume goes on from them"
+                remedy = "lower SOLVER.BASE_LR; earlier checkpoints are untouched, --resume continues"
                 raise WeightsError(path, f"is not written: {key} {reason}", remedy)
         for stale in self._folder().glob(".model_*.pth-*"):  # left by a process that was killed
             _remove(stale)
         logger.info("Saving checkpoint to %s", path)
-        remedy = "earlier checkpoints are untouched: make room and go on with --resume"
+        remedy = "earlier checkpoints are untouched: make room and continue with --resume"
         # `last_checkpoint` is written first. A process killed in between leaves the name of a missing file,
         # which resuming ignores. The other way round, it would leave the name of an older checkpoint.
         with atomic_writer(path, before=lambda: self.tag_last_checkpoint(path.name), remedy=remedy) as file:
