@@ -10,10 +10,10 @@ import sys
 import zipfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 
 from ..errors import UserError, one_line
 from ..files import PathLike, check_readable
@@ -22,7 +22,7 @@ from .unpickle import TORCH_TYPES, RefusedError, Storage, Unpickler, loads
 
 #: Pickled number at the start of files that torch.save wrote before version 1.6.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-#: Limit for an archive: four times the tensors of the largest models, to allow for optimizer state.
+#: Limit on tensors in a file: many times those of the largest detectors with their optimizer state.
 _MAX_RECORDS = 50_000
 
 
@@ -67,6 +67,8 @@ def read_content(path: PathLike) -> Any:
         raise WeightsError(path, "is empty", "fetch it again, or name another")
     try:
         return _read(path)
+    except WeightsError:
+        raise
     except RefusedError as e:
         reason = f"is refused: its pickle would run code ({e}), which weights do not need"
         raise WeightsError(path, reason) from None
@@ -116,7 +118,9 @@ def _read(path: Path) -> Any:
     if start[:2] == b"PK":
         return _read_zip(path)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
-        tensors = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            _check_count(path, file.keys())
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
         for name, tensor in tensors.items():
             if tensor.dtype not in TORCH_TYPES.values():
                 raise ValueError(f"{name[:60]} has type {tensor.dtype}, which weights do not have")
@@ -134,8 +138,7 @@ def _read_zip(path: Path) -> Any:
     does not.
     """
     with zipfile.ZipFile(path) as archive:
-        if len(archive.namelist()) > _MAX_RECORDS:
-            raise ValueError(f"{len(archive.namelist())} records, more than a file of weights has")
+        _check_count(path, archive.namelist())
         pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise ValueError(f"an archive with {len(pickles)} data.pkl")
@@ -197,6 +200,11 @@ def _read_legacy(content: bytes) -> Any:
         if file.readinto(buffer) != len(buffer):
             raise EOFError("it ends in a storage")
     return result
+
+
+def _check_count(path: Path, records: Sequence[str]) -> None:
+    if len(records) > _MAX_RECORDS:
+        raise WeightsError(path, f"is no file of weights: it holds {len(records)} tensors")
 
 
 def _checked(storage: Storage, dtype: Optional[torch.dtype], length: int) -> Storage:

@@ -213,7 +213,7 @@ for title, make in _IN_THE_WAY.items():
     both = _together(_replace(_NEWEST, make), _replace(_OLDER, make))
     _add(f"every checkpoint {title}", both, "no checkpoint in", _NEWEST, _OLDER)
 both = _together(_write(_NEWEST, b""), _write(_OLDER, lambda: _content()[:-700]))
-_add("every checkpoint damaged", both, "no checkpoint in", f"{_NEWEST} is empty", f"{_OLDER} is truncated")
+_add("every checkpoint damaged", both, "no checkpoint in", f"{_NEWEST} is empty", f"{_OLDER} is damaged")
 
 
 def _nan(content: Dict[str, Any]) -> None:
