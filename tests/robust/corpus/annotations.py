@@ -368,7 +368,7 @@ def _deep_panoptic(folder: Path, content: Dict) -> None:
 
 
 for title, spoil, refused in (
-    ("no annotations", lambda f, c: c.pop("annotations") and None, "holds no annotations"),
+    ("no annotations", lambda f, c: c.pop("annotations") and None, "it has no annotations"),
     ("annotations is null", _in_panoptic("annotations", None), "'annotations' is not a list"),
     ("no categories", lambda f, c: c.pop("categories") and None, "it has no categories"),
     ("of instances", lambda f, c: c.update(_content()), "is not COCO's panoptic format"),

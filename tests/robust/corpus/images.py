@@ -142,7 +142,7 @@ for orientation in range(1, 9):
         )
 for form in ("GIF", "WEBP", "PNG", "TIFF"):
     _add(f"animated {form}", partial(_animated, form), WORKS, f"first.{form.lower()}")
-_DEEP = {"refused": ("first.", "more than 8 bits per channel", "convert it to 8 bits")}
+_DEEP = {"refused": ("more than 8 bits per channel", "first.", "check_dataset.py --fix")}
 _add(
     "16-bit grey PNG",
     lambda rng: _encoded(Image.fromarray(rng.integers(0, 65535, _SIZE[::-1], dtype=np.uint16)), "PNG"),
