@@ -44,7 +44,7 @@ test: env ## the tests, but those marked slow
 test-slow: env ## the tests marked slow: training to an AP, the deepest networks
 	OMP_NUM_THREADS=$$(nproc) $(PY) -m pytest -m slow
 
-robust: env ## kill, interrupt, starve and feed rubbish to training, and print what came of it (20 minutes)
+robust: env ## kill, interrupt, starve and feed rubbish to training, and print what came of it (10 minutes, 2 cores)
 	cd tests && ../$(PY) -W ignore -m robust
 
 gpu: env ## check and time everything on this machine's GPUs (10 minutes): output/gpu, docs/BENCHMARKS.md
