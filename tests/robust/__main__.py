@@ -104,7 +104,8 @@ def ctrl_c(folder: Path, args: argparse.Namespace, say: Say) -> Told:
     seconds = [s.seconds for s in outcomes]
     text = (
         f"{len(outcomes)} runs with loader workers; gone after {statistics.median(seconds):.1f} s (median), "
-        f"{max(seconds):.1f} s (at most); processes left behind: {sum(s.left for s in outcomes)}"
+        f"{max(seconds):.1f} s (at most); processes left behind: {sum(s.left for s in outcomes)}\n"
+        f"statuses: {', '.join(str(s.status) for s in outcomes)}"
     )
     return text, [s for s in outcomes if s.left]
 

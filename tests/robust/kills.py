@@ -80,7 +80,7 @@ def _kill(process: Any, output: Path, rng: random.Random) -> bool:
             "evaluate": lambda: (output / "model_final.pth").exists(),
         }
         while not signs[moment]() and process.poll() is None:
-            time.sleep(0.0002)
+            time.sleep(0.0005)
         if moment != "write":
             time.sleep(rng.uniform(0, 1.2))
     if process.poll() is not None:

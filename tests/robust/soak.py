@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from resnest_d2.checkpoint.read import damage
 
@@ -111,10 +112,13 @@ def _session(leader: int) -> List[int]:
 
 
 class CtrlC(NamedTuple):
-    """One Ctrl-C: seconds after the start, exit status, seconds until all were gone, processes left."""
+    """One Ctrl-C: seconds after the start, exit status, seconds until all were gone, processes left.
+
+    During imports, the status is that of a KeyboardInterrupt, or what an importing module makes of it.
+    """
 
     after: float
-    status: int
+    status: Optional[int]
     seconds: float
     left: int
 
@@ -132,10 +136,14 @@ def ctrl_c(folder: Path, times: int, seed: int, report: Callable[[str], None] = 
         start = time.time()
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGINT)
-        status = process.wait(60)
-        while _session(process.pid) and time.time() - start < 15:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(300)
+        end = time.time()
+        while (left := _session(process.pid)) and time.time() < end + 15:
             time.sleep(0.05)
-        outcomes.append(CtrlC(after, status, time.time() - start, len(_session(process.pid))))
+        outcomes.append(CtrlC(after, process.returncode, time.time() - start, len(left)))
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
         report(f"{i + 1} of {times}")
     return outcomes
 

@@ -122,12 +122,12 @@ def _judge(kind: str, name: str, case: Case, status: Optional[int], log: str) ->
 def run_corpus(
     folder: Path, seed: int, every: int = 1, report: Callable[[str], None] = print
 ) -> List[Outcome]:
-    """Run every ``every``-th case of each kind, as many at a time as there are processors."""
+    """Run every ``every``-th case of each kind, at a time one more than there are processors: one may start."""
     chosen = [(kind, name) for kind, cases in CASES.items() for name in list(cases)[::every]]
     left, running = list(chosen), []
     outcomes: Dict[tuple, Outcome] = {}
     while left or running:
-        while left and len(running) < os.cpu_count():
+        while left and len(running) <= os.cpu_count():
             kind, name = left.pop(0)
             # Names of several cases may differ in punctuation alone.
             plain = re.sub(r"\W+", "_", name)[:80]
