@@ -8,16 +8,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import forks
 import pytest
-import torch
 from support import ROOT, SHARED
-from support import assert_one_line_error as assert_one_line_error
 
-# Threads of two processes that share the cores wait for each other, spinning. `make test` runs two;
-# `make test-slow` runs one, and asks for more threads. Processes that tests start have as many.
+# For PyTorch, which nobody has imported yet: threads of two processes that share the cores wait for each other,
+# spinning. Processes that tests start have as many.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def pytest_configure(config) -> None:
@@ -33,13 +29,14 @@ def pytest_collection_modifyitems(items) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def few_shapes() -> None:
-    """shapes_train and shapes_val, before they are written in full."""
+def few_shapes() -> Path:
+    """The folder of shapes_train and shapes_val, with 24 + 4 images before somebody writes all."""
     from resnest_d2.data import generate_shapes
 
     folder = Path(os.environ["DETECTRON2_DATASETS"], "shapes")
     if not folder.exists():
         generate_shapes(folder, num_images={"train": 24, "val": 4})
+    return folder
 
 
 def _shared(*parts: str) -> Path:
@@ -96,6 +93,8 @@ def run_python():
     A file of Python runs in a forked copy of a process that has everything imported (forks.py); -c, -m and other
     options of Python get a new interpreter.
     """
+
+    import forks
 
     def run(*args, env=None, timeout=600, cwd=ROOT) -> subprocess.CompletedProcess:
         environment = {**os.environ, **{k: str(v) for k, v in (env or {}).items()}}

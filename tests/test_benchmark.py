@@ -18,7 +18,7 @@ from torch.autograd.profiler_util import FunctionEvent, FunctionEventAvg, Kernel
 from resnest_d2 import UserError, benchmark
 from resnest_d2.benchmark import Comparison, Result, check_device, compare, comparisons, settings_of
 from resnest_d2.benchmark.page import comparison_table, page, page_before, part, profile_table
-from resnest_d2.benchmark.pipeline import Pipeline, measure_pipeline
+from resnest_d2.benchmark.pipeline import PIPELINES, Pipeline, measure_pipeline
 from resnest_d2.benchmark.store import Store
 from resnest_d2.benchmark.worker import (
     OPTIONS,
@@ -368,7 +368,8 @@ def test_options_that_are_none_are_named():
         build("ours+wings", request())
 
 
-def test_loader_and_training_are_measured(tmp_path):
+def test_loader_and_training_are_measured(tmp_path, monkeypatch):
+    monkeypatch.setitem(PIPELINES, "quickstart", (((192, 128),), 8))
     pipeline = measure_pipeline("quickstart", tmp_path / "shapes", "cpu", seconds=0.05)
     assert set(pipeline.loaded) == {"0", "1", "2"}
     assert all(images > 0 for images in (*pipeline.loaded.values(), pipeline.trained))

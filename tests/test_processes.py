@@ -35,8 +35,8 @@ EVERYTHING = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny.make_data(tmp_path_factory.mktemp("data"))
+def data(few_shapes):
+    return tiny.shapes(few_shapes)
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny.make_data(tmp_path_factory.mktemp("data"))
+def data(few_shapes):
+    return tiny.shapes(few_shapes)
 
 
 def run(run_python, data, output, iterations, *settings, flags=()):
@@ -115,7 +115,7 @@ def test_a_seed_that_was_drawn_is_drawn_once(data, run_python, tmp_path):
 
 
 def test_killed_runs_end_with_the_weights_of_one_that_was_not(tmp_path):
-    outcome = kills.kill_until(tmp_path, 2, seed=1, start=tiny.fork)
+    outcome = kills.kill_until(tmp_path, 2, seed=5, start=tiny.fork)  # as it writes, and as it trains
     assert outcome.kills == 2 and outcome.equal == outcome.runs
 
 
@@ -157,7 +157,7 @@ def test_results_are_written_whatever_fails_after_training(augmented, tmp_path, 
         "quickstart", OUTPUT_DIR=str(tmp_path), SEED=1, MODEL__DEVICE="cpu", TEST__AUG__ENABLED=augmented
     )
     cfg.merge_from_list([*tiny.SETTINGS, "SOLVER.MAX_ITER", 2, "TEST.PRECISE_BN.ENABLED", False])
-    cfg.merge_from_list(["DATALOADER.NUM_WORKERS", 0])
+    cfg.merge_from_list(["DATALOADER.NUM_WORKERS", 0, "TEST.AUG.MIN_SIZES", (64,)])
     with monkeypatch.context() as broken:
         broken.setattr(Trainer, "test", lambda *arguments: {"bbox": {"AP": 1.0}} if augmented else fail())
         broken.setattr(Trainer, "test_with_tta", fail)
@@ -176,7 +176,9 @@ def test_results_are_written_whatever_fails_after_training(augmented, tmp_path, 
     assert "error" not in record and record["results"] == {"bbox": {"AP": 2.0}}
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(tmp_path):
+    """Of a whole training; test_checkpointer.py, test_files.py and test_writers.py have its parts."""
     outcome = soak.full_disk(tmp_path, start=tiny.fork)
     if not outcome:
         pytest.skip("mounting a small file system is not allowed here")

@@ -28,11 +28,13 @@ SETTINGS = (
 def make_data(folder: Path) -> List[str]:
     """24 + 4 images of shapes, and the arguments that name them."""
     generate_shapes(folder / "shapes", num_images={"train": 24, "val": 4})
+    return shapes(folder / "shapes")
+
+
+def shapes(folder: Path) -> List[str]:
+    """The arguments that name generated images."""
     return own_data(
-        *(
-            (folder / f"shapes/annotations/instances_{split}.json", folder / "shapes" / split)
-            for split in ("train", "val")
-        )
+        *((folder / f"annotations/instances_{split}.json", folder / split) for split in ("train", "val"))
     )
 
 
