@@ -149,7 +149,7 @@ def test_two_processes_stop_when_all_are_told_as_by_a_scheduler_and_torchrun(tmp
 
 
 def check_stops(folder, statuses):
-    stops, equal = kills.stop_processes(folder, [*statuses], seed=1, start=tiny.fork)
+    stops, equal = kills.stop_processes(folder, [*statuses], seed=1)
     assert [stop.status for stop in stops] == [*statuses.values()]
     assert [(stop.way, stop.lost, stop.left) for stop in stops if stop.lost or stop.left] == []
     assert equal

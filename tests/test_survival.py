@@ -31,8 +31,7 @@ def losses(data, output, iterations, *settings, flags=()):
     """Train, writing the loss of each iteration."""
     words = tiny.command(data, output, iterations, *settings, flags=flags)
     words[0] = words[0].replace("tools/train_net.py", "tests/robust/losses.py")
-    log = output.with_suffix(".log")
-    assert tiny.fork(words, log).wait(300) == 0, log.read_text()[-3000:]
+    tiny.finish(words, output.with_suffix(".log"))
     return json.loads((output / "losses.json").read_text())
 
 
@@ -112,12 +111,12 @@ def test_a_seed_that_was_drawn_is_drawn_once(data, run_python, tmp_path):
 
 
 def test_killed_runs_end_with_the_weights_of_one_that_was_not(tmp_path):
-    outcome = kills.kill_until(tmp_path, 3, seed=1, start=tiny.fork)
+    outcome = kills.kill_until(tmp_path, 3, seed=1)
     assert outcome.kills == 3 and outcome.equal == outcome.runs
 
 
 def test_signals_write_a_checkpoint_and_have_a_status_of_their_own(tmp_path):
-    for stop in kills.stop_and_go_on(tmp_path, [signal.SIGTERM, signal.SIGINT], seed=1, start=tiny.fork):
+    for stop in kills.stop_and_go_on(tmp_path, [signal.SIGTERM, signal.SIGINT], seed=1):
         assert stop.status == 128 + stop.signal and stop.equal
         assert stop.seconds < 20
 
@@ -174,7 +173,7 @@ def test_results_are_written_whatever_fails_after_training(augmented, tmp_path, 
 
 
 def test_a_full_disk_loses_nothing(tmp_path):
-    outcome = soak.full_disk(tmp_path, start=tiny.fork)
+    outcome = soak.full_disk(tmp_path)
     if not outcome:
         pytest.skip("mounting a small file system is not allowed here")
     assert outcome["status"] == 2 and not outcome["traceback"]

@@ -8,7 +8,9 @@ import random
 import signal
 import time
 from pathlib import Path
-from typing import Any, Callable, List, NamedTuple, Sequence, Tuple
+from typing import Callable, List, NamedTuple, Sequence, Tuple
+
+import forks
 
 from . import tiny
 
@@ -37,26 +39,19 @@ def kill_until(
     kills: int,
     seed: int,
     report: Callable[[str], None] = print,
-    start: Callable[..., Any] = tiny.start,
 ) -> Kills:
-    """Carry runs to their end under SIGKILLs at random moments until there have been so many.
-
-    Args:
-        start: starts a training; :func:`tiny.fork` does it faster.
-    """
+    """Carry runs to their end under SIGKILLs at random moments until there have been so many."""
     rng = random.Random(seed)
     data = tiny.make_data(folder)
     words = tiny.command(data, folder / "reference", _ITERATIONS)
-    assert start(words, folder / "reference.log").wait(_LIMIT) == 0, (folder / "reference.log").read_text()[
-        -2000:
-    ]
+    tiny.finish(words, folder / "reference.log")
     expected = tiny.weights(folder / "reference")
     runs = done = writing = equal = 0
     while done < kills:
         output = folder / f"run{runs}"
         words = tiny.command(data, output, _ITERATIONS, flags=("--resume",))
         while not (output / "results.json").exists():
-            process = start(words, folder / f"run{runs}.log")
+            process = tiny.fork(words, folder / f"run{runs}.log")
             if done < kills and _kill(process, output, rng):
                 done += 1
                 writing += bool(list(output.glob(".model_*")))
@@ -68,7 +63,7 @@ def kill_until(
     return Kills(runs, done, writing, equal)
 
 
-def _kill(process: Any, output: Path, rng: random.Random) -> bool:
+def _kill(process: forks.Process, output: Path, rng: random.Random) -> bool:
     """Kill the process and its children at a random moment: while it starts, trains, writes or evaluates."""
     moment = rng.choice(("start", "train", "train", "train", "write", "write", "evaluate"))
     if moment == "start":
@@ -116,7 +111,6 @@ def stop_and_go_on(
     numbers: List[int],
     seed: int,
     report: Callable[[str], None] = print,
-    start: Callable[..., Any] = tiny.start,
 ) -> List[Stop]:
     """Stop runs by signals at random moments of training, go on with ``--resume``, and compare the weights."""
     rng = random.Random(seed)
@@ -124,13 +118,13 @@ def stop_and_go_on(
     # So few checkpoints that the one at the signal counts.
     settings = ("SOLVER.CHECKPOINT_PERIOD", 1000, "DATALOADER.NUM_WORKERS", 1)
     reference = tiny.command(data, folder / "reference", _ITERATIONS, *settings)
-    assert start(reference, folder / "reference.log").wait(_LIMIT) == 0
+    tiny.finish(reference, folder / "reference.log")
     expected = tiny.weights(folder / "reference")
     stops = []
     for i, number in enumerate(numbers):
         output, log = folder / f"stop{i}", folder / f"stop{i}.log"
         words = tiny.command(data, output, _ITERATIONS, *settings, flags=("--resume",))
-        process = start(words, log)
+        process = tiny.fork(words, log)
         while not _trains(output) and process.poll() is None:
             time.sleep(0.001)
         time.sleep(rng.uniform(0.1, 0.8))
@@ -138,7 +132,7 @@ def stop_and_go_on(
         os.killpg(process.pid, number)  # the whole group, as a terminal and a scheduler do
         status = process.wait(_LIMIT)
         seconds = time.time() - begin
-        assert start(words, log).wait(_LIMIT) == 0, log.read_text()[-2000:]
+        tiny.finish(words, log)
         stops.append(Stop(number, status, seconds, tiny.equal(expected, tiny.weights(output))))
         report(f"{i + 1} of {len(numbers)}")
     return stops
@@ -182,12 +176,8 @@ def stop_processes(
     ways: Sequence[str],
     seed: int,
     report: Callable[[str], None] = print,
-    start: Callable[..., Any] = tiny.start,
 ) -> Tuple[List[GroupStop], bool]:
     """Stop one run of two processes in each of these ways, going on with ``--resume`` in between.
-
-    Args:
-        start: starts the process that starts the others, where it is to be stopped.
 
     Returns:
         The stops, and whether the final weights are those of a run that was not stopped, bit for bit.
@@ -201,11 +191,11 @@ def stop_processes(
         *("MODEL.DEVICE", "cpu"),
     )
 
-    def two(output: Path, how: str, start: Callable[..., Any] = tiny.fork) -> Any:
+    def two(output: Path, how: str) -> forks.Process:
         python, flags = _STARTS[how]
         words = tiny.command(data, output, iterations, *settings, flags=("--resume", *flags))
         words[0] = str(Path(__file__).with_name("losses.py"))
-        return start(words, output.with_suffix(".log"), *python)
+        return tiny.fork(words, output.with_suffix(".log"), *python)
 
     reference, output = folder / "reference", folder / "stopped"
     log = output.with_suffix(".log")
@@ -213,7 +203,7 @@ def stop_processes(
     stops, done = [], 0
     for way in ways:
         how, number, everyone = WAYS[way]
-        process = two(output, how, start)
+        process = two(output, how)
         while _last(output) < done:
             assert process.poll() is None, log.read_text()[-2000:]
             time.sleep(0.01)
@@ -263,7 +253,7 @@ def stop_evaluations(
     rng = random.Random(seed)
     data, trained = tiny.make_data(folder), folder / "trained"
     words = tiny.command(data, trained, 1, "TEST.PRECISE_BN.ENABLED", False)
-    assert tiny.fork(words, folder / "trained.log").wait(_LIMIT) == 0, (folder / "trained.log").read_text()
+    tiny.finish(words, folder / "trained.log")
     data[5::2] = data[1:4:2]  # all images are evaluated, and large, for it to take seconds
     settings = (
         *("MODEL.WEIGHTS", trained / "model_final.pth", "MODEL.DEVICE", "cpu"),
@@ -296,7 +286,7 @@ def stop_evaluations(
     return stops
 
 
-def _stop(process: Any, number: int, everyone: bool) -> Tuple[int, int, float]:
+def _stop(process: forks.Process, number: int, everyone: bool) -> Tuple[int, int, float]:
     """Send the signal to a process, or to all under it as well.
 
     Returns:
