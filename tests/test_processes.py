@@ -176,7 +176,7 @@ def test_two_processes_stop_whoever_is_told_of_them_and_torchrun(tmp_path):
 
 
 def check_stops(folder, statuses):
-    stops, equal = kills.stop_processes(folder, [*statuses], seed=1, start=tiny.fork, whole=Two)
+    stops, equal = kills.stop_processes(folder, [*statuses], seed=1, whole=Two)
     assert [stop.status for stop in stops] == [*statuses.values()]
     assert [(stop.way, stop.lost, stop.left) for stop in stops if stop.lost or stop.left] == []
     assert equal

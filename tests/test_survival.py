@@ -34,8 +34,7 @@ def losses(data, output, iterations, *settings, flags=()):
     """Train, writing the loss of each iteration."""
     words = tiny.command(data, output, iterations, *settings, flags=flags)
     words[0] = words[0].replace("tools/train_net.py", "tests/robust/losses.py")
-    log = output.with_suffix(".log")
-    assert tiny.fork(words, log).wait(300) == 0, log.read_text()[-3000:]
+    tiny.finish(words, output.with_suffix(".log"))
     return json.loads((output / "losses.json").read_text())
 
 
@@ -115,13 +114,13 @@ def test_a_seed_that_was_drawn_is_drawn_once(data, run_python, tmp_path):
 
 
 def test_killed_runs_end_with_the_weights_of_one_that_was_not(tmp_path):
-    outcome = kills.kill_until(tmp_path, 2, seed=5, start=tiny.fork)  # as it writes, and as it trains
+    outcome = kills.kill_until(tmp_path, 2, seed=5)  # as it writes, and as it trains
     assert outcome.kills == 2 and outcome.equal == outcome.runs
 
 
 def test_a_signal_writes_a_checkpoint_from_which_training_goes_on_and_has_a_status_of_its_own(tmp_path):
     """Ctrl-C; test_signals.py has the status of each, and test_processes.py a SIGTERM."""
-    (stop,) = kills.stop_and_go_on(tmp_path, [signal.SIGINT], seed=1, start=tiny.fork)
+    (stop,) = kills.stop_and_go_on(tmp_path, [signal.SIGINT], seed=1)
     assert stop.status == 130 and stop.equal
 
 
@@ -179,7 +178,7 @@ def test_results_are_written_whatever_fails_after_training(augmented, tmp_path, 
 @pytest.mark.slow
 def test_a_full_disk_loses_nothing(tmp_path):
     """Of a whole training; test_checkpointer.py, test_files.py and test_writers.py have its parts."""
-    outcome = soak.full_disk(tmp_path, start=tiny.fork)
+    outcome = soak.full_disk(tmp_path)
     if not outcome:
         pytest.skip("mounting a small file system is not allowed here")
     assert outcome["status"] == 2 and not outcome["traceback"]

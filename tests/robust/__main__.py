@@ -24,7 +24,7 @@ from typing import Any, Callable, Dict, List, Tuple
 import torch
 from tabulate import tabulate
 
-from . import corpus, fuzz, kills, soak, tiny
+from . import corpus, fuzz, kills, soak
 
 #: What a section has to tell, and its bad outcomes.
 Told = Tuple[str, List[Any]]
@@ -65,7 +65,7 @@ def _soaked(run: soak.Soak) -> Told:
 
 
 def sigkill(folder: Path, args: argparse.Namespace, say: Say) -> Told:
-    killed = kills.kill_until(folder, args.kills, args.seed, say, tiny.fork)
+    killed = kills.kill_until(folder, args.kills, args.seed, say)
     text = (
         f"{killed.kills} kills, {killed.while_writing} of them while a checkpoint was written; "
         f"{killed.equal} of {killed.runs} runs ended with the weights of one that was not killed"
@@ -75,7 +75,7 @@ def sigkill(folder: Path, args: argparse.Namespace, say: Say) -> Told:
 
 def stops(folder: Path, args: argparse.Namespace, say: Say) -> Told:
     numbers = [signal.SIGTERM, signal.SIGINT] * args.stops
-    outcomes = kills.stop_and_go_on(folder, numbers, args.seed, say, tiny.fork)
+    outcomes = kills.stop_and_go_on(folder, numbers, args.seed, say)
     rows = [[signal.Signals(s.signal).name, s.status, s.seconds, s.equal] for s in outcomes]
     columns = ("signal", "status", "seconds to the end", "weights equal after --resume")
     return (
@@ -111,7 +111,7 @@ def ctrl_c(folder: Path, args: argparse.Namespace, say: Say) -> Told:
 
 
 def full_disk(folder: Path, args: argparse.Namespace, say: Say) -> Told:
-    disk = soak.full_disk(folder, tiny.fork)
+    disk = soak.full_disk(folder)
     if not disk:
         return "not run: no right to mount a tmpfs", []
     good = disk["undamaged"] and disk["equal"] and disk["status"] == 2

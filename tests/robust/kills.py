@@ -8,7 +8,9 @@ import random
 import signal
 import time
 from pathlib import Path
-from typing import Any, Callable, List, NamedTuple, Sequence, Tuple
+from typing import Callable, List, NamedTuple, Sequence, Tuple
+
+import forks
 
 from . import tiny
 
@@ -37,26 +39,19 @@ def kill_until(
     kills: int,
     seed: int,
     report: Callable[[str], None] = print,
-    start: Callable[..., Any] = tiny.start,
 ) -> Kills:
-    """Carry runs to their end under SIGKILLs at random moments until there have been so many.
-
-    Args:
-        start: starts a training; :func:`tiny.fork` does it faster.
-    """
+    """Carry runs to their end under SIGKILLs at random moments until there have been so many."""
     rng = random.Random(seed)
     data = tiny.make_data(folder)
     words = tiny.command(data, folder / "reference", _ITERATIONS)
-    assert start(words, folder / "reference.log").wait(_LIMIT) == 0, (folder / "reference.log").read_text()[
-        -2000:
-    ]
+    tiny.finish(words, folder / "reference.log")
     expected = tiny.weights(folder / "reference")
     runs = done = writing = equal = 0
     while done < kills:
         output = folder / f"run{runs}"
         words = tiny.command(data, output, _ITERATIONS, flags=("--resume",))
         while not (output / "results.json").exists():
-            process = start(words, folder / f"run{runs}.log")
+            process = tiny.fork(words, folder / f"run{runs}.log")
             if done < kills and _kill(process, output, rng):
                 done += 1
                 writing += bool(list(output.glob(".model_*")))
@@ -68,7 +63,7 @@ def kill_until(
     return Kills(runs, done, writing, equal)
 
 
-def _kill(process: Any, output: Path, rng: random.Random) -> bool:
+def _kill(process: forks.Process, output: Path, rng: random.Random) -> bool:
     """Kill the process and its children at a random moment: while it starts, trains, writes or evaluates."""
     moment = rng.choice(("start", "train", "train", "train", "write", "write", "evaluate"))
     if moment == "start":
@@ -116,7 +111,6 @@ def stop_and_go_on(
     numbers: List[int],
     seed: int,
     report: Callable[[str], None] = print,
-    start: Callable[..., Any] = tiny.start,
 ) -> List[Stop]:
     """Stop runs by signals at random moments of training, go on with ``--resume``, and compare the weights."""
     rng = random.Random(seed)
@@ -124,13 +118,13 @@ def stop_and_go_on(
     # So few checkpoints that the one at the signal counts.
     settings = ("SOLVER.CHECKPOINT_PERIOD", 1000, "DATALOADER.NUM_WORKERS", 1)
     reference = tiny.command(data, folder / "reference", _ITERATIONS, *settings)
-    assert start(reference, folder / "reference.log").wait(_LIMIT) == 0
+    tiny.finish(reference, folder / "reference.log")
     expected = tiny.weights(folder / "reference")
     stops = []
     for i, number in enumerate(numbers):
         output, log = folder / f"stop{i}", folder / f"stop{i}.log"
         words = tiny.command(data, output, _ITERATIONS, *settings, flags=("--resume",))
-        process = start(words, log)
+        process = tiny.fork(words, log)
         while not _trains(output) and process.poll() is None:
             time.sleep(0.001)
         time.sleep(rng.uniform(0.1, 0.8))
@@ -138,7 +132,7 @@ def stop_and_go_on(
         os.killpg(process.pid, number)  # the whole group, as a terminal and a scheduler do
         status = process.wait(_LIMIT)
         seconds = time.time() - begin
-        assert start(words, log).wait(_LIMIT) == 0, log.read_text()[-2000:]
+        tiny.finish(words, log)
         stops.append(Stop(number, status, seconds, tiny.equal(expected, tiny.weights(output))))
         report(f"{i + 1} of {len(numbers)}")
     return stops
@@ -182,13 +176,11 @@ def stop_processes(
     ways: Sequence[str],
     seed: int,
     report: Callable[[str], None] = print,
-    start: Callable[..., Any] = tiny.start,
     whole: Callable[..., Any] = tiny.fork,
 ) -> Tuple[List[GroupStop], bool]:
     """Stop one run of two processes in each of these ways, going on with ``--resume`` in between.
 
     Args:
-        start: starts the process that starts the others, where it is to be stopped.
         whole: starts what nobody stops: the run to compare with, and the end of the other.
 
     Returns:
@@ -203,7 +195,7 @@ def stop_processes(
         *("MODEL.DEVICE", "cpu"),
     )
 
-    def two(output: Path, how: str, start: Callable[..., Any] = whole) -> Any:
+    def two(output: Path, how: str, start: Callable[..., Any] = tiny.fork) -> Any:
         python, flags = _STARTS[how]
         words = tiny.command(data, output, iterations, *settings, flags=("--resume", *flags))
         words[0] = str(Path(__file__).with_name("losses.py"))
@@ -211,11 +203,13 @@ def stop_processes(
 
     reference, output = folder / "reference", folder / "stopped"
     log = output.with_suffix(".log")
-    assert two(reference, "launch").wait(_LIMIT) == 0, reference.with_suffix(".log").read_text()[-2000:]
+    assert two(reference, "launch", whole).wait(_LIMIT) == 0, reference.with_suffix(".log").read_text()[
+        -2000:
+    ]
     stops, done = [], 0
     for way in ways:
         how, number, everyone = WAYS[way]
-        process = two(output, how, start)
+        process = two(output, how)
         while _last(output) < done:
             assert process.poll() is None, log.read_text()[-2000:]
             time.sleep(0.01)
@@ -225,7 +219,7 @@ def stop_processes(
         stops.append(GroupStop(way, status, max(0, _last(output) - newest), left, seconds))
         done = newest + 1
         report(way)
-    assert two(output, "launch").wait(_LIMIT) == 0, log.read_text()[-2000:]
+    assert two(output, "launch", whole).wait(_LIMIT) == 0, log.read_text()[-2000:]
     return stops, tiny.equal(tiny.weights(reference), tiny.weights(output))
 
 
@@ -265,7 +259,7 @@ def stop_evaluations(
     rng = random.Random(seed)
     data, trained = tiny.make_data(folder), folder / "trained"
     words = tiny.command(data, trained, 1, "TEST.PRECISE_BN.ENABLED", False)
-    assert tiny.fork(words, folder / "trained.log").wait(_LIMIT) == 0, (folder / "trained.log").read_text()
+    tiny.finish(words, folder / "trained.log")
     data[5::2] = data[1:4:2]  # all images are evaluated, and large, for it to take seconds
     settings = (
         *("MODEL.WEIGHTS", trained / "model_final.pth", "MODEL.DEVICE", "cpu"),
@@ -298,7 +292,7 @@ def stop_evaluations(
     return stops
 
 
-def _stop(process: Any, number: int, everyone: bool) -> Tuple[int, int, float]:
+def _stop(process: forks.Process, number: int, everyone: bool) -> Tuple[int, int, float]:
     """Send the signal to a process, or to all under it as well.
 
     Returns:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from resnest_d2.checkpoint.read import damage
 
@@ -148,11 +148,8 @@ def ctrl_c(folder: Path, times: int, seed: int, report: Callable[[str], None] = 
     return outcomes
 
 
-def full_disk(folder: Path, start: Callable[..., Any] = tiny.start) -> Dict[str, object]:
+def full_disk(folder: Path) -> Dict[str, object]:
     """Write checkpoints into a file system that fills up; then make room and go on.
-
-    Args:
-        start: starts the trainings before and after.
 
     Returns:
         ``status`` and ``said`` of the run that met the full disk, the checkpoints that it had, whether
@@ -163,7 +160,7 @@ def full_disk(folder: Path, start: Callable[..., Any] = tiny.start) -> Dict[str,
     settings = ("SOLVER.CHECKPOINTS_TO_KEEP", 0)
     log, small = folder / "small.log", folder / "small"
     whole = tiny.command(data, folder / "whole", 20, *settings)
-    assert start(whole, folder / "whole.log").wait(_LIMIT) == 0
+    tiny.finish(whole, folder / "whole.log")
     small.mkdir()
     words = tiny.command(data, small / "run", 20, *settings, flags=("--resume",))
     script = 'mount -t tmpfs -o size=7m tmpfs "$0" || exit 77; "$@"; s=$?; cp -r "$0/run" "$0.kept"; exit $s'
@@ -177,7 +174,7 @@ def full_disk(folder: Path, start: Callable[..., Any] = tiny.start) -> Dict[str,
     checkpoints = sorted(kept.glob("model_*.pth"))
     undamaged = all(damage(path) is None for path in checkpoints)
     (small / "run").symlink_to(kept)
-    resumed = start(words, folder / "resumed.log").wait(_LIMIT)
+    resumed = tiny.fork(words, folder / "resumed.log").wait(_LIMIT)
     said = re.findall(r"^error: (.+)$", log.read_text(), re.M)
     return {
         "status": status,

@@ -71,6 +71,11 @@ def fork(words: List[str], log: Path, *python: str, env: Dict[str, str] = {}) ->
     return forks.start([*python, *words], log, cwd=Path.cwd(), environment={**environment(), **env})
 
 
+def finish(words: List[str], log: Path) -> None:
+    """The same for a run that is to end by itself, and well."""
+    assert fork(words, log).wait(300) == 0, log.read_text()[-3000:]
+
+
 def environment() -> Dict[str, str]:
     """One thread, since sums over more depend on their number, and so do the last bits of the weights."""
     return {**os.environ, "OMP_NUM_THREADS": "1"}
