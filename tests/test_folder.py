@@ -191,7 +191,7 @@ def test_an_evaluation_between_a_kill_and_the_next_start_is_kept_too(tmp_path):
         if not (output / name).exists() and not name.startswith("inference"):
             (output / name).write_text("later")
     with own_folder(config(output), arguments()):
-        assert {path.read_text() for path in (output / "previous_2").glob("*.pth")} <= {"later"}
+        assert {path.read_text() for path in (output / "previous_2").glob("*.pth")} == {"later"}
         assert (output / "previous_1/model_final.pth").read_text() == "model_final.pth"
         assert names(output) & OLD == set()
 
