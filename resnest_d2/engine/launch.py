@@ -121,6 +121,7 @@ def _started(
 ) -> None:
     """Entry point of a process that is started here."""
     end_with_parent(parent)
+    signal.signal(signal.SIGINT, _interrupt_once)
     multiprocessing.set_start_method(method, force=True)
     meeting: Dict[str, Any] = {
         "init_method": url,
@@ -129,6 +130,12 @@ def _started(
     }
     with one_line_errors(), _process_group(device, local_rank, args.num_gpus, **meeting):
         function(*arguments)
+
+
+def _interrupt_once(number: int, frame: object) -> None:
+    """Raise KeyboardInterrupt. A terminal's Ctrl-C also comes from the launcher, and the copy is ignored."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 @contextmanager
