@@ -517,7 +517,12 @@ def test_link_to_an_unknown_file_is_refused_in_one_line_with_the_known(links):
     with pytest.raises(UserError) as e:
         links._get_local_path(HOST + "resnest51-01234567.pth")
     assert "\n" not in str(e.value)
-    for text in ("no weights named resnest51-01234567.pth", "name a file, or resnest://NAME", *BACKBONES, *DETECTORS):
+    for text in (
+        "no weights named resnest51-01234567.pth",
+        "name a file, or resnest://NAME",
+        *BACKBONES,
+        *DETECTORS,
+    ):
         assert text in str(e.value)
 
 
