@@ -29,7 +29,7 @@ detectron2:
 		--require-hashes --requirement requirements/detectron2.txt && \
 	rm -rf $$site/tools
 
-quickstart: env ## train, evaluate and draw a small Mask R-CNN on generated shapes (10 minutes, 2 cores)
+quickstart: env ## train, evaluate and draw a small Mask R-CNN on generated shapes (15 minutes, 2 cores)
 	$(PY) tools/train_net.py --config-file configs/quickstart.yaml
 	$(PY) tools/draw_predictions.py --config-file configs/quickstart.yaml \
 		MODEL.WEIGHTS output/quickstart/model_final.pth
@@ -44,7 +44,7 @@ test: env ## run the tests not marked slow
 test-slow: env ## run the tests marked slow: training to an AP, the deepest networks
 	OMP_NUM_THREADS=$$(nproc) $(PY) -m pytest -m slow
 
-robust: env ## kill, interrupt and starve training, feed it bad input, and print the results (10 minutes, 2 cores)
+robust: env ## kill, interrupt and starve training, feed it bad input, and print the results (15 minutes, 2 cores)
 	cd tests && ../$(PY) -W ignore -m robust
 
 gpu: env ## test and time everything on this machine's GPUs (10 minutes): output/gpu, docs/BENCHMARKS.md
