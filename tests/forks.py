@@ -35,9 +35,8 @@ _CONTEXT.set_forkserver_preload(
     ]
 )
 _DATASETS = "DETECTRON2_DATASETS"
-_LOCK = (
-    threading.Lock()
-)  # starting a process also asks after all others, which two threads must not do at once
+# Starting a process also asks after all others, which two threads must not do at once.
+_LOCK = threading.Lock()
 
 
 class Process:

@@ -81,17 +81,32 @@ def are_fractions(
                 f"would end at {end:.2f} of it; write x, y, width, height in pixels"
             )
         return True
+    _check_pixels(source, table, [row[-1] for row in known], report)
+    return False
+
+
+def _check_pixels(
+    source: object, table: np.ndarray, annotations: Sequence[Mapping[str, Any]], report: Report
+) -> None:
+    """Note in the report if boxes seem to be two corners or percentages.
+
+    Args:
+        table: (N, 7): each annotation's box, the width and height of its image, and whether it has a mask.
+
+    Raises:
+        UserError: the boxes are surely corners.
+    """
     # For a box with a mask, the mask tells more than the other boxes do.
     alone = (table[:, 6] == 0) & np.isfinite(table[:, 4])
     start, extent, size = (table[alone, columns] for columns in (slice(2), slice(2, 4), slice(4, 6)))
     count = len(start)
     if count < _FEW:
-        return False
+        return
     inside = (start >= -SLACK).all(axis=1)
     beyond = ~inside | (start + extent > size + SLACK).any(axis=1)
     unlike_corners = ~(inside & (extent > start).all(axis=1) & (extent <= size + SLACK).all(axis=1))
     if beyond.sum() > max(2, _SOME * count) and unlike_corners.sum() <= _HARDLY_ANY * count:
-        annotation = known[np.flatnonzero(alone)[beyond.argmax()]][-1]
+        annotation = annotations[np.flatnonzero(alone)[beyond.argmax()]]
         width, height = size[beyond.argmax()]
         line = (
             f"{beyond.sum()} of {count} boxes reach beyond their image when read as x, y, width, height, but "
@@ -108,4 +123,3 @@ def are_fractions(
             f"none of {count} boxes has a number above {largest:.0f}, on images of at least {size.min():.0f} "
             "pixels a side: are they percentages? COCO uses pixels"
         )
-    return False

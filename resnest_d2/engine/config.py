@@ -136,12 +136,13 @@ def _check_file(path: str, name: str, within: Tuple[str, ...], read: List[str]) 
         raise UserError(f"{name}: more than {_MAX_FILES} files are read for one configuration")
     text = read_text(check_readable(path, name, _MAX_TEXT))
     check_depth(text, path)
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    loader = yaml.SafeLoader(text)
+    root = loader.get_single_node()
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"{path} holds no KEY: VALUE pairs")
     if _count_values(root, path, {}) > _MAX_VALUES:
         raise UserError(f"{path} holds more than {_MAX_VALUES} values, counting those of aliases")
-    bases = yaml.safe_load(text).get("_BASE_", [])
+    bases = loader.construct_document(root).get("_BASE_", [])
     for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str) or not base:
             raise UserError(f"{path}: _BASE_ must be the name of a file, or a list of names, got {base!r}")

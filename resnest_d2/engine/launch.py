@@ -22,7 +22,7 @@ from detectron2.utils import comm
 
 from ..command_line import one_line_errors
 from ..errors import UserError, one_line
-from .signals import DEADLINE, end_with_parent, noted_signals
+from .signals import DEADLINE, end_with_parent, interrupt_once, noted_signals
 
 #: Seconds that a process waits for the others before it says so.
 _PATIENCE = 10
@@ -121,7 +121,7 @@ def _started(
 ) -> None:
     """Entry point of a process that is started here."""
     end_with_parent(parent)
-    signal.signal(signal.SIGINT, _interrupt_once)
+    interrupt_once()
     multiprocessing.set_start_method(method, force=True)
     meeting: Dict[str, Any] = {
         "init_method": url,
@@ -130,12 +130,6 @@ def _started(
     }
     with one_line_errors(), _process_group(device, local_rank, args.num_gpus, **meeting):
         function(*arguments)
-
-
-def _interrupt_once(number: int, frame: object) -> None:
-    """Raise KeyboardInterrupt. A terminal's Ctrl-C also comes from the launcher, and the copy is ignored."""
-    signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 @contextmanager

@@ -63,9 +63,9 @@ def preflight(args: Namespace) -> Preflight:
     metadata, notes = fit_to_own_data(cfg, args)
     if args.eval_only and args.epochs is not None:
         notes.append(f"--epochs {args.epochs:g} has no effect, as --eval-only does not train")
-    used = "DATASETS.TRAIN" if train else "DATASETS.TEST"
-    if not cfg.DATASETS[used.split(".")[1]]:
-        raise UserError(f"{used} is empty; name a dataset")
+    split = "TRAIN" if train else "TEST"
+    if not cfg.DATASETS[split]:
+        raise UserError(f"DATASETS.{split} is empty; name a dataset")
     _check_output(cfg)
     resume = args.resume or (train and restarted(cfg.OUTPUT_DIR))
     if train:

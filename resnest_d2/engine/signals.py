@@ -111,6 +111,16 @@ def ended_at_once() -> Iterator[None]:
             _restore(previous)
 
 
+def interrupt_once() -> None:
+    """Raise KeyboardInterrupt at the first SIGINT alone: a terminal's also comes from the launcher."""
+
+    def interrupt(number: int, frame: Optional[FrameType]) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+
+
 def end_with_parent(parent: Optional[int] = None) -> None:
     """Have the kernel send this process SIGTERM when its parent ends, for whatever reason. Linux only.
 
