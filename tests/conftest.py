@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from support import ROOT, SHARED
+from support import ROOT, SHARED, of_images
 
 # For PyTorch, which nobody has imported yet: threads of two processes that share the cores wait for each other,
 # spinning. Processes that tests start have as many.
@@ -74,9 +74,7 @@ def few_coco(coco_root, tmp_path_factory) -> Path:
         }
         assert len(chosen) == 8
         for file, content in zip(files, (people, everything)):
-            content["images"] = [image for image in content["images"] if image["id"] in chosen]
-            content["annotations"] = [a for a in content["annotations"] if a["image_id"] in chosen]
-            (root / file).write_text(json.dumps(content))
+            (root / file).write_text(json.dumps(of_images(content, chosen)))
     return root
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from detectron2.data.datasets import register_coco_instances
+from support import of_images
 
 from resnest_d2 import engine, model_zoo
 
@@ -22,12 +23,7 @@ def handful(coco_root, tmp_path) -> str:
         i for i, anns in objects.items() if 1 <= len(anns) <= 8 and not any(a["iscrowd"] for a in anns)
     ][:NUM_IMAGES]
     assert len(chosen) == NUM_IMAGES
-    part = {
-        **full,
-        "images": [image for image in full["images"] if image["id"] in chosen],
-        "annotations": [a for a in full["annotations"] if a["image_id"] in chosen],
-    }
-    (tmp_path / "handful.json").write_text(json.dumps(part))
+    (tmp_path / "handful.json").write_text(json.dumps(of_images(full, chosen)))
     register_coco_instances(
         "coco_handful", {}, str(tmp_path / "handful.json"), str(coco_root / "coco/train2017")
     )

@@ -9,7 +9,7 @@ import forks
 import pytest
 import resnest.torch
 import torch
-from support import ROOT
+from support import ROOT, of_images
 from test_train_net import TINY
 
 from resnest_d2.config import ADDED
@@ -74,10 +74,8 @@ def few_bccd(bccd, folder):
     for name in ("images", "annotations/train.json"):
         (folder / name).symlink_to(bccd / name)
     val = json.loads((bccd / "annotations/val.json").read_text())
-    val["images"] = val["images"][:8]
-    ids = {image["id"] for image in val["images"]}
-    val["annotations"] = [a for a in val["annotations"] if a["image_id"] in ids]
-    (folder / "annotations/val.json").write_text(json.dumps(val))
+    few = of_images(val, {image["id"] for image in val["images"][:8]})
+    (folder / "annotations/val.json").write_text(json.dumps(few))
 
 
 def test_tool_commands_run_in_their_order(few_coco, coco_root, tmp_path):
