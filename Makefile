@@ -42,7 +42,7 @@ test: env ## run the tests not marked slow
 	$(PYTEST) -m "not slow"
 
 test-slow: env ## run the tests marked slow: training to an AP, the deepest networks
-	OMP_NUM_THREADS=$$(nproc) $(PY) -m pytest -m slow
+	$(PYTEST) -m slow
 
 robust: env ## kill, interrupt and starve training, feed it bad input, and print the results (15 minutes, 2 cores)
 	cd tests && ../$(PY) -W ignore -m robust

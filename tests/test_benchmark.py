@@ -325,18 +325,13 @@ def test_least_traffic_of_split_attention():
     "task, ours, theirs",
     [
         ("Split-Attention inference", "ours", "copy"),
-        # Each starts two processes; what runs in them is measured below.
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (
-                ("Split-Attention training", "ours", "released"),
-                ("backbone training", "ours+channels_last+recompute", "released"),
-                ("backbone inference", "ours+fold+half", "timm"),
-                ("backbone inference", "ours", "matmul"),
-            )
-        ),
+        ("Split-Attention training", "ours", "released"),
+        ("backbone training", "ours+channels_last+recompute", "released"),
+        ("backbone inference", "ours+fold+half", "timm"),
+        ("backbone inference", "ours", "matmul"),
     ],
 )
+@pytest.mark.slow  # each starts two processes; what runs in them is measured below
 def test_both_sides_are_measured(task, ours, theirs):
     size = (64, 64) if "backbone" in task else (8, 9)
     comparison = Comparison("a row", task, "mask_resnest50", size, 2, ours, theirs, profile=True)

@@ -130,7 +130,9 @@ def draws(data, tmp_path_factory):
     return functools.lru_cache(draw)
 
 
-@pytest.mark.parametrize("start", [torchrun_two, pytest.param(launch_two, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "start", [Two, *(pytest.param(start, marks=pytest.mark.slow) for start in (torchrun_two, launch_two))]
+)
 def test_processes_draw_their_own_whoever_starts_them_and_with_any_number_of_workers(start, draws):
     one, other = drawn = draws(start)
     assert drawn == draws(Two)

@@ -10,6 +10,7 @@ from support import ROOT
 
 @pytest.mark.long
 @pytest.mark.slow
+@pytest.mark.timeout(2400)  # beside other tests, and on one processor
 def test_make_quickstart_reaches_its_ap_and_draws():
     environment = {k: v for k, v in os.environ.items() if k != "DETECTRON2_DATASETS"}  # all shapes
     result = subprocess.run(["make", "quickstart"], cwd=ROOT, capture_output=True, text=True, env=environment)

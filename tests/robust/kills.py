@@ -226,8 +226,6 @@ def stop_processes(
 #: Ways to end an evaluation by two processes, as above, and the exit status; torchrun has one of its own.
 EVALUATION_WAYS = {
     "SIGTERM to the launcher": ("launch", signal.SIGTERM, False, 143),
-    "SIGINT to the launcher": ("launch", signal.SIGINT, False, 130),
-    "SIGTERM to the group": ("launch", signal.SIGTERM, True, 143),
     "SIGINT to the group": ("launch", signal.SIGINT, True, 130),
     "SIGTERM to torchrun": ("torchrun", signal.SIGTERM, False, 1),
     "SIGINT to torchrun": ("torchrun", signal.SIGINT, False, 1),

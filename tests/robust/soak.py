@@ -37,11 +37,11 @@ class Soak(NamedTuple):
     processes: Tuple[int, int]
 
 
-#: Images of a hundred sizes, in both orientations, and maps of some MB.
+#: Images of a hundred sizes, in both orientations, and maps of up to a MB.
 SIZES = (
-    *("INPUT.MIN_SIZE_TRAIN", tuple(range(100, 300, 2)), "INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice"),
+    *("INPUT.MIN_SIZE_TRAIN", tuple(range(100, 200)), "INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice"),
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.BOTTLENECK_WIDTH", 16),
-    *("SOLVER.IMS_PER_BATCH", 4, "TEST.EVAL_PERIOD", 0),
+    *("SOLVER.IMS_PER_BATCH", 2, "TEST.EVAL_PERIOD", 0),
 )
 
 
