@@ -1,6 +1,6 @@
 """Kill, starve and feed rubbish to training, and print what came of it.
 
-python -m robust [--kills 50] [--iterations 1000] [--only "Full disk"]     (in tests/; `make robust` does it)
+python -m robust [--kills 40] [--iterations 800] [--only "Full disk"]     (in tests/; `make robust` does it)
 
 Sections that use one processor are run as many at a time as there are processors.
 """
@@ -48,7 +48,7 @@ def soak_with_evaluations(folder: Path, args: argparse.Namespace, say: Say) -> T
 
 
 def soak_with_sizes(folder: Path, args: argparse.Namespace, say: Say) -> Told:
-    return _soaked(soak.soak(folder, args.iterations * 3 // 10, *soak.SIZES, report=say))
+    return _soaked(soak.soak(folder, args.iterations // 4, *soak.SIZES, report=say))
 
 
 def _soaked(run: soak.Soak) -> Told:
@@ -173,10 +173,10 @@ if __name__ == "__main__":
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--files", type=int, default=20_000, help="damaged files of weights")
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--stops", type=int, default=2, help="of each signal")
-    parser.add_argument("--ctrl-c", type=int, default=6)
-    parser.add_argument("--iterations", type=int, default=1000, help="of the soak")
+    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--stops", type=int, default=1, help="of each signal")
+    parser.add_argument("--ctrl-c", type=int, default=4)
+    parser.add_argument("--iterations", type=int, default=800, help="of the soak")
     sections = [*ALONE, *TOGETHER]
     parser.add_argument("--only", action="append", choices=sections, metavar="TITLE", help="of a section")
     sys.exit(main(parser.parse_args()))
