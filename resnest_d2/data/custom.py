@@ -17,7 +17,8 @@ from detectron2.utils.file_io import PathManager
 from ..errors import UserError
 from .annotations import read_coco, visible_keypoints
 from .coco_check import MAX_SIZE, check_coco
-from .coco_report import NARROW, Report
+from .coco_report import Report
+from .findings import NARROW
 from .panoptic import check_panoptic
 
 Pair = Tuple[str, str]
