@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
-from support import assert_one_line_error
+from support import ROOT, assert_one_line_error
 
 from resnest_d2 import OptionError, UserError, model_zoo
 from resnest_d2.data import (
@@ -103,11 +104,8 @@ def test_real_masks_have_nothing_wrong(split, count, own_aerial):
 
 
 @pytest.fixture
-def own_aerial(fixtures):
-    path = fixtures.parent / "datasets/aerial"
-    if not path.exists():
-        pytest.skip(f"{path} is not there")
-    return path
+def own_aerial(coco_root):
+    return coco_root / "aerial"
 
 
 # Kind of problem, and what makes it in a folder.
@@ -285,6 +283,20 @@ def test_other_formats_are_converted_unless_they_change_values(form, suffix, fol
     assert not (folder / "out/c.png").exists()
 
 
+def test_masks_that_do_not_fit_their_images_are_left_out(folder):
+    put(folder, labels().T.copy(), "b")
+    put(folder, labels() | 8, "c")
+    (folder / "images/below/d.jpg").unlink()
+    report = check(folder, fix=folder / "out")
+    assert report.losses() == (
+        "3 masks (1 x mask without an image, 1 x mask of another size than its image, 1 x label that no class has)"
+    )
+    assert [path.name for path in (folder / "out").rglob("*.png")] == ["a.png"]
+    (folder / "masks/a.png").unlink()
+    with pytest.raises(UserError, match="no mask can be converted: 3 masks"):
+        check(folder, fix=folder / "none")
+
+
 def test_colours_of_no_known_class_need_those_of_the_classes(folder):
     put(folder, coloured(labels(1)))
     (folder / "classes.json").write_text(json.dumps(NAMES))
@@ -359,6 +371,13 @@ def test_classes_are_a_list_or_an_object_with_colours_and_an_ignored_label(tmp_p
         (tmp_path / "classes.json").write_text(json.dumps(content))
         classes = read_classes(tmp_path / "classes.json")
         assert (classes.names, classes.colours, classes.ignored) == (NAMES, colours, ignored)
+
+
+def test_the_documented_file_of_classes_is_read(tmp_path):
+    (example,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs/own-data.md").read_text(), re.S)
+    (tmp_path / "classes.json").write_text(example)
+    classes = read_classes(tmp_path / "classes.json")
+    assert len(classes.names) == len(classes.colours) == 5 and classes.ignored == 255
 
 
 def words(folder, *splits):
@@ -613,7 +632,7 @@ def test_the_tool_reports_and_repairs_masks(folder, run_python):
     fixed = (tool[0], folder / "out", tool[2], "--classes", folder / "classes.json")
     assert run_python(*fixed).returncode == 0
     result = run_python(tool[0], folder / "a.json", tool[2], "--classes", folder / "classes.json")
-    assert_one_line_error(result, "--classes is for a folder of masks")
+    assert_one_line_error(result, "there is no folder of masks")
 
 
 def test_the_command_line_refuses_masks_in_one_line(folder, run_python):

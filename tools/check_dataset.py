@@ -16,17 +16,14 @@ import sys
 
 from resnest_d2.command_line import Parser, one_line_errors
 from resnest_d2.data import check_coco, check_semantic
-from resnest_d2.errors import UserError
 from resnest_d2.files import user_path
 
 
 def main(args):
     how = {"fix": args.fix, "overwrite": args.overwrite}
     images = "header" if args.quick else "decode"
-    if args.annotations.is_dir():
+    if args.classes or args.annotations.is_dir():
         report = check_semantic(args.annotations, args.images, args.classes, images, **how)
-    elif args.classes:
-        raise UserError(f"--classes is for a folder of masks, but {args.annotations} is none; leave it out")
     else:
         report = check_coco(args.annotations, args.images, images, **how)
     print(report)

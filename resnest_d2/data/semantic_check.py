@@ -77,6 +77,7 @@ class SemanticReport(Findings):
         unknown: how many of them have no class's colour; a repaired copy ignores them.
         example: the first such colour, R, G, B.
         mixed: the first mask in colours, rather than in grey stored as R, G and B; empty if there is none.
+        misfits: files of the masks of another size than their images.
     """
 
     kinds = KINDS
@@ -87,7 +88,7 @@ class SemanticReport(Findings):
         self.pixels = np.zeros(LABELS, dtype=np.int64)
         self.coloured = self.unknown = 0
         self.example: Tuple[int, ...] = ()
-        self.mixed = ""
+        self.mixed, self.misfits = "", set()
 
     @property
     def labelled(self) -> bool:
@@ -111,7 +112,8 @@ def check_semantic(
     """Check a folder of masks with its images, and with ``fix`` write a repaired copy of the masks.
 
     The copy holds PNGs of 8-bit labels. Masks in colours are converted by those of the classes, and pixels
-    of other colours are ignored. Masks that cannot be converted or have no image are left out and counted.
+    of other colours are ignored. Masks that cannot be converted, or lack an image of their size, are left out
+    and counted.
 
     Args:
         classes: file for :func:`read_classes`.
@@ -279,6 +281,7 @@ def _inspect(
     if size and mask.size != size:
         sizes = [f"{width}x{height}" for width, height in (mask.size, size)]
         report.add(OTHER_SIZE, f"{where} is {sizes[0]}, its image {sizes[1]}")
+        report.misfits.add(path)
     form, mode = mask.form
     kind = mask.kind or (None if path.lower().endswith(".png") else NOT_PNG)
     if kind:
@@ -349,6 +352,9 @@ def _write_copy(
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     for _, mask in tqdm(found.pairs, desc=f"masks into {output}"):
+        if mask in report.misfits:
+            lost[OTHER_SIZE] += 1
+            continue
         try:
             labels = convert(read_mask(mask), mask, classes).labels
         except MaskError as e:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, Optional, Tuple, Union
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import UserError, one_line
 from ..files import check_readable
@@ -94,6 +94,8 @@ def read_mask(path: Union[str, Path], decode: bool = True) -> Mask:
                     pixels = pixels // (255 // (2**bits - 1))
     except UserError as e:
         raise MaskError.of(path, UNREADABLE, one_line(e, 200)) from None
+    except UnidentifiedImageError:
+        raise MaskError.of(path, UNREADABLE, "not an image") from None
     except Exception as e:  # a broken file makes Pillow raise almost anything
         raise MaskError.of(path, UNREADABLE, one_line(e, 100) or type(e).__name__) from None
     return Mask(form, size, pixels, None if palette is None else np.array(palette, np.uint8).reshape(-1, 3))
