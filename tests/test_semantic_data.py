@@ -253,6 +253,7 @@ CONVERTED = {
     "RGBA": lambda v: Image.fromarray(coloured(v)).convert("RGBA"),
     "a palette in another order": lambda v: with_palette(np.where(v < 3, 2 - v, v).astype(np.uint8), COLOURS[::-1]),
     "a palette of other indices": lambda v: with_palette(np.where(v < 3, 10 + v, v).astype(np.uint8), [[0, 0, 0]] * 10 + COLOURS),
+    "a palette of other indices, and of a colour of no class": lambda v: with_palette(np.where(v < 3, 10 + v, 9).astype(np.uint8), [[9, 9, 9]] * 10 + COLOURS),
     "a palette in order": with_palette,
     "grey as RGB": lambda v: Image.fromarray(v).convert("RGB"),
     "grey with alpha": lambda v: Image.fromarray(v).convert("LA"),
