@@ -27,9 +27,10 @@ from support import assert_one_line_error
 from resnest_d2 import UserError
 from resnest_d2.data import check_coco, check_pairs, generate_shapes, load_coco
 from resnest_d2.data.annotations import read_coco, run_lengths
-from resnest_d2.data.coco_check import _real_size
-from resnest_d2.data.coco_report import KEPT, KINDS, NARROW, Report
+from resnest_d2.data.coco_report import KEPT, KINDS, Report
 from resnest_d2.data.custom import read_stats
+from resnest_d2.data.findings import NARROW
+from resnest_d2.data.image_files import real_size
 from resnest_d2.data.panoptic import read_panoptic
 
 
@@ -400,7 +401,7 @@ def test_sizes_are_those_that_detectron2_reads(form, how, tmp_path):
     for orientation in (None, 0, *range(1, 11), 65535):
         path = tmp_path / f"{orientation}"
         path.write_bytes(exif_image(form, orientation))
-        assert _real_size(str(path), how, "", Report()) == read_image(path, "BGR").shape[1::-1]
+        assert real_size(str(path), how, "", Report()) == read_image(path, "BGR").shape[1::-1]
 
 
 @pytest.mark.parametrize("how", ["header", "decode"])
@@ -418,7 +419,7 @@ def test_a_broken_orientation_turns_nothing(how, tmp_path):
     for number, content in enumerate(spoilt):
         path = tmp_path / f"{number}.jpg"
         path.write_bytes(content)
-        assert _real_size(str(path), how, "", Report()) == read_image(path, "BGR").shape[1::-1]
+        assert real_size(str(path), how, "", Report()) == read_image(path, "BGR").shape[1::-1]
 
 
 #: Of an annotation file, which a copy may replace.

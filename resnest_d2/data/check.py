@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import contextmanager
-from typing import Dict, Iterable, Iterator, Tuple
+from typing import Dict, Iterable, Iterator, Sequence, Tuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -18,7 +18,15 @@ from .annotations import read_coco
 logger = logging.getLogger(__name__)
 
 # Metadata in which detectron2's registration functions store the files of a dataset.
-_FILES = ("json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root", "dirname")
+_FILES = (
+    *("json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root", "dirname"),
+    *("image_dir", "gt_dir"),
+)
+#: Meta-architecture that learns masks of labels and nothing else.
+SEGMENTOR = "SemanticSegmentor"
+#: Values of evaluator_type of datasets of such masks, and of those that have none.
+SEMANTIC = ("sem_seg", "cityscapes_sem_seg")
+_OBJECTS = ("coco", "lvis", "pascal_voc", "cityscapes_instance")
 
 
 def check_datasets(names: Iterable[str], key: str) -> None:
@@ -42,10 +50,21 @@ def check_datasets(names: Iterable[str], key: str) -> None:
             where = f"is {root}" if root else "is not set, so ./datasets is searched"
             raise UserError(
                 f"{key}: files of {name!r} are missing: {', '.join(missing)} (DETECTRON2_DATASETS {where})"
+                + _preparation(name, missing)
             )
         for path in (metadata.get("json_file"), metadata.get("panoptic_json")):
             if path:  # opening a FIFO would block forever
                 check_readable(PathManager.get_local_path(path), f"{key}: {name!r} needs")
+
+
+def _preparation(name: str, missing: Sequence[str]) -> str:
+    """Say how to get the files of a dataset that has to be prepared; empty for others."""
+    if not name.startswith("ade20k_"):
+        return ""
+    root = MetadataCatalog.get(name).get("image_root", "").partition("/images/")[0]
+    if any("annotations_detectron2" not in path for path in missing):
+        return f"; unpack ADEChallengeData2016.zip there, then run tools/prepare_ade20k.py {root}"
+    return f"; tools/prepare_ade20k.py {root} writes them"
 
 
 #: Key and section that hold the number of classes of a model.
@@ -57,13 +76,16 @@ _CLASSES = {
 
 
 def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
-    """Raise OptionError unless the model has as many classes and keypoints as each dataset.
+    """Raise UserError unless the model has as many classes and keypoints as each dataset.
 
-    Training fails at a class that the model lacks, evaluation at one that the dataset lacks.
+    Training fails at a class that the model lacks, evaluation at one that the dataset lacks. The label that
+    masks ignore must be the model's, too.
 
     Args:
         names: registered datasets.
     """
+    for name in names:
+        _check_labels(cfg, name)
     if cfg.MODEL.META_ARCHITECTURE not in _CLASSES:
         return
     key, section = _CLASSES[cfg.MODEL.META_ARCHITECTURE]
@@ -75,10 +97,6 @@ def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
             classes = read_coco(PathManager.get_local_path(file))["categories"]
         if classes and len(classes) != given:
             raise OptionError(key, given, f"must be {len(classes)}, the number of classes of {name}")
-        stuff, labels = metadata.get("stuff_classes"), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN" and stuff and len(stuff) != labels:
-            rule = f"must be {len(stuff)}, the number of labels of {name}"
-            raise OptionError("MODEL.SEM_SEG_HEAD.NUM_CLASSES", labels, rule)
         points = metadata.get("keypoint_names")
         if cfg.MODEL.KEYPOINT_ON and points and len(points) != cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS:
             raise OptionError(
@@ -86,6 +104,27 @@ def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
                 cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS,
                 f"must be {len(points)}, the number of keypoints of {name}",
             )
+
+
+def _check_labels(cfg: CfgNode, name: str) -> None:
+    """Raise UserError unless the model and the dataset have the same kind and number of labels, if any."""
+    metadata, model = MetadataCatalog.get(name), cfg.MODEL.META_ARCHITECTURE
+    kind, head = metadata.get("evaluator_type"), cfg.MODEL.SEM_SEG_HEAD
+    if (model == SEGMENTOR and kind in _OBJECTS) or (model in _CLASSES and kind in SEMANTIC):
+        holds, other = ("objects", "a detector") if kind in _OBJECTS else ("labels", "configs/segmentation")
+        raise UserError(
+            f"{name} has annotations of {holds}, which MODEL.META_ARCHITECTURE {model} cannot learn; name "
+            f"another dataset, or use a recipe of {other}"
+        )
+    if model not in (SEGMENTOR, "PanopticFPN"):
+        return
+    stuff, ignored = metadata.get("stuff_classes"), metadata.get("ignore_label")
+    if stuff and len(stuff) != head.NUM_CLASSES:
+        rule = f"must be {len(stuff)}, the number of labels of {name}"
+        raise OptionError("MODEL.SEM_SEG_HEAD.NUM_CLASSES", head.NUM_CLASSES, rule)
+    if ignored is not None and ignored != head.IGNORE_VALUE:
+        rule = f"must be {ignored}, the label that {name} ignores"
+        raise OptionError("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", head.IGNORE_VALUE, rule)
 
 
 # Size in bytes and modification time in nanoseconds of annotation files when training started.

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Set, Tuple
 from urllib.parse import unquote
 
-from detectron2.data.detection_utils import read_image
-from PIL import Image
 from tqdm import tqdm
 
 from ..errors import UserError
@@ -20,7 +18,9 @@ from ..files import atomic_write_text, check_writable, read_json
 from .annotations import LARGEST, LISTS, is_id, read_coco, spread, whole_number
 from .coco_boxes import ImageEntry, are_fractions
 from .coco_objects import Inspector, check_id
-from .coco_report import NARROW, Lost, Report
+from .coco_report import Report
+from .findings import NARROW, Lost
+from .image_files import is_narrow, real_size
 
 #: detectron2's default for INPUT.MAX_SIZE_TRAIN and INPUT.MAX_SIZE_TEST.
 MAX_SIZE = 1333
@@ -171,7 +171,7 @@ def _check_images(
         try:
             mended = _mended_image(image, index, known, folder, look, report)
             width, height = mended["width"], mended["height"]
-            if max(width, height) > 2 * max_size * min(width, height):
+            if is_narrow(width, height, max_size):
                 report.give_up(NARROW, f"image {number} ({mended['file_name']} is {width}x{height})")
         except Lost as e:
             report.lost["images"][str(e)] += 1
@@ -213,7 +213,7 @@ def _mended_image(
             report.give_up("image file missing", f"{where} ({name}{folder.hint(name)})")
         report.add("image file has a slightly different name", f"{where} ({name} is {near})")
         name = near
-    real = _real_size(os.path.join(folder.root, name), how, f"{where} ({name})", report)
+    real = real_size(os.path.join(folder.root, name), how, f"{where} ({name})", report)
     if real and real != size:
         if min(size) > 0:
             kind = "image of another size"
@@ -277,32 +277,3 @@ class _Folder:
 def _plain(name: str) -> str:
     """Normalise a name's case, surrounding spaces and encoding of accents."""
     return unicodedata.normalize("NFC", name).casefold().strip()
-
-
-def _real_size(path: str, how: str, where: str, report: Report) -> Tuple[int, ...]:
-    """Return (width, height) as detectron2 reads the file, EXIF rotation applied; () if it is not read.
-
-    Raises:
-        Lost: the file cannot be used.
-    """
-    if how in ("none", "exist"):
-        return ()
-    try:
-        with Image.open(path) as image:
-            deep = image.mode.startswith(("I", "F"))  # Pillow would clip values above 255
-            if not deep and how == "header" and image.format != "TIFF":  # Pillow rotates TIFF when decoding
-                return image.size[::-1] if _is_turned(image) else image.size
-        if not deep:
-            height, width = read_image(path, "RGB").shape[:2]
-            return width, height
-    except Exception:  # a broken file makes Pillow raise almost anything
-        report.give_up("image file unreadable", where)
-    report.give_up("image with more than 8 bits per channel", where)
-
-
-def _is_turned(image: Image.Image) -> bool:
-    """Whether detectron2 rotates the image by 90 degrees; it ignores a broken EXIF header."""
-    try:
-        return image.getexif().get(0x0112) in (5, 6, 7, 8)
-    except Exception:
-        return False

@@ -23,7 +23,8 @@ from .annotations import (
     whole_number,
 )
 from .coco_boxes import ROUNDING, SLACK, ImageEntry, is_pixel, read_box
-from .coco_report import Lost, Report
+from .coco_report import Report
+from .findings import Lost
 
 #: Square pixels by which areas may differ, since some programs count the pixels that an outline touches.
 _AREA_SLACK = 16.0

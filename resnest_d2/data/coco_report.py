@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from typing import Dict, List, NoReturn
+from typing import List
 
-from ..errors import one_line
+from .findings import OF_IMAGES, Findings
 
-NARROW = "image whose shorter side, when resized, rounds to 0"
 #: Kinds of problem, and whether training would fail or go silently wrong because of them.
 KINDS = {
     "entry is not an object": True,
@@ -24,10 +22,8 @@ KINDS = {
     "image listed twice": False,
     "image file missing": True,
     "image file has a slightly different name": True,
-    "image file unreadable": True,
     "image of another size": True,
-    "image with more than 8 bits per channel": True,
-    NARROW: True,
+    **OF_IMAGES,
     "unknown image": True,
     "unknown category": True,
     "box missing": True,
@@ -62,14 +58,9 @@ KINDS = {
 }
 #: Kinds that may be intended, and that a repaired copy keeps.
 KEPT = ("box does not match its mask", "visible keypoints all outside the box")
-_EXAMPLES = 5
 
 
-class Lost(Exception):
-    """An entry that cannot be repaired and is left out of the copy; the argument is the kind of problem."""
-
-
-class Report:
+class Report(Findings):
     """Findings of :func:`check_coco`.
 
     Attributes:
@@ -79,54 +70,16 @@ class Report:
         without_mask: how many of them have no segmentation.
         encoded: how many of them have a mask as run lengths, for which INPUT.MASK_FORMAT must be bitmask.
         visible: how many of them have a visible keypoint.
-        counts: occurrences by kind of problem.
-        examples: up to five places by kind.
-        notes: oddities of the file as a whole, which no copy can repair.
-        lost: number of ``images`` and ``annotations`` left out of a repaired copy, by kind of problem.
     """
 
+    kinds, kept = KINDS, KEPT
+
     def __init__(self) -> None:
+        super().__init__("images", "annotations")
         self.images = self.annotations = self.categories = self.empty = 0
         self.objects = self.without_mask = self.encoded = self.visible = 0
-        self.counts: Counter = Counter()
-        self.examples: Dict[str, List[str]] = defaultdict(list)
-        self.notes: List[str] = []
-        self.lost: Dict[str, Counter] = {"images": Counter(), "annotations": Counter()}
 
-    def add(self, kind: str, where: str) -> None:
-        self.counts[kind] += 1
-        if len(self.examples[kind]) < _EXAMPLES:
-            self.examples[kind].append(one_line(where, 200))  # names may hold anything
-
-    def give_up(self, kind: str, where: str) -> NoReturn:
-        """Add a problem that cannot be repaired.
-
-        Raises:
-            Lost: always.
-        """
-        self.add(kind, where)
-        raise Lost(kind)
-
-    @property
-    def fatal(self) -> List[str]:
-        """Kinds found that would make training fail or go wrong."""
-        return [kind for kind in self.counts if KINDS[kind]]
-
-    def line(self, kind: str) -> str:
-        """Return how often a kind of problem was found, and where."""
-        count = self.counts[kind]
-        shown = ", ".join(self.examples[kind]) + (", ..." if count > _EXAMPLES else "")
-        return f"{count} x {kind}: {shown}"
-
-    def losses(self) -> str:
-        """Summarise in one line what a repaired copy leaves out; empty if nothing."""
-        return "; ".join(
-            f"{sum(kinds.values())} {name} ({', '.join(f'{n} x {kind}' for kind, n in kinds.most_common())})"
-            for name, kinds in self.lost.items()
-            if kinds
-        )
-
-    def __str__(self) -> str:
+    def summary(self) -> List[str]:
         lines = [
             f"{self.images} images ({self.empty} without annotations), {self.annotations} annotations, "
             f"{self.categories} categories"
@@ -136,10 +89,4 @@ class Report:
                 f"{self.encoded} of {self.objects} objects have run-length masks: train on them with "
                 "INPUT.MASK_FORMAT bitmask"
             )
-        lines += [
-            f"{'problem' if KINDS[kind] else 'warning'}: {self.line(kind)}"
-            + (" (--fix keeps it, as it may be intended)" if kind in KEPT else "")
-            for kind, _ in self.counts.most_common()
-        ]
-        lines += [f"warning: {note}" for note in self.notes]
-        return "\n".join(lines if self.counts or self.notes else [*lines, "no problems found"])
+        return lines

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -16,9 +16,13 @@ from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError
 from .annotations import read_coco, visible_keypoints
+from .check import SEGMENTOR, SEMANTIC
 from .coco_check import MAX_SIZE, check_coco
-from .coco_report import NARROW, Report
+from .coco_report import Report
+from .findings import NARROW
 from .panoptic import check_panoptic
+from .schedule import fit_schedule
+from .semantic_check import check_registered_masks
 
 Pair = Tuple[str, str]
 
@@ -54,22 +58,28 @@ class DatasetStats(NamedTuple):
     keypoint_lists: int
 
 
-def register_pairs(split: str, pairs: Sequence[Pair], metadata: Dict[str, Any]) -> List[str]:
-    """Register annotation files with their image folders. Registering again replaces the entries.
+def register_pairs(
+    split: str,
+    pairs: Sequence[Pair],
+    metadata: Dict[str, Any],
+    register: Callable[[str, Dict[str, Any], str, str], None] = register_coco_instances,
+) -> List[str]:
+    """Register annotations with their image folders. Registering again replaces the entries.
 
     Args:
         metadata: the classes and keypoints of the files.
+        register: registers a name with the metadata, the annotations and the images.
 
     Returns:
         The datasets' names: ``user_train_1``, ...
     """
     names = []
-    for i, (json_file, images) in enumerate(pairs, 1):
+    for i, (file, images) in enumerate(pairs, 1):
         name = f"user_{split}_{i}"
         if name in DatasetCatalog.list():
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
-        register_coco_instances(name, metadata, str(json_file), str(images))
+        register(name, metadata, str(file), str(images))
         names.append(name)
     return names
 
@@ -110,7 +120,9 @@ def _check_pair(json_file: str, images: str, max_size: float) -> Tuple[Report, L
 
 
 def check_registered(cfg: CfgNode, train: Sequence[str], test: Sequence[str]) -> List[str]:
-    """Check registered COCO-format datasets as :func:`check_pairs` does, and that they fit the recipe.
+    """Check registered datasets as :func:`check_pairs` does, and that they fit the recipe.
+
+    Of semantic masks some are checked, as :func:`check_registered_masks` says.
 
     Files above 100 MB are left to ``tools/check_dataset.py``, as a note says: COCO's own would add half a
     minute to every start.
@@ -121,7 +133,11 @@ def check_registered(cfg: CfgNode, train: Sequence[str], test: Sequence[str]) ->
     notes = []
     for name in dict.fromkeys([*train, *test]):
         metadata = MetadataCatalog.get(name)
-        if name.startswith("shapes_") or metadata.get("evaluator_type") not in ("coco", "coco_panoptic_seg"):
+        kind = metadata.get("evaluator_type")
+        sizes = [max_size_of(cfg, use) for use, names in ((True, train), (False, test)) if name in names]
+        if kind in SEMANTIC:
+            notes += check_registered_masks(cfg, name, min(sizes))
+        if name.startswith("shapes_") or kind not in ("coco", "coco_panoptic_seg"):
             continue
         panoptic, file, images = (metadata.get(key) for key in ("panoptic_json", "json_file", "image_root"))
         if panoptic and _is_small(panoptic):
@@ -133,7 +149,6 @@ def check_registered(cfg: CfgNode, train: Sequence[str], test: Sequence[str]) ->
                 f"run tools/check_dataset.py {file} {images}"
             )
         elif file and images:
-            sizes = [max_size_of(cfg, use) for use, names in ((True, train), (False, test)) if name in names]
             report, lines = _check_pair(file, images, min(sizes))
             notes += lines
             if cfg.MODEL.KEYPOINT_ON and name in train:
@@ -260,11 +275,16 @@ def fit_config(
         for file, f in zip(files[len(train) :], stats[len(train) :])
         if not f.objects
     ]
-    return notes + (_fit_schedule(cfg, stats[: len(train)], epochs) if train else []), metadata
+    return notes + (_fit_training(cfg, stats[: len(train)], epochs) if train else []), metadata
 
 
 def _set_classes(cfg: CfgNode, stats: DatasetStats, file: str) -> Tuple[Dict[str, Any], List[str]]:
     """Set the numbers of classes and keypoints. Returns the metadata of both, and notes."""
+    if cfg.MODEL.META_ARCHITECTURE == SEGMENTOR:
+        raise UserError(
+            f"MODEL.META_ARCHITECTURE {SEGMENTOR} learns masks of labels, not the objects in {file}; give "
+            "--train-masks, or use a recipe of a detector"
+        )
     if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN":
         raise UserError(
             "MODEL.META_ARCHITECTURE PanopticFPN needs semantic annotations, which a file of instances "
@@ -325,21 +345,8 @@ def _other_side(match: re.Match[str]) -> str:
     return {"left": "right", "right": "left", "l": "r", "r": "l"}[match[0].casefold()]
 
 
-def _fit_schedule(cfg: CfgNode, stats: Sequence[DatasetStats], epochs: Optional[float]) -> List[str]:
-    solver, images = cfg.SOLVER, sum(f.images for f in stats)
-    notes = []
-    per_epoch = images / solver.IMS_PER_BATCH
-    if epochs is None:
-        notes.append(
-            f"the recipe's {solver.MAX_ITER} iterations are {solver.MAX_ITER / per_epoch:.0f} epochs of "
-            f"your {images} images; --epochs N fits the schedule"
-        )
-    else:
-        old, new = solver.MAX_ITER, max(1, math.ceil(epochs * per_epoch))
-        steps = (round(step * new / old) for step in solver.STEPS)
-        solver.STEPS = tuple(step for step in steps if 0 < step < new)
-        solver.WARMUP_ITERS = min(solver.WARMUP_ITERS, new // 10)
-        solver.MAX_ITER = new
+def _fit_training(cfg: CfgNode, stats: Sequence[DatasetStats], epochs: Optional[float]) -> List[str]:
+    solver, notes = cfg.SOLVER, fit_schedule(cfg, sum(f.images for f in stats), epochs)
     if solver.OPTIMIZER == "SGD":
         rule = 0.02 * solver.IMS_PER_BATCH / 16
         if solver.BASE_LR > 1.5 * rule:
@@ -357,17 +364,3 @@ def _fit_schedule(cfg: CfgNode, stats: Sequence[DatasetStats], epochs: Optional[
             "INPUT.MIN_SIZE_TRAIN and MODEL.ANCHOR_GENERATOR.SIZES"
         )
     return notes
-
-
-def pairs_of(values: Dict[str, Any], split: str) -> List[Pair]:
-    """Pair up the ``--train-json`` and ``--train-images`` (or val) of a command line.
-
-    Raises:
-        UserError: their numbers differ.
-    """
-    jsons, images = values.get(f"{split}_json") or [], values.get(f"{split}_images") or []
-    if len(jsons) != len(images):
-        raise UserError(
-            f"--{split}-json and --{split}-images must come in pairs, got {len(jsons)} and {len(images)}"
-        )
-    return list(zip(jsons, images))

@@ -21,7 +21,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..command_line import Parser, one_line_errors, prepare_process
-from ..data import pairs_of, register_pairs
+from ..data import own_data
 from ..errors import UserError, check_number
 from ..files import atomic_write_text, check_writable, expanded, read_text, writing
 from ..processes import found_by_main
@@ -51,7 +51,8 @@ def argument_parser(description: str) -> ArgumentParser:
         description, epilog=_EPILOG, parents=[default_argument_parser()], conflict_handler="resolve"
     )
     prepare_process()  # --help is printed before :func:`run`
-    parser.add_argument("--config-file", default="", metavar="FILE", action=_Once, help="path to config file")
+    config = {"action": _Once, "const": "one may be the other's _BASE_", "default": "", "metavar": "FILE"}
+    parser.add_argument("--config-file", **config, help="path to config file")
     parser.set_defaults(dist_url="auto")  # detectron2's default is the same port for all runs of a user
     parser.add_argument(
         "--allow-random-weights",
@@ -67,22 +68,27 @@ def argument_parser(description: str) -> ArgumentParser:
     parser.add_argument(
         "--half", action="store_true", help="--optimize, with the backbone in float16 (bfloat16 on a CPU)"
     )
-    own = parser.add_argument_group("your own data, in COCO format (each may be given several times)")
+    own = parser.add_argument_group(
+        "your own data: files in COCO format, or masks (train and val may be given several times)"
+    )
     for split in ("train", "val"):
         path = {"action": "append", "type": expanded}
         own.add_argument(f"--{split}-json", **path, metavar="FILE", help="annotation file")
-        own.add_argument(f"--{split}-images", **path, metavar="DIR", help="its folder of images")
+        own.add_argument(f"--{split}-masks", **path, metavar="DIR", help="folder of PNGs of labels")
+        own.add_argument(f"--{split}-images", **path, metavar="DIR", help="the folder of images of either")
+    classes = {"action": _Once, "const": "all masks have the same", "type": expanded, "metavar": "FILE"}
+    own.add_argument("--classes", **classes, help="classes of the masks, as docs/own-data.md describes")
     own.add_argument("--epochs", type=float, help="fit the schedule to this many epochs of the training data")
     return parser
 
 
 class _Once(Action):
-    """Refuse a second file, since argparse would silently drop the first."""
+    """Refuse a second file, since argparse would silently drop the first; ``const`` says why."""
 
     def __call__(self, parser: ArgumentParser, namespace: Namespace, value: str, option: str) -> None:
         before = getattr(namespace, self.dest)
         if before:
-            parser.error(f"{option} is given twice, {before} and {value}; one may be the other's _BASE_")
+            parser.error(f"{option} is given twice, {before} and {value}; {self.const}")
         setattr(namespace, self.dest, value)
 
 
@@ -131,8 +137,7 @@ def _main(main: Callable[[CfgNode, Namespace], object], args: Namespace, plan: P
                 logger.warning("No CUDA device is visible: running on the CPU")
         for note in [*plan.notes, *own.notes]:
             logger.warning(note)
-        for split in ("train", "val"):  # a spawned process only knows the package's own datasets
-            register_pairs(split, pairs_of(vars(args), split), plan.metadata)
+        own_data(vars(args)).register(plan.metadata)  # a spawned process only knows the package's datasets
         main(cfg, args)
 
 

@@ -16,14 +16,10 @@ from ..checkpoint import Checkpointer, local_weights
 from ..data import (
     check_classes,
     check_datasets,
-    check_pairs,
     check_registered,
-    fit_config,
-    max_size_of,
-    pairs_of,
+    own_data,
 )
 from ..errors import OptionError, UserError, check_number
-from ..files import check_readable
 from .config import read_config
 from .expected_results import keep_comparable
 from .fit import check_processes, count_processes, fit_to_machine, fit_workers, processes_here
@@ -96,23 +92,24 @@ def fit_to_own_data(cfg: CfgNode, args: Namespace) -> Tuple[Dict[str, Any], List
     Returns:
         Their metadata, and notes for the user, one per line.
     """
-    train, val = (pairs_of(vars(args), split) for split in ("train", "val"))
-    for flag, pairs in (("--train-json", train), ("--val-json", val)):
-        for json_file, _ in pairs:
-            check_readable(json_file, flag)
+    own = own_data(vars(args))
+    own.check_files()
     if args.epochs is not None:
         check_number("--epochs", args.epochs, above=0, at_most=1e6)
-    if not train and not val:
+    if not own.train and not own.val:
         if args.epochs is not None and not args.eval_only:
-            raise UserError("--epochs needs --train-json; without it, set SOLVER.MAX_ITER and SOLVER.STEPS")
+            raise UserError(
+                "--epochs needs --train-json or --train-masks; without them, set SOLVER.MAX_ITER and "
+                "SOLVER.STEPS"
+            )
         return {}, []
-    if not train and not args.eval_only:
+    if not own.train and not args.eval_only:
         raise UserError(
-            "--val-json without --train-json would train on the recipe's data; give --train-json and "
-            "--train-images too, or --eval-only"
+            f"--val-{own.kind} without --train-{own.kind} would train on the recipe's data; give "
+            f"--train-{own.kind} and --train-images too, or --eval-only"
         )
-    warnings = check_pairs(train, max_size_of(cfg, True)) + check_pairs(val, max_size_of(cfg, False))
-    notes, metadata = fit_config(cfg, train, val, args.epochs)
+    warnings = own.check(cfg)
+    notes, metadata = own.fit(cfg, args.epochs)
     return metadata, warnings + notes
 
 
@@ -158,7 +155,8 @@ def _check_data(cfg: CfgNode, args: Namespace) -> List[str]:
     check_datasets(train, "DATASETS.TRAIN")
     check_datasets(cfg.DATASETS.TEST, "DATASETS.TEST")
     check_classes(cfg, [*train, *cfg.DATASETS.TEST])
-    if args.train_json or args.val_json:  # these have been checked
+    own = own_data(vars(args))
+    if own.train or own.val:  # these have been checked
         return []
     return check_registered(cfg, train, cfg.DATASETS.TEST)
 

@@ -25,6 +25,7 @@ from .case import Case
 from .commands import COMMANDS
 from .config import CONFIG
 from .images import IMAGES
+from .masks import MASKS
 from .reports import REPORTS
 from .runs import RUNS
 from .weights import WEIGHTS
@@ -35,6 +36,7 @@ _SECONDS = 90  # after which a case counts as hung
 CASES: Dict[str, Dict[str, Callable]] = {
     "images": IMAGES,
     "annotations": ANNOTATIONS,
+    "masks": MASKS,
     "configuration": CONFIG,
     "weights": WEIGHTS,
     "runs": RUNS,
@@ -115,7 +117,8 @@ def _judge(kind: str, name: str, case: Case, status: Optional[int], log: str) ->
         wrong = case.check() if case.check and case.works else None
         return Outcome(kind, name, wrong or "works", case.works and not wrong, "")
     if case.statuses and status in case.statuses:
-        return Outcome(kind, name, "reported", True, log.strip().splitlines()[-1])
+        wrong = case.check() if case.check else None
+        return Outcome(kind, name, wrong or "reported", not wrong, log.strip().splitlines()[-1])
     return Outcome(kind, name, f"status {status}", False, log[-600:])
 
 

@@ -1,0 +1,47 @@
+"""The sizes of image files as detectron2 reads them."""
+
+from __future__ import annotations
+
+from typing import Tuple
+
+from detectron2.data.detection_utils import read_image
+from PIL import Image
+
+from .findings import Findings
+
+
+def real_size(path: str, how: str, where: str, report: Findings) -> Tuple[int, ...]:
+    """Return (width, height) as detectron2 reads the file, EXIF rotation applied; () if it is not read.
+
+    Args:
+        how: ``header`` or ``decode``; ``none`` and ``exist`` do not read the file.
+
+    Raises:
+        Lost: the file cannot be used.
+    """
+    if how in ("none", "exist"):
+        return ()
+    try:
+        with Image.open(path) as image:
+            deep = image.mode.startswith(("I", "F"))  # Pillow would clip values above 255
+            if not deep and how == "header" and image.format != "TIFF":  # Pillow rotates TIFF when decoding
+                return image.size[::-1] if _is_turned(image) else image.size
+        if not deep:
+            height, width = read_image(path, "RGB").shape[:2]
+            return width, height
+    except Exception:  # a broken file makes Pillow raise almost anything
+        report.give_up("image file unreadable", where)
+    report.give_up("image with more than 8 bits per channel", where)
+
+
+def is_narrow(width: int, height: int, max_size: float) -> bool:
+    """Whether resizing an image to a longer side of ``max_size`` pixels leaves nothing of the shorter one."""
+    return max(width, height) > 2 * max_size * min(width, height)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether detectron2 rotates the image by 90 degrees; it ignores a broken EXIF header."""
+    try:
+        return image.getexif().get(0x0112) in (5, 6, 7, 8)
+    except Exception:
+        return False
