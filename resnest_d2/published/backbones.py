@@ -44,6 +44,9 @@ BACKBONES = {
         ("resnest200_d2-ca88e41f.pth", "resnest200_detectron-02644020.pth"), 320, 83.84),
     "resnest269": PretrainedWeights("resnest269-0cc87c48.pth", "timm/resnest269e.in1k",
         ("resnest269_detectron-69df4066.pth",), 416, 84.54),
+    # ResNet with a deep stem of width 64: the baselines of the segmentation tables.
+    "resnet50s": PretrainedWeights(others=("resnet50s-a75c83cf.pth",)),
+    "resnet101s": PretrainedWeights(others=("resnet101s-03a0f310.pth",)),
     "resnest50_fast_1s1x64d": PretrainedWeights("resnest50_fast_1s1x64d-d8fbf808.pth"),
     "resnest50_fast_2s1x64d": PretrainedWeights("resnest50_fast_2s1x64d-44938639.pth"),
     "resnest50_fast_4s1x64d": PretrainedWeights("resnest50_fast_4s1x64d-f74f3fc3.pth"),
