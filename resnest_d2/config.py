@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any, Iterator, Tuple
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
+from detectron2.projects.deeplab import add_deeplab_config
 
 # Keys of the released plugin keep their names, so that its YAML files load unchanged.
 _RESNETS = {
@@ -25,6 +26,8 @@ _RESNETS = {
     "RADIX": 2,
     # Width of one cardinal group in a stage with 64 planes.
     "BOTTLENECK_WIDTH": 64,
+    # Width of the deep stem's first two convolutions; 0: that of the published network of the same depth.
+    "STEM_WIDTH": 0,
     # Dilation of res4; 2 requires RES5_DILATION 4 and keeps the output stride at 8.
     "RES4_DILATION": 1,
     # Halve the dilation in the first block of a dilated stage (mmsegmentation's contract_dilation).
@@ -43,7 +46,30 @@ _MODEL = {
     "MEMORY_FORMAT": "auto",
 }
 
+_SEM_SEG_HEAD = {
+    # Of ResNeStDeepLabV3Head, beside detectron2's ASPP_CHANNELS, ASPP_DILATIONS and ASPP_DROPOUT: the feature
+    # of the auxiliary head, the weight of its loss (0: no such head), the dropout before the predictors, the
+    # kernel size of ASPP's last convolution, whether a 3x3 convolution follows, and how scores are resized.
+    "AUX_FEATURE": "res4",
+    "AUX_LOSS_WEIGHT": 0.5,
+    "DROPOUT": 0.1,
+    "PROJECT_SIZE": 1,
+    "HEAD_CONV": True,
+    "ALIGN_CORNERS": True,
+}
+
+_SCALE_CROP = {
+    # Least and greatest length in pixels of the longer side, drawn for each image; empty: not used.
+    "LONG_SIZE": [],
+    # Height and width in pixels of the crop; smaller images are padded with pixels that do not count.
+    "CROP_SIZE": 480,
+    # Probability of a blur of up to 1 pixel.
+    "BLUR_PROB": 0.0,
+}
+
 _SOLVER = {
+    # Learning rate of the semantic head as a multiple of the backbone's.
+    "HEAD_LR_FACTOR": 1.0,
     # SGD, as in all recipes, or AdamW, which needs far fewer iterations to train from scratch.
     "OPTIMIZER": "SGD",
     # How many iterations with a NaN or infinite loss or gradient may be skipped; the next one stops training.
@@ -52,26 +78,56 @@ _SOLVER = {
     "CHECKPOINTS_TO_KEEP": 0,
 }
 
+_AUGMENTED_TEST = {
+    # With TEST.AUG of a SemanticSegmentor: scales, the longer side in pixels at scale 1, and the height and
+    # width of the sliding windows.
+    "SCALES": [1.0],
+    "LONG_SIZE": 520,
+    "WINDOW": 480,
+}
+
 _TEST = {
+    # Also measure Boundary IoU of semantic segmentation, which takes most of the time.
+    "BOUNDARY_IOU": False,
     # Report AR beside AP, overall and per category.
     "AVERAGE_RECALL": False,
 }
 
 #: The added keys and their defaults, by section.
-ADDED = {"MODEL.RESNETS": _RESNETS, "MODEL": _MODEL, "SOLVER": _SOLVER, "TEST": _TEST}
+ADDED = {
+    "MODEL": _MODEL,
+    "MODEL.RESNETS": _RESNETS,
+    "MODEL.SEM_SEG_HEAD": _SEM_SEG_HEAD,
+    "INPUT.SCALE_CROP": _SCALE_CROP,
+    "SOLVER": _SOLVER,
+    "TEST": _TEST,
+    "TEST.AUG": _AUGMENTED_TEST,
+}
 
 
 def add_resnest_config(cfg: CfgNode) -> None:
     """Add the keys of :data:`ADDED` to ``cfg``: ResNeSt's options in ``cfg.MODEL.RESNETS``, and a few others.
 
     An existing key keeps its value, so the call may be repeated, and may come before or after those of
-    other projects (detectron2's ``add_deeplab_config`` also defines ``RES4_DILATION``).
+    other projects. The segmentation recipes also need detectron2's ``add_deeplab_config``.
     """
     for section, keys in ADDED.items():
-        node = functools.reduce(getattr, section.split("."), cfg)
+        *parents, name = section.split(".")
+        parent = functools.reduce(getattr, parents, cfg)
+        if name not in parent:
+            parent[name] = CfgNode()
+        node = parent[name]
         for key, default in keys.items():
             if key not in node:
                 node[key] = default
+
+
+def default_config() -> CfgNode:
+    """Return detectron2's defaults with the keys of its DeepLab project and of :func:`add_resnest_config`."""
+    cfg = get_cfg()
+    add_deeplab_config(cfg)
+    add_resnest_config(cfg)
+    return cfg
 
 
 def flatten(node: CfgNode, prefix: str = "") -> Iterator[Tuple[str, Any]]:

@@ -63,8 +63,13 @@ def test_add_resnest_config_changes_no_existing_value():
         "MODEL.RESNETS.CONTRACT_DILATION",
         *(f"MODEL.RESNETS.{k}" for k in ("RADIX", "BOTTLENECK_WIDTH", "RES4_DILATION", "FUSED_KERNELS")),
         *("MODEL.RESNETS.CHECKPOINT_STAGES", "MODEL.RESNETS.CHECKPOINT_KEEPS", "MODEL.MEMORY_FORMAT"),
-        *(f"SOLVER.{k}" for k in ("OPTIMIZER", "SKIP_NOT_FINITE", "CHECKPOINTS_TO_KEEP")),
-        "TEST.AVERAGE_RECALL",
+        "MODEL.RESNETS.STEM_WIDTH",
+        *(f"MODEL.SEM_SEG_HEAD.{k}" for k in ("AUX_FEATURE", "AUX_LOSS_WEIGHT", "DROPOUT", "PROJECT_SIZE")),
+        *("MODEL.SEM_SEG_HEAD.HEAD_CONV", "MODEL.SEM_SEG_HEAD.ALIGN_CORNERS"),
+        *(f"INPUT.SCALE_CROP.{k}" for k in ("LONG_SIZE", "CROP_SIZE", "BLUR_PROB")),
+        *(f"SOLVER.{k}" for k in ("OPTIMIZER", "SKIP_NOT_FINITE", "CHECKPOINTS_TO_KEEP", "HEAD_LR_FACTOR")),
+        *("TEST.AVERAGE_RECALL", "TEST.BOUNDARY_IOU"),
+        *(f"TEST.AUG.{k}" for k in ("SCALES", "LONG_SIZE", "WINDOW")),
     }
 
 

@@ -12,10 +12,10 @@ from typing import Dict, Iterator, List, Sequence, Tuple
 
 import torch
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
 from .. import model_zoo
-from ..config import add_resnest_config, flatten
+from ..config import default_config, flatten
 from ..errors import OptionError, UserError, nearest
 from ..files import check_depth, check_link, check_readable, expanded, read_text
 from .values import check_values
@@ -47,8 +47,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CfgNode:
 
 def read_config(config_file: str, overrides: Sequence[str] = ()) -> Tuple[CfgNode, CfgNode]:
     """Like :func:`load_config`, but not frozen, and with the recipe: the configuration without overrides."""
-    cfg = get_cfg()
-    add_resnest_config(cfg)
+    cfg = default_config()
     if not config_file:
         raise UserError(f"--config-file is missing; the package's own are in {model_zoo.config_dir()}")
     config_file = expanded(config_file)

@@ -20,7 +20,7 @@ from detectron2.modeling import (
 )
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
 
-from ..config import add_resnest_config, flatten
+from ..config import default_config, flatten
 from ..errors import OptionError, UserError, check_number, nearest
 from ..modeling.norms import NORMS
 
@@ -38,7 +38,12 @@ COMPONENTS = {
     "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
 }
 _CHOICES = {
-    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
+    "SOLVER.LR_SCHEDULER_NAME": (
+        "WarmupMultiStepLR",
+        "WarmupCosineLR",
+        "WarmupStepWithFixedGammaLR",
+        "WarmupPolyLR",
+    ),
     "DATALOADER.SAMPLER_TRAIN": (
         "TrainingSampler",
         "RepeatFactorTrainingSampler",
@@ -59,6 +64,8 @@ _CHOICES = {
     ),
     "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),
     "MODEL.MEMORY_FORMAT": ("auto", "contiguous", "channels_last"),
+    "MODEL.SEM_SEG_HEAD.LOSS_TYPE": ("cross_entropy", "hard_pixel_mining"),
+    "MODEL.SEM_SEG_HEAD.PROJECT_SIZE": (1, 3),
     **dict.fromkeys(
         (f"MODEL.ROI_{head}_HEAD.POOLER_TYPE" for head in ("BOX", "MASK", "KEYPOINT")),
         ("ROIPool", "ROIAlign", "ROIAlignV2", "ROIAlignRotated"),
@@ -95,7 +102,8 @@ _RANGES: Tuple[Tuple[Dict[str, float], str], ...] = (
         MODEL.ROI_BOX_HEAD.CONV_DIM MODEL.ROI_BOX_HEAD.FC_DIM MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES
         MODEL.ROI_HEADS.NUM_CLASSES MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
         MODEL.ROI_MASK_HEAD.CONV_DIM MODEL.SEM_SEG_HEAD.CONVS_DIM MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        SOLVER.IMS_PER_BATCH TEST.AUG.MIN_SIZES
+        MODEL.SEM_SEG_HEAD.ASPP_CHANNELS MODEL.SEM_SEG_HEAD.ASPP_DILATIONS
+        MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS SOLVER.IMS_PER_BATCH TEST.AUG.LONG_SIZE TEST.AUG.MIN_SIZES
         """,
     ),
     (
@@ -114,12 +122,17 @@ _RANGES: Tuple[Tuple[Dict[str, float], str], ...] = (
         MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER
         MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT
         MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE MODEL.RPN.BBOX_REG_LOSS_WEIGHT MODEL.RPN.LOSS_WEIGHT
-        MODEL.RPN.SMOOTH_L1_BETA MODEL.SEM_SEG_HEAD.LOSS_WEIGHT SOLVER.BASE_LR_END SOLVER.BIAS_LR_FACTOR
+        MODEL.RPN.SMOOTH_L1_BETA MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT MODEL.SEM_SEG_HEAD.LOSS_WEIGHT
+        SOLVER.BASE_LR_END SOLVER.BIAS_LR_FACTOR
         SOLVER.CHECKPOINTS_TO_KEEP SOLVER.NUM_DECAYS SOLVER.REFERENCE_WORLD_SIZE SOLVER.SKIP_NOT_FINITE
         SOLVER.WARMUP_ITERS SOLVER.WEIGHT_DECAY SOLVER.WEIGHT_DECAY_BIAS SOLVER.WEIGHT_DECAY_NORM
         TEST.EVAL_PERIOD VIS_PERIOD
         """,
     ),
+    ({"at_least": 16, "at_most": 8192}, "INPUT.SCALE_CROP.CROP_SIZE TEST.AUG.WINDOW"),
+    ({"at_least": 1, "at_most": 65536}, "INPUT.SCALE_CROP.LONG_SIZE"),
+    ({"at_least": 0, "at_most": 0.99}, "MODEL.SEM_SEG_HEAD.ASPP_DROPOUT MODEL.SEM_SEG_HEAD.DROPOUT"),
+    ({"above": 0, "at_most": 16}, "TEST.AUG.SCALES"),
     ({"at_least": 2}, "INPUT.MAX_SIZE_TRAIN"),  # detectron2 cannot flip an image of one pixel
     ({"at_least": -1e6, "at_most": 1e6}, "MODEL.PIXEL_MEAN"),
     ({"at_least": 1e-6, "at_most": 1e6}, "MODEL.PIXEL_STD"),
@@ -140,6 +153,7 @@ _RANGES: Tuple[Tuple[Dict[str, float], str], ...] = (
         MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH MODEL.RETINANET.IOU_THRESHOLDS
         MODEL.RETINANET.NMS_THRESH_TEST MODEL.RETINANET.SCORE_THRESH_TEST MODEL.ROI_BOX_CASCADE_HEAD.IOUS
         MODEL.ROI_HEADS.IOU_THRESHOLDS MODEL.ROI_HEADS.NMS_THRESH_TEST MODEL.ROI_HEADS.POSITIVE_FRACTION
+        INPUT.SCALE_CROP.BLUR_PROB
         MODEL.ROI_HEADS.SCORE_THRESH_TEST MODEL.RPN.IOU_THRESHOLDS MODEL.RPN.NMS_THRESH
         MODEL.RPN.POSITIVE_FRACTION SOLVER.MOMENTUM SOLVER.WARMUP_FACTOR
         """,
@@ -147,10 +161,12 @@ _RANGES: Tuple[Tuple[Dict[str, float], str], ...] = (
     (
         {"above": 0},
         """
-        INPUT.CROP.SIZE MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS MODEL.ANCHOR_GENERATOR.SIZES
+        INPUT.CROP.SIZE INPUT.CROP.SINGLE_CATEGORY_MAX_AREA
+        MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS MODEL.ANCHOR_GENERATOR.SIZES
         MODEL.RETINANET.BBOX_REG_WEIGHTS MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS
         MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS MODEL.RPN.BBOX_REG_WEIGHTS SOLVER.BASE_LR
-        SOLVER.CLIP_GRADIENTS.CLIP_VALUE SOLVER.CLIP_GRADIENTS.NORM_TYPE SOLVER.GAMMA
+        SOLVER.CLIP_GRADIENTS.CLIP_VALUE SOLVER.CLIP_GRADIENTS.NORM_TYPE SOLVER.GAMMA SOLVER.HEAD_LR_FACTOR
+        SOLVER.POLY_LR_POWER
         TEST.KEYPOINT_OKS_SIGMAS
         """,
     ),
@@ -162,6 +178,9 @@ _BOUNDS = {key: bounds for bounds, keys in _RANGES for key in keys.split()}
 #: Lists of whole numbers.
 _COUNTS = (
     "INPUT.MIN_SIZE_TRAIN",
+    "INPUT.SCALE_CROP.LONG_SIZE",
+    "MODEL.SEM_SEG_HEAD.ASPP_DILATIONS",
+    "MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS",
     "TEST.AUG.MIN_SIZES",
     "SOLVER.STEPS",
     "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS",
@@ -180,6 +199,7 @@ _LENGTHS = {
 }
 #: Example content of lists whose default is empty and so does not show the type.
 _HELD = {
+    "INPUT.SCALE_CROP.LONG_SIZE": [512],
     "TEST.KEYPOINT_OKS_SIGMAS": [0.1],
     "MODEL.FPN.IN_FEATURES": ["res4"],
     "MODEL.RESNETS.CHECKPOINT_STAGES": ["res4"],
@@ -235,6 +255,7 @@ def check_values(cfg: CfgNode) -> None:
         if len(values[key]) not in (1, len(values[f"MODEL.{head}.IN_FEATURES"])):
             raise OptionError(key, values[key], f"must be one list, or as many as MODEL.{head}.IN_FEATURES")
     _check_parts(cfg.MODEL, values)
+    _check_semantic(cfg)
     for entry in cfg.TEST.EXPECTED_RESULTS:  # these are read last, after training
         kinds = [type(part) for part in entry] if isinstance(entry, (list, tuple)) else []
         if kinds[:2] != [str, str] or len(kinds) != 4 or not set(kinds[2:]) <= {int, float}:
@@ -261,6 +282,29 @@ def _check_parts(model: CfgNode, values: Mapping[str, Any]) -> None:
         raise OptionError("MODEL.LOAD_PROPOSALS", model.LOAD_PROPOSALS, rule)
     if model.ROI_HEADS.NAME == "CascadeROIHeads":
         _check_cascade(model)
+
+
+def _check_semantic(cfg: CfgNode) -> None:
+    """Raise OptionError for settings of semantic segmentation that do not fit each other."""
+    lengths, crop = cfg.INPUT.SCALE_CROP.LONG_SIZE, cfg.INPUT.SCALE_CROP.CROP_SIZE
+    if lengths and (len(lengths) != 2 or lengths[0] > lengths[1]):
+        raise OptionError("INPUT.SCALE_CROP.LONG_SIZE", lengths, "must be two lengths, from and to, or empty")
+    if cfg.MODEL.META_ARCHITECTURE != "SemanticSegmentor":
+        return
+    resnets, head = cfg.MODEL.RESNETS, cfg.MODEL.SEM_SEG_HEAD
+    # Label maps have 8 bits.
+    check_number("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", head.IGNORE_VALUE, at_least=0, at_most=255)
+    check_number("MODEL.SEM_SEG_HEAD.NUM_CLASSES", head.NUM_CLASSES, at_most=256)
+    if cfg.SOLVER.HEAD_LR_FACTOR != 1 and cfg.SOLVER.BIAS_LR_FACTOR != 1:
+        rule = "must be 1 with SOLVER.HEAD_LR_FACTOR, which it would undo for biases"
+        raise OptionError("SOLVER.BIAS_LR_FACTOR", cfg.SOLVER.BIAS_LR_FACTOR, rule)
+    stride = 8 if resnets.RES4_DILATION > 1 else 16 if resnets.RES5_DILATION > 1 else 32
+    for key, size in (("INPUT.SCALE_CROP.CROP_SIZE", crop), ("TEST.AUG.WINDOW", cfg.TEST.AUG.WINDOW)):
+        if size % stride:
+            raise OptionError(key, size, f"must be a multiple of the backbone's stride, {stride}")
+    if lengths and cfg.INPUT.CROP.ENABLED:
+        rule = "must be False with INPUT.SCALE_CROP.LONG_SIZE, which crops too"
+        raise OptionError("INPUT.CROP.ENABLED", True, rule)
 
 
 def _check_cascade(model: CfgNode) -> None:
@@ -307,9 +351,7 @@ def _numbers(value: Any) -> Iterator[Union[int, float]]:
 
 def _check_types(cfg: CfgNode) -> None:
     """Raise OptionError for types that detectron2's merge accepts: None, and anything in a list."""
-    defaults = get_cfg()
-    add_resnest_config(defaults)
-    for key, default in flatten(defaults):
+    for key, default in flatten(default_config()):
         value = functools.reduce(getattr, key.split("."), cfg)
         if value is None and default is not None:
             raise OptionError(key, value, f"must be {_kind(default)}")
@@ -343,7 +385,7 @@ def _kind(default: Any) -> str:
 
 def _check_names(cfg: CfgNode) -> None:
     """Raise UserError for an unknown name, suggesting the nearest known one."""
-    values, defaults = dict(flatten(cfg)), dict(flatten(get_cfg()))
+    values, defaults = dict(flatten(cfg)), dict(flatten(default_config()))
     known = {key: [name for name, _ in registry] for key, registry in COMPONENTS.items()}
     known["MODEL.PROPOSAL_GENERATOR.NAME"].append("PrecomputedProposals")
     known.update(_CHOICES)

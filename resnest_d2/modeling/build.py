@@ -18,6 +18,7 @@ from .resnest import ResNeSt
 _KEYS = {
     "depth": "RESNETS.DEPTH",
     "deep_stem": "RESNETS.DEEP_STEM",
+    "stem_width": "RESNETS.STEM_WIDTH",
     "stem_out_channels": "RESNETS.STEM_OUT_CHANNELS",
     "radix": "RESNETS.RADIX",
     "cardinality": "RESNETS.NUM_GROUPS",
@@ -56,7 +57,7 @@ def resnest_options(cfg: CfgNode) -> Dict[str, Any]:
         if key not in cfg.MODEL[section]:
             raise OptionError(f"MODEL.{path}", None, "must be set; call add_resnest_config(cfg) first")
         options[name] = cfg.MODEL[section][key]
-    return options
+    return {**options, "stem_width": options["stem_width"] or None}
 
 
 @BACKBONE_REGISTRY.register()
