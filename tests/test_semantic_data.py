@@ -94,6 +94,12 @@ def test_nothing_wrong_is_nothing_found(folder):
     assert str(report) == "4 images with masks, 3 classes, 2.1% of the pixels ignored\nno problems found"
 
 
+def test_a_class_whose_label_is_ignored_is_named(folder):
+    (folder / "classes.json").write_text(json.dumps({"classes": NAMES, "ignore_label": 1}))
+    report = check(folder, how="header")
+    assert f"the ignored label 1 is also that of the class {NAMES[1]!r}" in str(report)
+
+
 @pytest.mark.parametrize("split, count", [("train", 307), ("val", 88)])
 def test_real_masks_have_nothing_wrong(split, count, own_aerial):
     masks, images = own_aerial / "annotations" / split, own_aerial / "images" / split
@@ -106,6 +112,12 @@ def test_real_masks_have_nothing_wrong(split, count, own_aerial):
 @pytest.fixture
 def own_aerial(coco_root):
     return coco_root / "aerial"
+
+
+def turned_by_exif(file):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.new("RGB", SIZE).save(file, exif=exif)
 
 
 # Kind of problem, and what makes it in a folder.
@@ -124,6 +136,7 @@ SPOILT = {
     "label that no class has": lambda f: put(f, labels(1) + (labels(1) == 2) * np.uint8(5)),
     "palette with the classes' colours in another order": lambda f: put(f, with_palette(labels(1), COLOURS[::-1])),
     "mask with a palette, whose indices are read as labels": lambda f: put(f, with_palette(labels(1), [[0, 0, 0]] * 3)),
+    "image that its EXIF orientation turns or mirrors, unlike its mask": lambda f: turned_by_exif(f / "images/b.jpg"),
     "mask all of whose pixels are ignored": lambda f: put(f, np.full_like(labels(1), 255)),
 }  # fmt: skip
 
@@ -144,7 +157,7 @@ def test_a_problem_is_found_counted_and_named_and_refused_where_it_is_fatal(kind
             start(folder)
     else:
         (line,) = start(folder)
-        assert f"1 x {kind}: b.png" in line
+        assert f"1 x {kind}: b." in line
 
 
 @pytest.mark.parametrize("kind", ["image without a mask", "mask without an image", "mask that is not PNG"])

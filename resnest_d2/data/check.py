@@ -119,6 +119,8 @@ def _check_labels(cfg: CfgNode, name: str) -> None:
     if model not in (SEGMENTOR, "PanopticFPN"):
         return
     stuff, ignored = metadata.get("stuff_classes"), metadata.get("ignore_label")
+    if not stuff and kind in SEMANTIC:
+        raise UserError(f"{name} has no stuff_classes; list the names of its labels there in its metadata")
     if stuff and len(stuff) != head.NUM_CLASSES:
         rule = f"must be {len(stuff)}, the number of labels of {name}"
         raise OptionError("MODEL.SEM_SEG_HEAD.NUM_CLASSES", head.NUM_CLASSES, rule)

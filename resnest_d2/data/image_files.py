@@ -39,9 +39,23 @@ def is_narrow(width: int, height: int, max_size: float) -> bool:
     return max(width, height) > 2 * max_size * min(width, height)
 
 
-def _is_turned(image: Image.Image) -> bool:
-    """Whether detectron2 rotates the image by 90 degrees; it ignores a broken EXIF header."""
+def is_reoriented(path: str) -> bool:
+    """Whether detectron2 turns or mirrors the image by its EXIF orientation; False if it cannot be read."""
     try:
-        return image.getexif().get(0x0112) in (5, 6, 7, 8)
-    except Exception:
+        with Image.open(path) as image:
+            return _orientation(image) in range(2, 9)
+    except Exception:  # a broken file makes Pillow raise almost anything
         return False
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether detectron2 rotates the image by 90 degrees."""
+    return _orientation(image) in (5, 6, 7, 8)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation; like detectron2, ignore a broken header."""
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:
+        return 1

@@ -12,7 +12,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetFromList,
-    DatasetMapper,
     MapDataset,
     build_detection_test_loader,
     build_detection_train_loader,
@@ -23,9 +22,10 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from ..errors import UserError, one_line
+from ..errors import OptionError, UserError, one_line
 from ..processes import ENDING
 from .check import loading, note_annotations
+from .mappers import build_mapper
 from .seeding import seeded
 
 #: Where workers put tensors for the training process, on Linux.
@@ -98,7 +98,7 @@ class CheckedMapper:
     """A mapper whose errors say in one line which file cannot be used.
 
     Args:
-        mapper: a mapper such as detectron2's DatasetMapper.
+        mapper: a mapper such as that of :func:`build_mapper`.
     """
 
     def __init__(self, mapper: Any) -> None:
@@ -183,14 +183,17 @@ def build_train_loader(cfg: CfgNode, mapper: Optional[Any] = None) -> DataLoader
 
     Args:
         cfg: configuration whose SEED is not negative.
-        mapper: defaults to DatasetMapper.
+        mapper: defaults to that of :func:`build_mapper`.
     """
     with loading(cfg.DATASETS.TRAIN):
-        config = build_detection_train_loader.from_config(cfg, mapper=mapper or DatasetMapper(cfg, True))
+        config = build_detection_train_loader.from_config(cfg, mapper=mapper or build_mapper(cfg, True))
     note_annotations(cfg.DATASETS.TEST)
     records, sampler = config["dataset"], config["sampler"]
     # detectron2 seeds some of its samplers randomly, whatever SEED is.
     sampler._seed = cfg.SEED
+    if config["aspect_ratio_grouping"] and not all("width" in r and "height" in r for r in records):
+        rule = "must be False, since records of DATASETS.TRAIN have no width and height"
+        raise OptionError("DATALOADER.ASPECT_RATIO_GROUPING", True, rule)
     groups = [int(r["width"] > r["height"]) for r in records] if config["aspect_ratio_grouping"] else None
     batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
     return DataLoader(
@@ -205,7 +208,7 @@ def build_train_loader(cfg: CfgNode, mapper: Optional[Any] = None) -> DataLoader
 def build_test_loader(cfg: CfgNode, dataset: str) -> DataLoader:
     """Build detectron2's test loader with :class:`CheckedMapper`."""
     with loading([dataset]):
-        config = build_detection_test_loader.from_config(cfg, dataset, mapper=DatasetMapper(cfg, False))
+        config = build_detection_test_loader.from_config(cfg, dataset, mapper=build_mapper(cfg, False))
     return DataLoader(
         MapDataset(DatasetFromList(config["dataset"]), CheckedMapper(config["mapper"])),
         sampler=config["sampler"],

@@ -19,7 +19,7 @@ from ..files import atomic_writer, check_writable, inside, writing
 from .annotations import spread
 from .coco_check import MAX_SIZE
 from .findings import NARROW, OF_IMAGES, Findings, Lost
-from .image_files import is_narrow, real_size
+from .image_files import is_narrow, is_reoriented, real_size
 from .semantic import Pairing, pair_files
 from .semantic_classes import IGNORED, LABELS, SemanticClasses, read_classes
 from .semantic_masks import (
@@ -40,6 +40,7 @@ NO_MASK, NO_IMAGE = "image without a mask", "mask without an image"
 AMBIGUOUS = "file with the name of another one but for the extension"
 OTHER_SIZE = "mask of another size than its image"
 OTHER_ORDER = "palette with the classes' colours in another order"
+REORIENTED = "image that its EXIF orientation turns or mirrors, unlike its mask"
 PALETTE = "mask with a palette, whose indices are read as labels"
 UNLABELLED = "mask all of whose pixels are ignored"
 #: Kinds of problem, and whether training would fail or go silently wrong because of them.
@@ -55,6 +56,7 @@ KINDS = {
     OTHER_SIZE: True,
     OUT_OF_RANGE: True,
     OTHER_ORDER: True,
+    REORIENTED: False,
     PALETTE: False,
     UNLABELLED: False,
 }
@@ -149,6 +151,11 @@ def check_semantic(
     if never and how != "sample":
         some = ", ".join(f"{name!r:.60}" for name in never[:_LISTED]) + ", ..." * (len(never) > _LISTED)
         report.notes.append(f"{len(never)} of {len(known.names)} classes never occur: {some}")
+    if known.ignored < len(known.names):
+        report.notes.append(
+            f"the ignored label {known.ignored} is also that of the class "
+            f"{known.names[known.ignored]!r:.60}, whose pixels do not count"
+        )
     if report.unknown:
         report.notes.append(
             f"{report.unknown / report.coloured:.1%} of the pixels of masks in colours have a colour that no "
@@ -263,6 +270,8 @@ def _image_size(file: str, how: str, max_size: float, report: SemanticReport) ->
         if not os.path.isfile(path):  # opening a FIFO would block forever
             report.give_up("image file unreadable", where)
         size = real_size(path, how, where, report)
+        if is_reoriented(path):
+            report.add(REORIENTED, where)
         if is_narrow(*size, max_size):
             report.give_up(NARROW, f"{where} is {size[0]}x{size[1]}")
     except Lost:

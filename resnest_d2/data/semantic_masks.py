@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import NamedTuple, Optional, Tuple, Union
+from typing import NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
+from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import UserError, one_line
@@ -86,7 +87,7 @@ def read_mask(path: Union[str, Path], decode: bool = True) -> Mask:
             form, size = (image.format or "", image.mode), image.size
             if decode and image.mode not in _MODES and not image.mode.startswith(("I", "F")):
                 image = image.convert("RGB")
-            palette = image.getpalette() if image.mode == "P" else None
+            palette = image.getpalette() if decode and image.mode == "P" else None
             pixels = np.asarray(image) if decode else None
             if pixels is not None and form == ("PNG", "L"):
                 bits = png_header(path)[2]
@@ -123,10 +124,17 @@ def read_labels(path: Union[str, Path]) -> np.ndarray:
     Raises:
         MaskError: the file cannot be read, or holds something else.
     """
-    mask = read_mask(path)
+    mask = read_mask(PathManager.get_local_path(str(path)))
     if mask.kind:
         raise MaskError.of(path, mask.kind, "/".join(mask.form))
     return mask.pixels.astype(np.uint8)
+
+
+def check_size(path: str, size: Sequence[int], image: str, wanted: Sequence[int]) -> None:
+    """Raise UserError unless a label map's (height, width) is that of its image."""
+    if tuple(size) != tuple(wanted):
+        sizes = " and ".join(f"{width}x{height}" for height, width in (size, wanted))
+        raise UserError(f"{path} is not a label map of {image}: their sizes are {sizes} pixels")
 
 
 class Converted(NamedTuple):

@@ -1,0 +1,69 @@
+"""Mappers from a record to the input of a model, chosen by meta-architecture."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, Sequence
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, detection_utils
+from detectron2.data import transforms as T
+
+from .augmentations import scale_and_crop
+from .check import SEGMENTOR
+from .semantic_masks import check_size, read_labels
+
+Mapper = Callable[[Dict[str, Any]], Dict[str, Any]]
+
+
+def build_mapper(cfg: CfgNode, train: bool) -> Mapper:
+    """Build :class:`SemanticMapper` for SemanticSegmentor, and detectron2's DatasetMapper for all others."""
+    if cfg.MODEL.META_ARCHITECTURE != SEGMENTOR:
+        return DatasetMapper(cfg, train)
+    if train and cfg.INPUT.SCALE_CROP.LONG_SIZE:
+        augmentations = scale_and_crop(cfg)
+    else:
+        augmentations = detection_utils.build_augmentation(cfg, train)
+        if train and cfg.INPUT.CROP.ENABLED:
+            most, ignored = cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+            crop = (cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE, most, ignored)
+            augmentations.insert(0, T.RandomCrop_CategoryAreaConstraint(*crop))
+    return SemanticMapper(augmentations, cfg.INPUT.FORMAT, train)
+
+
+class SemanticMapper:
+    """Read an image and in training its label map.
+
+    detectron2's mapper takes the brightness of a palette's colours for labels, and reads label maps in
+    testing, too, where nothing needs them.
+
+    Args:
+        augmentations: detectron2's.
+        image_format: of the image, for :func:`detectron2.data.detection_utils.read_image`.
+        train: also read labels.
+    """
+
+    def __init__(self, augmentations: Sequence[T.Augmentation], image_format: str, train: bool) -> None:
+        self._augment = T.AugmentationList(augmentations)
+        self._image_format, self._train = image_format, train
+
+    def __call__(self, record: Dict[str, Any]) -> Dict[str, Any]:
+        """Return the record with ``image``, (C, H, W) uint8, and in training ``sem_seg``, (H, W) int64.
+
+        Raises:
+            UserError: the label map cannot be read, or has another size than the image.
+        """
+        record = dict(record)
+        image = detection_utils.read_image(record["file_name"], self._image_format)
+        detection_utils.check_image_size(record, image)
+        file, labels = record.pop("sem_seg_file_name", None), None
+        if self._train:
+            labels = read_labels(file)
+            check_size(file, labels.shape, record["file_name"], image.shape[:2])
+        inputs = T.AugInput(image, sem_seg=labels)
+        self._augment(inputs)
+        record["image"] = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
+        if self._train:
+            record["sem_seg"] = torch.from_numpy(inputs.sem_seg.astype(np.int64))
+        return record
