@@ -538,15 +538,15 @@ def test_label_maps_that_do_not_fit_are_named(label_map):
     Image.new("L", (4, 3), 1).save(labels)
     assert process()["IoU-b"] == 100
     spoilt = (
-        lambda: Image.new("L", (5, 3), 1).save(labels),
-        lambda: Image.new("L", (4, 3), 7).save(labels),
-        lambda: Image.new("RGB", (4, 3)).save(labels),
-        lambda: labels.write_bytes(b"no image"),
-        labels.unlink,
+        (lambda: Image.new("L", (5, 3), 1).save(labels), " is not a label map"),
+        (lambda: Image.new("L", (4, 3), 7).save(labels), " has the label 7"),
+        (lambda: Image.new("RGB", (4, 3)).save(labels), ": mask in colours, not labels"),
+        (lambda: labels.write_bytes(b"no image"), ": mask file unreadable"),
+        (labels.unlink, ": mask file unreadable"),
     )
-    for spoil in spoilt:
+    for spoil, said in spoilt:
         spoil()
-        with pytest.raises(UserError, match=r"labels\.png is not a label map"):
+        with pytest.raises(UserError, match=rf"labels\.png{said}"):
             process()
 
 

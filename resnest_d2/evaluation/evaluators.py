@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Sequence
-
-import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
@@ -12,14 +9,13 @@ from detectron2.evaluation import (
     DatasetEvaluators,
     LVISEvaluator,
     PascalVOCDetectionEvaluator,
-    SemSegEvaluator,
 )
-from detectron2.utils.file_io import PathManager
-from PIL import Image
 
-from ..errors import UserError, one_line
+from ..data.check import SEGMENTOR, SEMANTIC
+from ..errors import UserError
 from .coco import COCOEvaluator
 from .panoptic import PanopticEvaluator
+from .semantic import SemanticEvaluator
 
 
 def build_evaluator(cfg: CfgNode, dataset: str, output_dir: str) -> DatasetEvaluator:
@@ -38,52 +34,28 @@ def build_evaluator(cfg: CfgNode, dataset: str, output_dir: str) -> DatasetEvalu
         return LVISEvaluator(dataset, output_dir=output_dir)
     if kind == "pascal_voc":
         return PascalVOCDetectionEvaluator(dataset)
-    if kind == "sem_seg":
-        return SemanticEvaluator(dataset, output_dir)
+    semantic = (dataset, output_dir, cfg.TEST.BOUNDARY_IOU, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+    if kind in SEMANTIC or (kind == "coco_panoptic_seg" and cfg.MODEL.META_ARCHITECTURE == SEGMENTOR):
+        return SemanticEvaluator(*semantic)
     if kind == "coco_panoptic_seg":
         return DatasetEvaluators(
             [
                 build_instance_evaluator(cfg, dataset, output_dir),
-                SemanticEvaluator(dataset, output_dir),
+                SemanticEvaluator(*semantic),
                 PanopticEvaluator(dataset, output_dir),
             ]
         )
     raise UserError(
         f"DATASETS.TEST: {dataset!r} has evaluator_type {kind!r}, for which there is no evaluator; "
-        "set it to coco, lvis, pascal_voc, sem_seg or coco_panoptic_seg in its metadata"
+        "set it to coco, lvis, pascal_voc, sem_seg, cityscapes_sem_seg or coco_panoptic_seg in its metadata"
     )
 
 
-class SemanticEvaluator(SemSegEvaluator):
-    """detectron2's evaluator, but reading label maps in a way that also works with numpy 2."""
-
-    def __init__(self, dataset: str, output_dir: str) -> None:
-        super().__init__(dataset, output_dir=output_dir, sem_seg_loading_fn=_read_labels)
-
-    def process(self, inputs: Sequence[Dict[str, Any]], outputs: Sequence[Dict[str, Any]]) -> None:
-        """Count the pixels of a batch.
-
-        Raises:
-            UserError: a label map cannot be read, has another size, or has invalid labels.
-        """
-        for record, output in zip(inputs, outputs):
-            try:
-                super().process([record], [output])
-            except UserError:
-                raise
-            except ValueError as e:  # from numpy, for mismatching arrays
-                file = self.input_file_to_gt_file[record["file_name"]]
-                raise UserError(
-                    f"{file} is not a label map of {record['file_name']} ({one_line(e, 100)})"
-                ) from None
-
-
-def _read_labels(path: str, dtype: type) -> np.ndarray:
-    try:
-        with PathManager.open(path, "rb") as file, Image.open(file) as image:
-            return np.array(image, dtype=dtype)
-    except Exception as e:  # a broken file makes Pillow raise almost anything
-        raise UserError(f"{path} is not a label map or is damaged ({one_line(e, 100)})") from None
+def build_augmented_evaluator(cfg: CfgNode, dataset: str, output_dir: str) -> DatasetEvaluator:
+    """Build the evaluator of a model with TEST.AUG; of detectors it predicts only instances."""
+    if cfg.MODEL.META_ARCHITECTURE == SEGMENTOR:
+        return build_evaluator(cfg, dataset, output_dir)
+    return build_instance_evaluator(cfg, dataset, output_dir)
 
 
 def build_instance_evaluator(cfg: CfgNode, dataset: str, output_dir: str) -> DatasetEvaluator:

@@ -11,7 +11,13 @@ from ..errors import UserError
 from ..files import read_json
 
 #: Metrics of each task that are shown in tables.
-SHOWN = {"bbox": ("AP",), "segm": ("AP",), "panoptic_seg": ("PQ",)}
+SHOWN = {
+    "bbox": ("AP",),
+    "segm": ("AP",),
+    "panoptic_seg": ("PQ",),
+    "sem_seg": ("mIoU", "pACC"),
+    "sem_seg_TTA": ("mIoU", "pACC"),
+}
 #: Numbers larger than this cannot be measurements.
 LARGEST = 1e15
 
