@@ -83,7 +83,9 @@ def test_a_model_without_instances_is_named(draw):
         def forward(self, inputs):
             return [{"proposals": None} for _ in inputs]
 
-    with pytest.raises(UserError, match="META_ARCHITECTURE GeneralizedRCNN predicts no instances"):
+    with pytest.raises(
+        UserError, match="META_ARCHITECTURE GeneralizedRCNN predicts neither objects nor labels"
+    ):
         draw({"a.jpg": Image.new("RGB", (40, 30))}, model=Proposer())
 
 

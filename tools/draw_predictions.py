@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw a detector's predictions on its test images beside the ground truth, one PNG per image.
+"""Draw a model's predictions on its test images beside the ground truth, one PNG per image.
 
 %(prog)s --config-file configs/quickstart.yaml MODEL.WEIGHTS output/quickstart/model_final.pth
 """

@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Any, Dict, List, Set, Tuple
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetMapper, Metadata, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image, transform_instance_annotations
 from detectron2.data.transforms import ResizeTransform, TransformList
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from tqdm import tqdm
 
-from ..data.check import loading
+from ..data.check import SEGMENTOR, loading
 from ..data.loader import CheckedMapper
+from ..data.mappers import build_mapper
+from ..data.semantic_masks import check_size, read_labels
 from ..errors import UserError, needs, one_line
 from ..files import atomic_writer, unused_name, writing
+from .label_maps import class_colours, overlay
 from .labels import plain_text
 
 if TYPE_CHECKING:
@@ -42,18 +45,18 @@ def draw_predictions(
     """Write one picture per image: predictions on the left, ground truth on the right.
 
     Args:
-        model: a detector with its weights; it is put into eval mode.
-        dataset: a registered dataset, whose first images with objects are drawn.
+        model: a model with its weights; it is put into eval mode.
+        dataset: a registered dataset, whose first images with objects or labels are drawn.
         folder: folder for the pictures, PNGs named like the images. If several images of the dataset share
             a name, numbers are appended.
-        score_threshold: predictions with a lower score are left out.
+        score_threshold: objects predicted with a lower score are left out.
 
     Returns:
         The paths written.
 
     Raises:
-        UserError: the model predicts no instances, an image or its annotations cannot be used, or a picture
-            cannot be written.
+        UserError: the model predicts neither objects nor labels, an image or its annotations cannot be used,
+            or a picture cannot be written.
     """
     with needs("matplotlib", "drawing"):
         import matplotlib  # noqa: F401
@@ -61,12 +64,13 @@ def draw_predictions(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     metadata = MetadataCatalog.get(dataset)
-    mapper = CheckedMapper(DatasetMapper(cfg, is_train=False))
+    mapper = CheckedMapper(build_mapper(cfg, train=False))
     with loading([dataset]):
         records = DatasetCatalog.get(dataset)
     used: Set[str] = set()
     named = [(unused_name(Path(r["file_name"]).stem, ".png", used), r) for r in records]
-    named = [(name, record) for name, record in named if record.get("annotations")][:num_images]
+    wanted = "sem_seg_file_name" if cfg.MODEL.META_ARCHITECTURE == SEGMENTOR else "annotations"
+    named = [(name, record) for name, record in named if record.get(wanted)][:num_images]
     model.eval()
     paths = []
     for name, record in tqdm(named, desc="drawing predictions"):
@@ -74,27 +78,34 @@ def draw_predictions(
         # Draw everything at the size of the picture, or labels on small images would be tiny.
         image = read_image(record["file_name"], "RGB")
         height = min(max(round(_WIDTH * image.shape[0] / image.shape[1]), _HEIGHTS[0]), _HEIGHTS[1])
-        resize = TransformList([ResizeTransform(*image.shape[:2], height, _WIDTH)])
+        whole = image.shape[:2]
+        resize = TransformList([ResizeTransform(*whole, height, _WIDTH)])
         image = resize.apply_image(image)
         with torch.no_grad():
             inputs = {**mapped, "height": height, "width": _WIDTH}
             output = model([inputs])[0]
-        if "instances" not in output:
+        if "instances" in output:
+            instances = output["instances"].to("cpu")
+            instances = instances[instances.scores >= score_threshold]
+            with plain_text():
+                predicted = _visualizer(image, metadata).draw_instance_predictions(instances).get_image()
+                truth = _draw_truth(
+                    _visualizer(image, metadata), record, resize, (height, _WIDTH)
+                ).get_image()
+            caption = f"predictions, score >= {score_threshold:.0%}"
+        elif "sem_seg" in output:
+            colours = metadata.get("stuff_colors") or class_colours(len(output["sem_seg"]))
+            predicted = overlay(image, output["sem_seg"].argmax(0).cpu().numpy(), colours)
+            labels = read_labels(record["sem_seg_file_name"])
+            check_size(record["sem_seg_file_name"], labels.shape, record["file_name"], whole)
+            labels = resize.apply_segmentation(labels)
+            truth, caption = overlay(image, labels, colours), "predictions"
+        else:
             raise UserError(
-                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} predicts no instances to "
-                "draw; use a detector's configuration"
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} predicts neither objects nor labels "
+                "to draw; use the configuration of a detector or of semantic segmentation"
             )
-        instances = output["instances"].to("cpu")
-        instances = instances[instances.scores >= score_threshold]
-        with plain_text():
-            predicted = _visualizer(image, metadata).draw_instance_predictions(instances)
-            truth = _draw_truth(_visualizer(image, metadata), record, resize, (height, _WIDTH))
-        page = _side_by_side(
-            {
-                f"predictions, score >= {score_threshold:.0%}": predicted.get_image(),
-                "ground truth": truth.get_image(),
-            }
-        )
+        page = _side_by_side({caption: predicted, "ground truth": truth})
         with atomic_writer(folder / name) as file:
             page.save(file, "PNG")
         paths.append(folder / name)

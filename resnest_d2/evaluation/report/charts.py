@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from functools import partial
-from typing import Any, Callable, Dict, List, Mapping, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
 import matplotlib
 import numpy as np
@@ -41,10 +41,10 @@ _STYLE = {
 }
 
 
-def _chart(draw: Callable[[Axes], Any], title: str) -> str:
-    """Draw an SVG image of 4.6 by 3.1 inches, which scales to the width that it is given."""
+def _chart(draw: Callable[[Axes], Any], title: str, size: Tuple[float, float] = (4.6, 3.1)) -> str:
+    """Draw an SVG image of that size in inches, which scales to the width that it is given."""
     with matplotlib.rc_context(_STYLE), plain_text():
-        figure = Figure(figsize=(4.6, 3.1), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         draw(figure.subplots())
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
@@ -133,15 +133,39 @@ def bars(rows: Sequence[Mapping[str, Any]], value: str, text: Callable[[Mapping]
     return _chart(draw, unit)
 
 
+def confusion(counts: np.ndarray, names: Sequence[str]) -> str:
+    """Draw a matrix of pixels by true and predicted class, in percent of the true class."""
+    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    few = len(names) <= 12
+
+    def draw(axes: Axes) -> None:
+        axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=10)  # the root shows rare confusions, too
+        axes.grid(visible=False)
+        axes.set_xticks(
+            range(len(names)), map(_in_legend, names), rotation=60, ha="right", size=8 if few else 5
+        )
+        axes.set_yticks(range(len(names)), map(_in_legend, names), size=8 if few else 5)
+        axes.set(xlabel="predicted", ylabel="true")
+        for y, x in np.argwhere(share >= (0.05 if few else 1)):
+            colour = "white" if share[y, x] > 40 else "black"
+            axes.annotate(
+                f"{share[y, x]:.0f}", (x, y), ha="center", va="center", color=colour, size=8 if few else 4
+            )
+
+    return _chart(draw, "confusion of classes", (7, 5.6))
+
+
 def training(metrics: Sequence[Dict[str, Any]]) -> List[Dict[str, str]]:
     """Plot the losses, learning rate and AP in the metrics by iteration. Returns titles and images."""
     losses = sorted({k for line in metrics for k in line if "loss" in k and "/" not in k})
     losses = [k for k in losses if k != "total_loss"][:_MOST_LINES]
-    ap = sorted({k for line in metrics for k in line if k.split("/")[-1] in ("AP", "PQ")})[:_MOST_LINES]
+    ap = sorted({k for line in metrics for k in line if k.split("/")[-1] in ("AP", "PQ", "mIoU")})[
+        :_MOST_LINES
+    ]
     groups = [
         ("Total loss", ["total_loss"], "loss"),
         ("Parts of the loss", losses, "loss"),
-        ("AP during training", ap, "AP (%)"),
+        ("AP or IoU during training", ap, "%"),
         ("Learning rate", ["lr"], "learning rate"),
     ]
     charts = []

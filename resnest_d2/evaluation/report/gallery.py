@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import pycocotools.mask
@@ -16,6 +16,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils.visualizer import Visualizer
 from fvcore.transforms.transform import PadTransform
 from PIL import Image
+from tqdm import tqdm
 
 from ...errors import UserError
 from ...files import check_readable, inside
@@ -39,7 +40,7 @@ def draw(evaluation: Evaluation, picture: Picture, kind: str) -> Dict[str, Any]:
     entry = {"name": label(Path(image["file_name"]).name, 100)}
     try:
         path = inside(evaluation.images, image["file_name"], "the annotations", links=True)
-        pixels = _read(path, (image["height"], image["width"]))
+        pixels = read(path, (image["height"], image["width"]))
     except UserError as e:
         return {**entry, "problem": label(e, 300)}
     name = {c["id"]: label(c["name"], 40) for c in evaluation.truth["categories"]}
@@ -56,16 +57,14 @@ def draw(evaluation: Evaluation, picture: Picture, kind: str) -> Dict[str, Any]:
     ]
     return {
         **entry,
-        "f1": 100 * picture.f1,
-        "right": len(picture.right),
-        "wrong": len(picture.wrong),
-        "missed": len(picture.missed),
+        "measured": f"F1 {100 * picture.f1:.0f} % · {len(picture.right)} right, {len(picture.wrong)} wrong, "
+        f"{len(picture.missed)} missed",
         "predicted": _overlay(pixels, predicted, kind),
         "truth": _overlay(pixels, true, kind),
     }
 
 
-def _read(path: Path, size: Tuple[int, int]) -> np.ndarray:
+def read(path: Path, size: Tuple[int, int]) -> np.ndarray:
     """Read an image as (H, W, 3) RGB, rotated according to its EXIF data.
 
     Args:
@@ -123,15 +122,40 @@ def _overlay(pixels: np.ndarray, objects: Sequence[Tuple[Dict, str, str]], kind:
                 alpha=0.35,
             )
         drawn = visualizer.output.get_image()
+    return picture(drawn)
+
+
+def picture(pixels: np.ndarray) -> str:
+    """Return an image, (H, W, 3) RGB, as the data URL of a JPEG."""
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(drawn)).save(file, "JPEG", quality=82)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def fitting(height: int, width: int) -> Tuple[int, int]:
+    """Return the width and height of an image scaled to the size of a picture."""
+    scale = min(_MOST[0] / width, _MOST[1] / height)
+    return max(round(scale * width), 1), max(round(scale * height), 1)
+
+
+def shelves(
+    ranked: Sequence[Any], count: int, draw: Callable[[Any], Dict[str, Any]]
+) -> Dict[str, List[Dict[str, Any]]]:
+    """Draw the ``count`` best and the ``count`` worst of some images, without any twice."""
+    worst = ranked[max(count, len(ranked) - count) :][::-1]
+    chosen = {"Best": ranked[:count], "Worst": worst}
+    with tqdm(total=sum(map(len, chosen.values())), desc="pictures") as progress:
+        drawn: Dict[str, List[Dict[str, Any]]] = {title: [] for title in chosen}
+        for title, images in chosen.items():
+            for image in images:
+                drawn[title].append(draw(image))
+                progress.update()
+    return {title: entries for title, entries in drawn.items() if entries}
 
 
 def _to_size_of_a_picture(height: int, width: int) -> Tuple[TransformList, Tuple[int, int]]:
     """Return the transforms that fit an image into a picture, and the picture's height and width."""
-    scale = min(_MOST[0] / width, _MOST[1] / height)
-    new = max(round(scale * height), 1), max(round(scale * width), 1)
+    new = fitting(height, width)[::-1]
     right, below = max(_LEAST[0] - new[1], 0), max(_LEAST[1] - new[0], 0)
     resize, pad = ResizeTransform(height, width, *new), PadTransform(0, 0, right, below, pad_value=255)
     return TransformList([resize, pad]), (new[0] + below, new[1] + right)

@@ -1,14 +1,11 @@
-"""Compute all figures of a report from the files of an evaluation."""
+"""Compute the figures of a detector's report."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
 import io
-import itertools
 import logging
-import os
-import shlex
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +13,9 @@ from typing import Any, Dict, List, Mapping, Optional
 
 import numpy as np
 
-from ...errors import UserError, nearest
 from ...published.detectors import DETECTORS
 from ..coco import Match, average_recalls, evaluate_coco, match_detections, precisions, statistics
-from ..results import read_results
-from .inputs import FIELDS, comparable, read_detections, read_metrics, read_truth, remedied
+from .inputs import FIELDS
 
 logger = logging.getLogger(__name__)
 
@@ -62,75 +57,6 @@ class Evaluation:
             with contextlib.redirect_stdout(io.StringIO()):
                 self._matches[kind] = match_detections(self.truth, self.results, kind, trust_masks=True)
         return self._matches[kind]
-
-
-def load_evaluation(
-    folder: Path,
-    annotations: Optional[Path] = None,
-    images: Optional[Path] = None,
-    row: Optional[str] = None,
-) -> Evaluation:
-    """Find and read the files of an evaluation.
-
-    Args:
-        folder: OUTPUT_DIR of a run, or its folder of detections.
-        annotations, images: ground truth and its images; default to those recorded by the run.
-        row: published row to compare with; defaults to the configuration of the run.
-
-    Raises:
-        UserError: there are no detections, the ground truth is unknown, a file cannot be used, or there is no
-            such row or folder.
-    """
-    folder = Path(folder)
-    if row is not None and row not in DETECTORS:
-        raise UserError(f"--row {row}: no such row is published; {nearest(row, DETECTORS)}")
-    if images is not None and not os.path.isdir(images):
-        raise UserError(f"--images {images} is not a folder")
-    detections = [
-        folder / "coco_instances_results.json",
-        folder / "inference" / "coco_instances_results.json",
-        *sorted(folder.glob("inference/*/coco_instances_results.json")),
-    ]
-    file = next((f for f in detections if os.path.exists(f)), None)
-    if file is None:
-        raise UserError(f"{folder} has no inference/coco_instances_results.json; evaluate into it first")
-    root = folder if file.parent != folder or os.path.exists(folder / "results.json") else folder.parent
-    run: Dict[str, Any] = {}
-    if os.path.exists(root / "results.json"):
-        with remedied("evaluate again, or remove it and give --annotations and --images"):
-            run = read_results(root / "results.json")
-    noted = run.get("datasets") or [{}]
-    dataset = next((d for d in noted if d.get("name") == file.parent.name), noted[0])
-    what, annotations = "--annotations" if annotations else "", annotations or dataset.get("json_file")
-    images = images or dataset.get("image_root")
-    if not annotations:
-        raise UserError(f"{root} does not record its dataset; give --annotations and --images")
-    truth = read_truth(Path(annotations), what)
-    with remedied("evaluate again"):
-        results = read_detections(file, truth)
-    metrics: List[Dict[str, Any]] = []
-    if os.path.exists(root / "metrics.json"):
-        with remedied("remove it to leave out the training"):
-            metrics = read_metrics(root / "metrics.json")
-    row = row or _config_of(run.get("command") or "")
-    return Evaluation(
-        name=row or root.resolve().name,
-        truth=truth,
-        images=Path(images) if images else None,
-        results=results,
-        run=run,
-        metrics=metrics,
-        published=row if row in DETECTORS else None,
-        tasks=comparable(Path(annotations), truth, results),
-    )
-
-
-def _config_of(command: str) -> Optional[str]:
-    """Return the name of the configuration in the command line of a run."""
-    for word, value in itertools.pairwise(shlex.split(command)):
-        if word == "--config-file":
-            return Path(value).stem
-    return None
 
 
 @dataclass
