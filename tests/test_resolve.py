@@ -150,7 +150,7 @@ def test_failed_download_is_never_taken_for_a_weight(handler, server, behave, fi
 def test_wrong_hash_is_refused(handler, server):
     name = BACKBONES["resnest_test"].official
     server.files[name] = server.files[name][:-1] + b"x"
-    with pytest.raises(UserError, match=r"its SHA-256 starts with \w{8}, not"):
+    with pytest.raises(UserError, match=r"its SHA-256 starts with \w{8} and SHA-1 starts with \w{8}, not"):
         handler.resolve("resnest_test")
     assert leftovers(handler) == []
 

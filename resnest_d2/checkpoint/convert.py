@@ -19,6 +19,7 @@ from ..modeling import ResNeSt
 from ..modeling.resnest import STAGE_BLOCKS
 from .numbers import check_numbers, check_types
 from .read import WeightsError
+from .segmentors import semantic_head
 
 State = Dict[str, Tensor]
 
@@ -72,6 +73,7 @@ class Conversion(NamedTuple):
         missing_keys: names in the backbone that the file has nothing for.
         options: arguments of :class:`ResNeSt` for the recognised backbone.
         is_detector: whether the file has more weights than the backbone's.
+        is_renamed: whether these are a whole model's under other names than in the file.
     """
 
     source: str
@@ -80,6 +82,7 @@ class Conversion(NamedTuple):
     missing_keys: List[str]
     options: Dict[str, Any]
     is_detector: bool
+    is_renamed: bool = False
 
     def checkpoint(self) -> Dict[str, Any]:
         """Return the content of a ``.pth`` file for detectron2's stock checkpointer.
@@ -130,14 +133,14 @@ def convert(content: Dict[str, Any], name: str = "the file", own: Container[str]
             return conversion._replace(
                 source="a whole detector", state=state, unexpected_keys=[], is_detector=True
             )
-    for prefix in ("backbone.", ""):
+    for prefix in ("backbone.", "pretrained.", ""):
         if f"{prefix}layer1.0.conv1.weight" not in state:
             continue
         for telling, (source, stem) in _FORMATS.items():
             if f"{prefix}{telling}" in state:
                 theirs = [key for key in state if key.startswith(prefix)]
                 ours = {key: _rename(key[len(prefix) :], state[key], stem) for key in theirs}
-                return _convert(source, state, ours, name)
+                return _with_head(_convert(source, state, ours, name), state)
     found = f"its {len(state)} tensors are {some(state)}"
     raise UnknownFormatError(name, "holds no ResNeSt in a known format", found)
 
@@ -172,7 +175,7 @@ def as_checkpoint(content: Dict[str, Any], name: str, own: Container[str] = ()) 
             return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
         return {"model": content}
     if conversion.is_detector:
-        return content if in_layout else {"model": conversion.state}
+        return content if in_layout and not conversion.is_renamed else {"model": conversion.state}
     conversion.check_complete(name)
     return {**(content if in_layout else {}), **conversion.checkpoint()}
 
@@ -266,6 +269,20 @@ def _convert(source: str, state: State, ours: Dict[str, Optional[str]], name: st
     placed = {key: value for key, value in backbone.items() if key in expected and key not in missing}
     unexpected = [key for key in state if ours.get(key) not in placed]
     return Conversion(source, placed, unexpected, missing, options, False)
+
+
+def _with_head(conversion: Conversion, state: State) -> Conversion:
+    """Add the file's semantic head, if it has one in a known format, for a SemanticSegmentor."""
+    head = semantic_head(state)
+    if head is None:
+        return conversion
+    return conversion._replace(
+        source=head.source,
+        state={**{f"backbone.{key}": value for key, value in conversion.state.items()}, **head.state},
+        unexpected_keys=[key for key in conversion.unexpected_keys if key not in head.keys],
+        is_detector=True,
+        is_renamed=True,
+    )
 
 
 def _rename(key: str, value: Tensor, stem: Dict[str, str]) -> Optional[str]:

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from ..errors import UserError, nearest, one_line
 from ..files import atomic_write_text, atomic_writer, check_readable, check_writable, writing
+from ..published import MODELS
 from ..published.backbones import BACKBONES, HUB_URL, OFFICIAL_URL, PretrainedWeights
-from ..published.detectors import DETECTORS
 from .convert import convert
 from .read import WeightsError, damage, read_weights
 
@@ -45,9 +45,9 @@ _MOST_BYTES = 1 << 34
 class ResNeStHandler(PathHandler):
     """Path handler for ``resnest://NAME`` in detectron2's PathManager.
 
-    NAME is one of :data:`BACKBONES`, or a configuration of :data:`DETECTORS`, meaning its trained detector.
+    NAME is one of :data:`BACKBONES`, or a configuration of :data:`MODELS`, meaning its trained model.
     The order of search is the folder that RESNEST_D2_WEIGHTS names, the cache, the authors' release assets,
-    the Hugging Face hub. Trained detectors are no longer served anywhere, so they must be in the folder or
+    the Hugging Face hub. Trained models are no longer served anywhere, so they must be in the folder or
     the cache.
 
     Args:
@@ -94,7 +94,7 @@ class ResNeStHandler(PathHandler):
 
     def names(self) -> List[str]:
         """List the names that may follow the prefix."""
-        return [*BACKBONES, *DETECTORS]
+        return [*BACKBONES, *(name for name, row in MODELS.items() if row.released)]
 
     def name_of(self, file: str) -> Optional[str]:
         """Return the name of the weights that may be in a file of that name, or None."""
@@ -143,8 +143,8 @@ class ResNeStHandler(PathHandler):
             yield from filter(present, (place / file for file in files))
 
     def _files(self, name: str) -> List[str]:
-        if name in DETECTORS:
-            return [DETECTORS[name].released, f"{name}.pth"]
+        if name in MODELS and MODELS[name].released:
+            return [MODELS[name].released, f"{name}.pth"]
         if name in BACKBONES:
             return [*BACKBONES[name].files, f"{name}.safetensors", f"{name}.pth"]
         hint = nearest(name, self.names(), limit=len(BACKBONES))
@@ -187,8 +187,8 @@ class ResNeStHandler(PathHandler):
         """
         stat = check_readable(source).stat()
         identity = f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-        stem = f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-        if name in DETECTORS:
+        stem = f"{Path(name).name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+        if name in MODELS:
             note = self.cache / f"{stem}.checked"
             if not note.is_file():
                 _check_hash(source, source.name)
@@ -214,7 +214,7 @@ def download(url: str, target: Path, check: Callable[[Path], object] = lambda pa
     """Fetch ``url`` into ``target``, which appears complete and verified or not at all.
 
     If several processes request the same target, one of them fetches it. Eight hex digits at the end of the
-    target's stem must be the start of its SHA-256.
+    target's stem must be the start of its SHA-256 or SHA-1.
 
     Args:
         check: raises WeightsError if the fetched file is not as expected.
@@ -339,14 +339,17 @@ def _in_words(options: Dict[str, int]) -> str:
 
 
 def _check_hash(path: Path, name: str) -> None:
-    """Raise WeightsError if a file's name contains the start of a SHA-256 that its content does not match."""
+    """Raise WeightsError if a file's name contains the start of a hash that its content does not match."""
     expected = re.search(r"-([0-9a-f]{8})\.\w+$", name)
     if expected is None:
         return
-    digest = hashlib.sha256()
+    digests = {"SHA-256": hashlib.sha256(), "SHA-1": hashlib.sha1()}  # the latter in PyTorch-Encoding's names
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    if not digest.hexdigest().startswith(expected[1]):
-        reason = f"its SHA-256 starts with {digest.hexdigest()[:8]}, not {expected[1]}"
+            for digest in digests.values():
+                digest.update(chunk)
+    found = {kind: digest.hexdigest()[:8] for kind, digest in digests.items()}
+    if expected[1] not in found.values():
+        hashes = " and ".join(f"{kind} starts with {digest}" for kind, digest in found.items())
+        reason = f"its {hashes}, not {expected[1]}"
         raise WeightsError(path, f"is damaged: {reason}", "remove it or fetch it again")
