@@ -413,7 +413,7 @@ def test_command_line_trains_and_evaluates_on_own_data(shapes, run_python, tmp_p
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert set(ap_tables(result.stdout)) == {"bbox", "segm"}
-    assert "Not compared with the published AP: DATASETS.TEST is user_val_1" in result.stdout
+    assert "Not compared with the published figures: DATASETS.TEST is user_val_1" in result.stdout
 
 
 def test_command_line_names_what_is_missing(shapes, run_python, tmp_path):

@@ -133,7 +133,7 @@ def test_import_loads_no_module_beside_what_detectron2_loads(stranger):
     """`import resnest_d2` is as fast as detectron2's own imports, because it adds little to them."""
     assert "resnest_d2" in stranger["loaded"]
     assert {*stranger["loaded"]} <= {
-        *("resnest_d2", "detectron2", "torchvision", "contourpy", "safetensors"),
+        *("resnest_d2", "detectron2", "fvcore", "torchvision", "contourpy", "safetensors"),
     }
 
 

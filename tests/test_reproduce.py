@@ -19,7 +19,7 @@ from support import ROOT, assert_one_line_error
 from resnest_d2 import UserError, model_zoo
 from resnest_d2.engine import reproduce
 from resnest_d2.engine.reproduce import Reproduction, markdown, select
-from resnest_d2.published.detectors import DETECTORS
+from resnest_d2.published import DETECTORS, SEGMENTORS
 
 
 def reproduction(tmp_path, num_gpus=8, **options):
@@ -29,14 +29,15 @@ def reproduction(tmp_path, num_gpus=8, **options):
 def test_rows_are_chosen_by_table_by_name_or_all():
     assert select("5", None, False) == [n for n, row in DETECTORS.items() if row.table == "5"]
     assert len(select("6", None, False)) == 8
+    assert select("7", None, False) == [n for n, row in SEGMENTORS.items() if row.table == "7"]
     assert select(None, "mask_resnest50, faster_resnet50", False) == ["mask_resnest50", "faster_resnet50"]
-    assert len(select(None, None, True)) == 21
+    assert len(select(None, None, True)) == 31
 
 
 @pytest.mark.parametrize(
     "choice, said",
     [
-        (("4", None, False), "--table 4: there are only tables 5 and 6"),
+        (("4", None, False), "--table 4: there are only tables 5, 6 and 7"),
         ((None, "mask_resnest51", False), "no row 'mask_resnest51'; did you mean mask_resnest50"),
         ((None, " , ", False), "--rows: no row ' , '; there are faster_resnet50"),
         ((None, None, False), "select rows with one of --table, --rows and --all"),

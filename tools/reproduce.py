@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Reproduce rows of the paper's COCO tables, one after the other: train and evaluate, or only evaluate.
+"""Reproduce rows of the paper's tables, one after the other: train and evaluate, or only evaluate.
 
 %(prog)s --table 5                             all rows of table 5
 %(prog)s --rows mask_resnest50,mask_resnet50   these rows

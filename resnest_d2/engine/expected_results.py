@@ -1,4 +1,4 @@
-"""Whether a run may be compared with the published AP of its configuration."""
+"""Whether a run may be compared with the published figures of its configuration."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from ..config import flatten
+from ..published.segmentors import VALIDATION
 
 #: Datasets of the published figures, with their numbers of images.
-_FULL = {"coco_2017_val": 5000, "coco_2017_val_panoptic_separated": 5000}
+_FULL = {
+    "coco_2017_val": 5000,
+    "coco_2017_val_panoptic_separated": 5000,
+    **dict(VALIDATION.values()),
+}
 # Keys that may differ from the recipe: they change where and how fast a model is computed, but not the model.
 _FREE = {
     "MODEL.WEIGHTS",
@@ -51,13 +56,13 @@ def keep_comparable(cfg: CfgNode, recipe: CfgNode, args: Namespace) -> List[str]
 
 def _obstacle(cfg: CfgNode, recipe: Dict[str, Any], sections: Tuple[str, ...]) -> str:
     for name in cfg.DATASETS.TEST:
-        if name not in _FULL:
-            return f"DATASETS.TEST is {name}, not the full coco_2017_val"
+        if name not in recipe["DATASETS.TEST"]:
+            return f"DATASETS.TEST is {name}, not the full {' and '.join(recipe['DATASETS.TEST'])}"
     for key, value in flatten(cfg):
         if key.startswith(sections) and key not in _FREE and value != recipe[key]:
             return f"{key} is {value!r}, in the recipe {recipe[key]!r}"
     for name in cfg.DATASETS.TEST:
         images = len(DatasetCatalog.get(name))
-        if images != _FULL[name]:
+        if images != _FULL.get(name, images):
             return f"{name} has {images} images here, not {_FULL[name]}"
     return ""

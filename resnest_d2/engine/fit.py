@@ -8,7 +8,7 @@ import tempfile
 import urllib.parse
 from argparse import Namespace
 from pathlib import Path
-from typing import List
+from typing import List, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -20,6 +20,7 @@ from ..data.loader import PREFETCHED, SHARED_MEMORY
 from ..errors import OptionError, UserError, check_number
 
 _SYNCHRONISED = ("SyncBN", "naiveSyncBN", "nnSyncBN")
+_OWN_HEAD = "ResNeStDeepLabV3Head"
 _OWN_BACKBONES = (
     "build_resnest_backbone",
     "build_resnest_fpn_backbone",
@@ -149,7 +150,10 @@ def fit_workers(cfg: CfgNode, processes: int, on_this_machine: int, train: bool)
     # A pixel takes 3 bytes, and 8 more if it has a semantic class.
     pixel = 3 + 8 * (cfg.MODEL.META_ARCHITECTURE in ("PanopticFPN", "SemanticSegmentor"))
     sizes, images = cfg.INPUT, cfg.SOLVER.IMS_PER_BATCH // (cfg.SOLVER.REFERENCE_WORLD_SIZE or processes)
-    batch = pixel * images * _pixels(max(sizes.MIN_SIZE_TRAIN), sizes.MAX_SIZE_TRAIN) if train else 0
+    trained = _pixels(max(sizes.MIN_SIZE_TRAIN), sizes.MAX_SIZE_TRAIN)
+    if sizes.SCALE_CROP.LONG_SIZE:
+        trained = sizes.SCALE_CROP.CROP_SIZE**2
+    batch = pixel * images * trained if train else 0
     if cfg.DATASETS.TEST:  # prefetched training images stay in memory during evaluation
         batch += 3 * _pixels(sizes.MIN_SIZE_TEST, sizes.MAX_SIZE_TEST)
     status = os.statvfs(SHARED_MEMORY)
@@ -169,6 +173,22 @@ def fit_workers(cfg: CfgNode, processes: int, on_this_machine: int, train: bool)
 def _pixels(shorter: int, longer: int) -> int:
     """The most pixels that an image can have after it is scaled to these side lengths."""
     return min(shorter or longer, longer) * longer
+
+
+def fit_testing(cfg: CfgNode, overrides: Sequence[str]) -> List[str]:
+    """Test semantic segmentation at one scale on a CPU, in place, unless the overrides ask for TEST.AUG.
+
+    Returns:
+        The change, in one line.
+    """
+    segments = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor" and cfg.TEST.AUG.ENABLED
+    if not segments or cfg.MODEL.DEVICE != "cpu" or "TEST.AUG.ENABLED" in overrides:
+        return []
+    cfg.TEST.AUG.ENABLED = False
+    return [
+        "TEST.AUG.ENABLED False on the CPU, where the many scales and windows take minutes for an image; set "
+        "it to True to test with them"
+    ]
 
 
 def fit_to_machine(cfg: CfgNode, processes: int) -> List[str]:
@@ -220,14 +240,25 @@ def _replace_norms(cfg: CfgNode, norms: tuple, norm: str) -> List[str]:
 
 
 def _check_pooled_norms(cfg: CfgNode, images: int, processes: int) -> None:
-    """Check that batch statistics inside Split-Attention, over one pooled vector per image, are possible."""
-    resnets = cfg.MODEL.RESNETS
-    together = images if resnets.NORM in _SYNCHRONISED else images // processes
-    batch_statistics = resnets.NORM in ("BN", *_SYNCHRONISED) and resnets.RADIX > 0
+    """Check that batch statistics over one pooled vector per image are possible, wherever there are any."""
+    resnets, head = cfg.MODEL.RESNETS, cfg.MODEL.SEM_SEG_HEAD
     trained = cfg.MODEL.BACKBONE.FREEZE_AT < 5  # 5 freezes res5 too
-    if cfg.MODEL.BACKBONE.NAME in _OWN_BACKBONES and batch_statistics and trained and together < 2:
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH {images} on {processes} process(es) leaves {together} image for the batch "
-            f"statistics of MODEL.RESNETS.NORM {resnets.NORM} inside Split-Attention, which needs 2; raise "
-            "SOLVER.IMS_PER_BATCH, or set MODEL.RESNETS.NORM to FrozenBN (for fine-tuning) or GN"
-        )
+    split_attention = cfg.MODEL.BACKBONE.NAME in _OWN_BACKBONES and resnets.RADIX > 0 and trained
+    segmentor = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
+    for key, norm, place, there, others in (
+        (
+            "RESNETS",
+            resnets.NORM,
+            "inside Split-Attention",
+            split_attention,
+            "FrozenBN (for fine-tuning) or GN",
+        ),
+        ("SEM_SEG_HEAD", head.NORM, "of the pooled image", segmentor and head.NAME == _OWN_HEAD, "GN"),
+    ):
+        together = images if norm in _SYNCHRONISED else images // processes
+        if there and norm in ("BN", *_SYNCHRONISED) and together < 2:
+            raise UserError(
+                f"SOLVER.IMS_PER_BATCH {images} on {processes} process(es) leaves {together} image for the "
+                f"batch statistics of MODEL.{key}.NORM {norm} {place}, which needs 2; raise "
+                f"SOLVER.IMS_PER_BATCH, or set MODEL.{key}.NORM to {others}"
+            )

@@ -22,7 +22,7 @@ from ..data import (
 from ..errors import OptionError, UserError, check_number
 from .config import read_config
 from .expected_results import keep_comparable
-from .fit import check_processes, count_processes, fit_to_machine, fit_workers, processes_here
+from .fit import check_processes, count_processes, fit_testing, fit_to_machine, fit_workers, processes_here
 from .folder import follow_weights, restarted
 from .values import check_proposals, check_sigmas
 
@@ -57,6 +57,7 @@ def preflight(args: Namespace) -> Preflight:
         raise UserError("--optimize and --half are for --eval-only: a model with folded norms cannot train")
     cfg, recipe = read_config(args.config_file, args.opts)
     metadata, notes = fit_to_own_data(cfg, args)
+    notes += fit_testing(cfg, args.opts)
     if args.eval_only and args.epochs is not None:
         notes.append(f"--epochs {args.epochs:g} has no effect, as --eval-only does not train")
     split = "TRAIN" if train else "TEST"
@@ -81,7 +82,7 @@ def preflight(args: Namespace) -> Preflight:
     notes += _check_data(cfg, args)
     _fetch_weights(cfg, train, resume)
     reasons = keep_comparable(cfg, recipe, args)
-    notes += [f"Not compared with the published AP: {reason}" for reason in reasons]
+    notes += [f"Not compared with the published figures: {reason}" for reason in reasons]
     cfg.freeze()
     return Preflight(cfg, resume, metadata, notes)
 

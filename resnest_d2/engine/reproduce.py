@@ -1,4 +1,4 @@
-"""The COCO tables, row by row: commands, results, and a table beside the paper's figures."""
+"""The published tables, row by row: commands, results, and a table beside the paper's figures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..evaluation.labels import label
 from ..evaluation.results import read_results
 from ..files import atomic_write_text, check_writable, read_json, read_text, writing
 from ..processes import Interrupted
-from ..published.detectors import DETECTORS
+from ..published import MODELS, SEGMENTORS
 from .config import load_config
 from .results import FILE as RESULTS
 from .signals import end_with_parent, noted_signals
@@ -45,10 +45,20 @@ _SMOKE = {
     "INPUT.MIN_SIZE_TEST": 96,
     "MODEL.WEIGHTS": "",
     "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
+    "INPUT.SCALE_CROP.LONG_SIZE": "(64, 128)",
+    "INPUT.SCALE_CROP.CROP_SIZE": 96,
     "TEST.PRECISE_BN.ENABLED": False,
     "TEST.AUG.ENABLED": False,
     "DATALOADER.NUM_WORKERS": 0,
     "TEST.DETECTIONS_PER_IMAGE": 20,
+}
+#: Of semantic segmentation, also its augmented testing.
+_SMOKE_SEGMENTOR = {
+    **_SMOKE,
+    "TEST.AUG.ENABLED": True,
+    "TEST.AUG.SCALES": "(1.0,)",
+    "TEST.AUG.LONG_SIZE": 96,
+    "TEST.AUG.WINDOW": 64,
 }
 
 
@@ -61,17 +71,17 @@ def select(table: Optional[str], rows: Optional[str], every: bool) -> List[str]:
     if sum(map(bool, (table, rows, every))) != 1:
         raise UserError("select rows with one of --table, --rows and --all")
     if every:
-        return list(DETECTORS)
+        return list(MODELS)
     if table:
-        chosen = [name for name, row in DETECTORS.items() if row.table == table]
+        chosen = [name for name, row in MODELS.items() if row.table == table]
         if not chosen:
-            raise UserError(f"--table {table}: there are only tables 5 and 6")
+            raise UserError(f"--table {table}: there are only tables 5, 6 and 7")
         return chosen
     names = list(dict.fromkeys(name.strip() for name in (rows or "").split(",") if name.strip()))
-    unknown = [name for name in names if name not in DETECTORS]
+    unknown = [name for name in names if name not in MODELS]
     if unknown or not names:
         first = unknown[0] if unknown else rows
-        raise UserError(f"--rows: no row {first!r}; {nearest(first, DETECTORS)}")
+        raise UserError(f"--rows: no row {first!r}; {nearest(first, MODELS)}")
     return names
 
 
@@ -127,8 +137,8 @@ class Reproduction:
             words += ["MODEL.WEIGHTS", model_zoo.get_checkpoint_url(name)]
         elif self.processes != _REFERENCE_GPUS:
             words += ["SOLVER.REFERENCE_WORLD_SIZE", str(_REFERENCE_GPUS)]
-        smoke = _SMOKE.items() if self.smoke else ()
-        return [*words, *(str(word) for pair in smoke for word in pair), *self.overrides]
+        smoke = (_SMOKE_SEGMENTOR if name in SEGMENTORS else _SMOKE) if self.smoke else {}
+        return [*words, *(str(word) for pair in smoke.items() for word in pair), *self.overrides]
 
     def command(self, name: str) -> List[str]:
         """The exact command of a row on one machine."""
@@ -325,7 +335,7 @@ class Reproduction:
 
     def table(self, results: Sequence[Dict[str, Any]]) -> str:
         """:func:`markdown`, with a note if the figures are those of a smoke run."""
-        note = "\n\nA smoke run of two iterations: its figures say nothing about the detectors."
+        note = "\n\nA smoke run of two iterations: its figures say nothing about the models."
         return markdown(results) + (note if self.smoke else "")
 
     def _environment(self, name: str) -> Dict[str, str]:
@@ -364,10 +374,15 @@ def _last_words(log: Path) -> str:
 def markdown(results: Sequence[Dict[str, Any]]) -> str:
     """A table of the results beside the published figures; an en dash means not measured."""
     columns = (
-        ("box AP", lambda row: row.box_ap, "bbox", "AP"),
-        ("mask AP", lambda row: row.mask_ap, "segm", "AP"),
-        ("PQ", lambda row: row.pq, "panoptic_seg", "PQ"),
+        ("box AP", "box_ap", "bbox", "AP"),
+        ("mask AP", "mask_ap", "segm", "AP"),
+        ("PQ", "pq", "panoptic_seg", "PQ"),
+        ("mIoU", "miou", "sem_seg_TTA", "mIoU"),
+        ("pixel accuracy", "pixel_accuracy", "sem_seg_TTA", "pACC"),
     )
+    # Only what the rows are measured by.
+    kept = {row: MODELS[row] for row in (result["row"] for result in results)}
+    columns = [c for c in columns if any(getattr(row, c[1], None) is not None for row in kept.values())]
     rows, titles = [], ["row"]
     for name, *_ in columns:
         titles += [name, "published", "difference"]
@@ -376,7 +391,7 @@ def markdown(results: Sequence[Dict[str, Any]]) -> str:
         cells = [result["row"]]
         for _, published, task, metric in columns:
             ours = result.get("results", {}).get(task, {}).get(metric)
-            theirs = published(DETECTORS[result["row"]])
+            theirs = getattr(MODELS[result["row"]], published, None)
             cells += [ours, theirs, None if None in (ours, theirs) else ours - theirs]
         seconds, done = result.get("wall_seconds"), "results" in result
         cells += [result.get("seconds_per_iteration"), result.get("peak_gpu_memory_mb")]

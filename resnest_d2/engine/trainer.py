@@ -16,7 +16,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
-from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.projects.deeplab import build_lr_scheduler
+from detectron2.solver import LRScheduler
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter
@@ -28,8 +29,8 @@ from ..checkpoint import Checkpointer, Coverage
 from ..checkpoint.read import WeightsError
 from ..data.loader import build_test_loader, build_train_loader
 from ..errors import OptionError, UserError
-from ..evaluation import build_evaluator, build_instance_evaluator
-from ..modeling import optimize_for_inference, to_channels_last
+from ..evaluation import build_augmented_evaluator, build_evaluator
+from ..modeling import optimize_for_inference, to_channels_last, with_test_time_augmentation
 from ..processes import Interrupted, found_by_main
 from .failures import blames_configuration
 from .folder import leave_branch
@@ -243,38 +244,46 @@ class Trainer(DefaultTrainer):
         """Folder of the evaluators: ``inference`` in OUTPUT_DIR; with several datasets, a subfolder for each.
 
         Args:
-            augmented: for TEST.AUG, with one folder for all datasets.
+            augmented: for TEST.AUG, ``inference_TTA`` instead.
         """
-        if augmented:
-            return os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         # All of detectron2's evaluators use the same file name.
         several = [dataset_name] if len(cfg.DATASETS.TEST) > 1 else []
-        return os.path.join(cfg.OUTPUT_DIR, "inference", *several)
+        return os.path.join(cfg.OUTPUT_DIR, "inference_TTA" if augmented else "inference", *several)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Build detectron2's SGD, or AdamW with the same parameter groups, as SOLVER.OPTIMIZER says."""
-        if cfg.SOLVER.OPTIMIZER == "SGD":
-            return super().build_optimizer(cfg, model)
-        if cfg.SOLVER.OPTIMIZER != "ADAMW":
-            raise OptionError("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, "must be SGD or ADAMW")
+        """Build SGD or AdamW, as SOLVER.OPTIMIZER says, with detectron2's groups and HEAD_LR_FACTOR."""
+        solver = cfg.SOLVER
+        kinds = {
+            "SGD": partial(torch.optim.SGD, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, foreach=True),
+            "ADAMW": torch.optim.AdamW,
+        }
+        if solver.OPTIMIZER not in kinds:
+            raise OptionError("SOLVER.OPTIMIZER", solver.OPTIMIZER, f"must be {' or '.join(kinds)}")
         params = get_default_optimizer_params(
             model,
-            base_lr=cfg.SOLVER.BASE_LR,
-            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+            base_lr=solver.BASE_LR,
+            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+            bias_lr_factor=solver.BIAS_LR_FACTOR,
+            weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+            lr_factor_func=lambda name: solver.HEAD_LR_FACTOR if name.startswith("sem_seg_head.") else 1.0,
         )
-        adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-        return adamw(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+        optimizer = kinds[solver.OPTIMIZER](params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
+        return maybe_add_gradient_clipping(cfg, optimizer)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
+        """Build detectron2's schedule, or that of its DeepLab project."""
+        return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
-        """Evaluate boxes and masks with TEST.AUG's sizes and flips; result names end in ``_TTA``."""
-        folder = cls.evaluation_folder(cfg, augmented=True)
-        # The augmented model predicts only instances, whatever else the dataset could evaluate.
-        evaluators = [build_instance_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
-        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        """Evaluate with TEST.AUG's sizes and flips; result names end in ``_TTA``."""
+        evaluators = [
+            build_augmented_evaluator(cfg, name, cls.evaluation_folder(cfg, name, augmented=True))
+            for name in cfg.DATASETS.TEST
+        ]
+        results = cls.test(cfg, with_test_time_augmentation(cfg, model), evaluators)
         return OrderedDict((f"{task}_TTA", metrics) for task, metrics in results.items())
 
 

@@ -15,13 +15,13 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.modeling import GeneralizedRCNNWithTTA
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.seeding import seeded
-from ..evaluation import build_instance_evaluator
+from ..evaluation import build_augmented_evaluator
 from ..files import check_writable
+from ..modeling import with_test_time_augmentation
 from ..processes import found_by_main
 from .failures import blames_configuration
 
@@ -53,10 +53,10 @@ def try_evaluation(cfg: CfgNode, model: nn.Module, trainer: Type[DefaultTrainer]
             _check_writable(folder, trainer.evaluation_folder(cfg, name))
             if cfg.TEST.AUG.ENABLED:
                 with blames_configuration(cfg, f"evaluating {name} with TEST.AUG.ENABLED True"):
-                    augmented = GeneralizedRCNNWithTTA(cfg, model)
-                    evaluator = build_instance_evaluator(cfg, name, folder)
+                    augmented = with_test_time_augmentation(cfg, model)
+                    evaluator = build_augmented_evaluator(cfg, name, folder)
                     _evaluate_one(cfg, augmented, name, trainer, evaluator)
-                _check_writable(folder, trainer.evaluation_folder(cfg, augmented=True))
+                _check_writable(folder, trainer.evaluation_folder(cfg, name, augmented=True))
 
 
 def _check_writable(tried: str, folder: str) -> None:
