@@ -8,9 +8,14 @@ from detectron2.modeling import build_model
 
 from resnest_d2 import UserError, model_zoo
 from resnest_d2.published.detectors import DETECTORS
+from resnest_d2.published.segmentors import SEGMENTORS
 
 # Not rows of the published tables.
 OURS = {"quickstart", *(f"{m}_resnest{d}" for m in ("retinanet", "keypoint") for d in (50, 101))}
+OURS |= {
+    f"segmentation/deeplabv3plus_resnest{d}_{data}" for d in (50, 101) for data in ("ade20k", "cityscapes")
+}
+OURS |= {"segmentation/deeplabv3_resnest14_small"}
 
 
 def flat(node, prefix=""):
@@ -22,7 +27,7 @@ def flat(node, prefix=""):
 
 
 def test_every_published_row_has_a_configuration_and_no_other_is_there():
-    assert set(model_zoo.available()) == set(DETECTORS) | OURS
+    assert set(model_zoo.available()) == set(DETECTORS) | set(SEGMENTORS) | OURS
 
 
 @pytest.mark.parametrize("name", DETECTORS)
@@ -66,21 +71,21 @@ def test_rows_expect_their_published_ap(name):
     assert model_zoo.get_config(name).TEST.EXPECTED_RESULTS == expected
 
 
-@pytest.mark.parametrize("name", sorted({*DETECTORS, *OURS}))
+@pytest.mark.parametrize("name", sorted({*DETECTORS, *SEGMENTORS, *OURS}))
 def test_model_builds_and_has_the_parameters_recorded(name):
     cfg = model_zoo.get_config(name)
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
         millions = sum(p.numel() for p in build_model(cfg).parameters()) / 1e6
-    if name in DETECTORS:
-        assert millions == pytest.approx(DETECTORS[name].params, abs=0.01)
+    if name in {*DETECTORS, *SEGMENTORS}:
+        assert millions == pytest.approx({**DETECTORS, **SEGMENTORS}[name].params, abs=0.01)
 
 
-@pytest.mark.parametrize("name", sorted({*DETECTORS, *OURS}))
+@pytest.mark.parametrize("name", sorted({*DETECTORS, *SEGMENTORS, *OURS}))
 def test_leaf_is_a_few_lines_over_base(name):
     path = model_zoo.config_dir() / f"{name}.yaml"
     leaf = yaml.safe_load(path.read_text())
-    assert all(base.startswith("base/") for base in leaf["_BASE_"])
+    assert all(base.removeprefix("../").startswith("base/") for base in leaf["_BASE_"])
     assert len(path.read_text().splitlines()) <= 10
 
 

@@ -14,8 +14,8 @@ from resnest_d2 import UserError, model_zoo
 from resnest_d2.checkpoint import ResNeStHandler
 from resnest_d2.model_zoo import __main__ as zoo
 from resnest_d2.model_zoo.page import markdown
+from resnest_d2.published import DETECTORS, MODELS, SEGMENTORS
 from resnest_d2.published.backbones import BACKBONES, OFFICIAL_URL
-from resnest_d2.published.detectors import DETECTORS
 
 
 def test_weight_records_equal_the_published_ones(facts):
@@ -27,7 +27,10 @@ def test_weight_records_equal_the_published_ones(facts):
         assert (record.crop, record.top1) == (published.get("crop"), published.get("top1"))
     assert {n: r.hub for n, r in BACKBONES.items() if r.hub} == weights["timm"]["ids"]
     others = {file for record in BACKBONES.values() for file in record.others}
-    assert others == {*weights["mmdetection"]["files"], *weights["detectron2_legacy"]["files"]}
+    baselines = {
+        facts("segmentation")["weights"]["encoding"][name]["file"] for name in ("resnet50s", "resnet101s")
+    }
+    assert others == {*weights["mmdetection"]["files"], *weights["detectron2_legacy"]["files"], *baselines}
 
 
 def test_every_resnest_configuration_starts_from_a_weight_that_is_known():
@@ -40,7 +43,7 @@ def test_trained_config_names_the_released_detector():
     assert model_zoo.get_checkpoint_url("cascade_resnest101.yaml") == "resnest://cascade_resnest101"
     cfg = model_zoo.get_config("cascade_resnest101", trained=True)
     assert cfg.MODEL.WEIGHTS == "resnest://cascade_resnest101"
-    with pytest.raises(UserError, match="no trained detector has been published for quickstart"):
+    with pytest.raises(UserError, match="no trained model has been published for quickstart"):
         model_zoo.get_checkpoint_url("quickstart")
 
 
@@ -50,7 +53,9 @@ def test_get_builds_the_model_and_loads_a_trained_detector_that_lies_in_the_fold
     assert next(trained.parameters()).device.type == "cpu"
     # Under the released name, whose hash a file made here cannot have, it is refused ...
     torch.save({"model": trained.state_dict()}, tmp_path / DETECTORS["faster_resnest50"].released)
-    with pytest.raises(UserError, match=r"its SHA-256 starts with \w{8}, not ad123c0b; remove it"):
+    with pytest.raises(
+        UserError, match=r"its SHA-256 starts with \w{8} and SHA-1 starts with \w{8}, not ad123c0b; remove it"
+    ):
         model_zoo.get("faster_resnest50", trained=True, device="cpu")
     # ... and under the configuration's it is what the user says it is.
     (tmp_path / DETECTORS["faster_resnest50"].released).rename(tmp_path / "faster_resnest50.pth")
@@ -70,7 +75,7 @@ def test_table_lists_every_row_and_what_is_found(tmp_path):
     result = forks.run(["-m", "resnest_d2.model_zoo"], cwd=ROOT, environment=environment, timeout=60)
     assert result.returncode == 0, result.stderr
     lines = {line.split()[0]: line for line in result.stdout.splitlines() if line}
-    assert set(DETECTORS) | set(BACKBONES) <= set(lines)
+    assert set(MODELS) | set(BACKBONES) <= set(lines)
     assert lines["resnest50"].endswith(f"{tmp_path}/resnest50-528c19ca.pth")
     assert lines["resnest101"].endswith("–")
     assert " 96.05 " in lines["cascade_resnest101"] and " 47.50 " in lines["cascade_resnest101"]
@@ -96,8 +101,11 @@ def test_a_page_is_written_where_it_can_be(tmp_path, monkeypatch, capsys):
 
 def test_page_shows_the_published_figures_and_links_to_files(facts):
     rows = [[c.strip() for c in line.strip("|").split("|")] for line in markdown().splitlines()]
-    table = {re.match(r"\[(\w+)\]", row[0])[1]: row for row in rows if len(row) == 9 and row[0][0] == "["}
-    assert set(table) == set(DETECTORS)
+    table = {re.match(r"\[([\w/]+)\]", row[0])[1]: row for row in rows if len(row) == 9 and row[0][0] == "["}
+    assert set(table) == set(MODELS)
+    for name, row in SEGMENTORS.items():
+        figures = [f"{v:.2f}" if v is not None else "–" for v in (row.params, row.miou, row.pixel_accuracy)]
+        assert table[name][3] == row.dataset and table[name][4:7] == figures
     for name, row in DETECTORS.items():
         figures = [
             f"{v:.2f}" if v is not None else "–" for v in (row.params, row.box_ap, row.mask_ap, row.pq)

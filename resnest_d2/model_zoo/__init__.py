@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import List, Optional
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
 from ..checkpoint import Checkpointer
-from ..config import add_resnest_config
+from ..config import default_config
 from ..errors import UserError, nearest
-from ..published.detectors import DETECTORS
+from ..published import MODELS
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -50,13 +50,12 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
     """Merge detectron2's defaults, ResNeSt's keys and the configuration ``name``.
 
     Args:
-        trained: set MODEL.WEIGHTS to the authors' trained detector instead of the ImageNet backbone.
+        trained: set MODEL.WEIGHTS to the authors' trained model instead of the ImageNet backbone.
 
     Raises:
-        UserError: there is no such configuration, or with ``trained`` no published trained detector for it.
+        UserError: there is no such configuration, or with ``trained`` no published trained model for it.
     """
-    cfg = get_cfg()
-    add_resnest_config(cfg)
+    cfg = default_config()
     cfg.merge_from_file(get_config_file(name))
     if trained:
         cfg.MODEL.WEIGHTS = get_checkpoint_url(name)
@@ -64,15 +63,15 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
 
 
 def get_checkpoint_url(name: str) -> str:
-    """Return the authors' trained detector of a configuration as ``resnest://name`` for detectron2.
+    """Return the authors' trained model of a configuration as ``resnest://name`` for detectron2.
 
     Raises:
         UserError: none was published.
     """
     get_config_file(name)
     name = str(name).removesuffix(".yaml")
-    if name not in DETECTORS:
-        raise UserError(f"no trained detector has been published for {name}")
+    if name not in MODELS or not MODELS[name].released:
+        raise UserError(f"no trained model has been published for {name}")
     return f"resnest://{name}"
 
 

@@ -11,8 +11,8 @@ from tabulate import tabulate
 from ..checkpoint import ResNeStHandler
 from ..command_line import Parser, one_line_errors
 from ..files import atomic_write_text, user_path
+from ..published import MODELS
 from ..published.backbones import BACKBONES
-from ..published.detectors import DETECTORS
 from . import available, get_config
 from .page import markdown
 
@@ -36,10 +36,11 @@ def _print(page: Optional[Path]) -> None:
     handler = ResNeStHandler()
     rows = []
     for name in available():
-        row = DETECTORS.get(name)
+        row = MODELS.get(name)
         weights = get_config(name).MODEL.WEIGHTS or "–"
-        published = (row.backbone, row.params, row.box_ap, row.mask_ap) if row else (None,) * 4
-        found = place(handler, name) if row else "–"
+        figures = ("backbone", "params", "box_ap", "mask_ap", "miou")
+        published = [getattr(row, figure, None) for figure in figures]
+        found = place(handler, name) if row and row.released else "–"
         rows.append((name, *published, weights, row.released if row else None, found))
     titles = (
         "configuration",
@@ -47,8 +48,9 @@ def _print(page: Optional[Path]) -> None:
         "params (M)",
         "box AP*",
         "mask AP*",
+        "mIoU*",
         "start weights",
-        "trained detector",
+        "trained model",
         "found here",
     )
     print(tabulate(rows, titles, missingval="–", floatfmt=".2f"))

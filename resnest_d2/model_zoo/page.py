@@ -6,8 +6,10 @@ from typing import Any, List, Sequence
 
 from tabulate import tabulate
 
+from ..published import MODELS
 from ..published.backbones import BACKBONES, OFFICIAL_URL
 from ..published.detectors import DETECTORS
+from ..published.segmentors import SEGMENTORS
 from . import available
 
 _HEAD = """# Model zoo
@@ -27,6 +29,14 @@ that misses it fails. It is compared only on the full val2017 and with the uncha
 line says why not.
 
 """
+_SEGMENTORS = """
+
+## Semantic segmentation
+
+mIoU and pixel accuracy in percent on the validation images, multi-scale and flipped, as published: by the
+paper (table 7) or in the authors' released list. Parameters include those of the auxiliary head.
+
+"""
 _OTHERS = """
 
 Without published figures: {others}.
@@ -35,7 +45,8 @@ Without published figures: {others}.
 
 `MODEL.WEIGHTS resnest://NAME`. Crop in pixels and top-1 in percent are the authors' on ImageNet; – means
 unpublished. Their files are release assets under <{url}>,
-and the eight digits in a name start its SHA-256; the other source is timm's copy on the Hugging Face hub.
+and the eight digits in a name start its SHA-256, of `resnet50s` and `resnet101s` its SHA-1. The other source
+is timm's copy on the Hugging Face hub.
 
 """
 
@@ -64,13 +75,27 @@ def markdown() -> str:
     ]  # fmt: skip
     titles = "configuration, method, backbone, params, box AP, mask AP, PQ, table, released file".split(", ")
     backbones = [
-        (f"`{name}`", r.crop, r.top1, r.official and f"`{r.official}`", r.hub and f"`{r.hub}`")
+        (f"`{name}`", r.crop, r.top1, (r.files and f"`{r.files[0]}`") or None, r.hub and f"`{r.hub}`")
         for name, r in BACKBONES.items()
     ]
-    others = ", ".join(_link(name) for name in available() if name not in DETECTORS)
+    segmentors = [
+        (
+            _link(name), r.method, r.backbone, r.dataset, r.params, r.miou, r.pixel_accuracy, r.table,
+            r.released and f"`{r.released}`",
+        )
+        for name, r in SEGMENTORS.items()
+    ]  # fmt: skip
+    columns = (
+        "configuration, method, backbone, data, params, mIoU, pixel accuracy, table, released file".split(
+            ", "
+        )
+    )
+    others = ", ".join(_link(name) for name in available() if name not in MODELS)
     return (
         _HEAD
         + _table(detectors, titles)
+        + _SEGMENTORS
+        + _table(segmentors, columns)
         + _OTHERS.format(others=others, url=OFFICIAL_URL)
         + _table(backbones, ("name", "crop", "top-1", "authors' file", "timm's"))
         + "\n"
