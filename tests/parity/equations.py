@@ -1,6 +1,8 @@
-"""The paper's equations and deformable convolution, written out without a thought for speed."""
+"""The paper's equations, deformable convolution and DeepLabV3, written out without a thought for speed."""
 
 from __future__ import annotations
+
+from typing import Dict, Tuple
 
 import torch
 from torch import Tensor
@@ -93,3 +95,62 @@ def bilinear(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
             value = x.flatten(2).gather(2, index.flatten(1)[:, None].expand(-1, channels, -1))
             out = out + value.view(n, channels, *y.shape[1:]) * (wy * wz * inside)[:, None]
     return out
+
+
+def deeplabv3(
+    state: Dict[str, Tensor], res4: Tensor, res5: Tensor, size: Tuple[int, int], train: bool
+) -> Tuple[Tensor, Tensor]:
+    """Scores of the head and of the auxiliary head at an image's size, without dropout.
+
+    Args:
+        state: parameters by the authors' names.
+        train: normalise with the statistics of the batch instead of the running ones.
+    """
+
+    def layer(x: Tensor, conv: str, norm: str, dilation: int = 1) -> Tensor:
+        weight = state[f"{conv}.weight"]
+        x = torch.nn.functional.conv2d(
+            x, weight, padding=dilation * (weight.shape[2] // 2), dilation=dilation
+        )
+        scale, shift = state[f"{norm}.weight"], state[f"{norm}.bias"]
+        if train:
+            x = batch_norm(x, scale, shift, 1e-5)
+        else:
+            mean, variance = (state[f"{norm}.running_{name}"].view(1, -1, 1, 1) for name in ("mean", "var"))
+            x = (x - mean) / (variance + 1e-5).sqrt() * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+        return x.clamp(min=0)
+
+    def predicted(x: Tensor, block: str) -> Tensor:
+        x = layer(x, f"{block}.0", f"{block}.1")
+        x = torch.nn.functional.conv2d(x, state[f"{block}.4.weight"], state[f"{block}.4.bias"])
+        return interpolated(x, size)
+
+    branches = [
+        layer(res5, f"head.aspp.b{i}.0", f"head.aspp.b{i}.1", dilation)
+        for i, dilation in enumerate((1, 12, 24, 36))
+    ]
+    pooled = res5.sum((2, 3), keepdim=True) / (res5.shape[2] * res5.shape[3])
+    pooled = layer(pooled, "head.aspp.b4.gap.1", "head.aspp.b4.gap.2")
+    x = torch.cat([*branches, pooled + torch.zeros_like(branches[0])], 1)
+    x = layer(x, "head.aspp.project.0", "head.aspp.project.1")
+    return predicted(x, "head.block"), predicted(res4, "auxlayer.conv5")
+
+
+def interpolated(x: Tensor, size: Tuple[int, int]) -> Tensor:
+    """Bilinear interpolation for which the centres of corner pixels stay where they are."""
+    for axis, length in zip((2, 3), size):
+        old = x.shape[axis]
+        places = torch.arange(length, dtype=x.dtype) * ((old - 1) / max(length - 1, 1))
+        below = places.floor().long().clamp(max=max(old - 2, 0))
+        share = (places - below).view(-1, *[1] * (3 - axis))
+        above = (below + 1).clamp(max=old - 1)
+        x = x.index_select(axis, below) * (1 - share) + x.index_select(axis, above) * share
+    return x
+
+
+def cross_entropy(scores: Tensor, labels: Tensor, ignored: int) -> Tensor:
+    """Mean over the pixels that are not ignored of minus the logarithm of their class's probability."""
+    counted = labels != ignored
+    probability = scores.exp() / scores.exp().sum(1, keepdim=True)
+    own = probability.gather(1, labels.where(counted, torch.zeros_like(labels))[:, None])[:, 0]
+    return -own[counted].log().mean()

@@ -12,15 +12,16 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import timm
 import torch
+from detectron2.modeling import SemanticSegmentor
 from torch import Tensor, nn
 
 from resnest_d2 import ResNeSt, SplitAttentionConv2d, optimize_for_inference
 from resnest_d2.checkpoint import convert
-from resnest_d2.modeling import to_channels_last
+from resnest_d2.modeling import ResNeStDeepLabV3Head, to_channels_last
 from resnest_d2.modeling.deform_conv import DeformConv2d
 
 from . import equations
@@ -34,6 +35,7 @@ TOLERANCE = {
     "features": 1e-5,
     "features, float64": 1e-10,
     "train step": 1e-4,
+    "train step, float64": 1e-8,
     "curve": 1e-3,
 }
 
@@ -183,6 +185,98 @@ def dilated_classifier(name: str) -> Error:
     theirs, ours = DILATED[name]
     net = resnest.torch.resnest50(**theirs)
     return classifier(net, "resnest50", dtype=torch.float64, contract_dilation=True, **ours)
+
+
+#: Depths whose DeepLabV3 is compared.
+SEGMENTORS = ("50", "101")
+_CLASSES = 7
+
+
+def segmentor(depth: str) -> Error:
+    """Worst of DeepLabV3's scores in eval mode, and of its losses and all parameters' gradients in training.
+
+    The backbone is the authors' own, the heads are the equations, with weights by the authors' names. Dropout
+    is off, and ours runs channels-last, as on a CPU.
+    """
+    import resnest.torch
+
+    torch.manual_seed(4)
+    backbone = getattr(resnest.torch, f"resnest{depth}")(dilated=True).double()
+    backbone.fc = nn.Identity()
+    randomise(backbone)
+    heads = authors_heads()
+    ours = _segmentor(int(depth)).double()
+    ours.load_state_dict(_convert_segmentor(backbone, heads))
+    to_channels_last(ours)
+    images = torch.randn(2, 3, 65, 88, dtype=torch.float64)
+    labels = torch.randint(_CLASSES, (2, 65, 88), generator=torch.Generator().manual_seed(6))
+    labels[:, :9] = 255
+    features = {}
+    for i in (3, 4):
+        hook = lambda _, __, out, name=f"res{i + 1}": features.__setitem__(name, out)  # noqa: E731
+        getattr(backbone, f"layer{i}").register_forward_hook(hook)
+
+    def reference(size: Tuple[int, int], train: bool) -> Tuple[Tensor, Tensor]:
+        backbone.train(train)(images)
+        return equations.deeplabv3(heads, features["res4"], features["res5"], size, train)
+
+    with torch.no_grad():
+        scores, _ = ours.eval().sem_seg_head(ours.backbone(images))
+        errors = [relative(scores, reference((72, 88), False)[0])]  # 9 x 11 features of 8 pixels
+    _, losses = ours.train().sem_seg_head(ours.backbone(images), labels)
+    expected = [equations.cross_entropy(scores, labels, 255) for scores in reference((65, 88), True)]
+    expected[1] = expected[1] / 2
+    errors += [relative(a, b) for a, b in zip(losses.values(), expected)]
+    sum(losses.values()).backward()
+    sum(expected).backward()
+    gradients = _convert_segmentor(backbone, heads, lambda tensor: tensor.grad)
+    largest = max(gradients[key].abs().max().item() for key, _ in ours.named_parameters())
+    for key, parameter in ours.named_parameters():
+        scale = gradients[key].abs().max().item()
+        # Those of a bias before a norm vanish but for rounding, and are compared with the largest of all.
+        scale = scale if scale > 1e-9 * largest else largest
+        errors.append((parameter.grad - gradients[key]).abs().max().item() / scale)
+    return max(errors)
+
+
+def authors_heads(classes: int = _CLASSES, channels: int = 256) -> Dict[str, Tensor]:
+    """Random tensors of DeepLabV3's heads on features of 1024 and 2048 channels, by the authors' names."""
+    state: Dict[str, Tensor] = {}
+
+    def layer(conv: str, norm: str, inputs: int, size: int) -> None:
+        state[f"{conv}.weight"] = torch.randn(channels, inputs, size, size) * (2 / (inputs * size**2)) ** 0.5
+        state[f"{norm}.weight"], state[f"{norm}.bias"] = torch.rand(channels) + 0.5, torch.randn(channels) / 5
+        state[f"{norm}.running_mean"] = torch.randn(channels) / 5
+        state[f"{norm}.running_var"] = torch.rand(channels) + 0.5
+
+    for i in range(4):
+        layer(f"head.aspp.b{i}.0", f"head.aspp.b{i}.1", 2048, 3 if i else 1)
+    layer("head.aspp.b4.gap.1", "head.aspp.b4.gap.2", 2048, 1)
+    layer("head.aspp.project.0", "head.aspp.project.1", 5 * channels, 1)
+    for block, inputs in (("head.block", channels), ("auxlayer.conv5", 1024)):
+        layer(f"{block}.0", f"{block}.1", inputs, 3)
+        state[f"{block}.4.weight"] = torch.randn(classes, channels, 1, 1) / channels**0.5
+        state[f"{block}.4.bias"] = torch.randn(classes)
+    return {key: v.double().requires_grad_("running" not in key) for key, v in state.items()}
+
+
+def _convert_segmentor(
+    backbone: nn.Module, heads: Dict[str, Tensor], of: Callable[[Tensor], Tensor] = lambda tensor: tensor
+) -> Dict[str, Tensor]:
+    """The authors' weights, or what belongs to each of them, by our names."""
+    state = {f"pretrained.{key}": value for key, value in backbone.state_dict(keep_vars=True).items()} | heads
+    state = {key: of(value) if value.requires_grad else value for key, value in state.items()}
+    conversion = convert(state)
+    assert not conversion.missing_keys and not conversion.unexpected_keys
+    return conversion.state
+
+
+def _segmentor(depth: int) -> SemanticSegmentor:
+    """Ours, without dropout."""
+    dilated = {"res4_dilation": 2, "res5_dilation": 4, "contract_dilation": True}
+    backbone = ResNeSt(depth, **dilated, out_features=["res4", "res5"])
+    head = ResNeStDeepLabV3Head(backbone.output_shape(), num_classes=_CLASSES, aspp_dropout=0.0, dropout=0.0)
+    return SemanticSegmentor(backbone=backbone, sem_seg_head=head, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3)
 
 
 #: Configurations that are compared: a depth, or one with deformable convolution v2.

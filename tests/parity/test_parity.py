@@ -58,6 +58,11 @@ def test_contracted_dilation_equals_that_of_the_authors_classification_code(name
     assert measure.dilated_classifier(name) < measure.TOLERANCE["features, float64"]
 
 
+@pytest.mark.parametrize("depth", slow_if(lambda depth: depth != "50", measure.SEGMENTORS))
+def test_deeplabv3_equals_the_authors_backbone_and_the_equations_of_the_heads(depth):
+    assert measure.segmentor(depth) < measure.TOLERANCE["train step, float64"]
+
+
 @pytest.mark.parametrize("name", slow_if(lambda n: "50" not in n, [*measure.PLUGIN, measure.DILATED_PLUGIN]))
 def test_state_dict_and_features_equal_those_of_the_released_plugin(name):
     assert measure.plugin_features(name) < measure.TOLERANCE["features"]
