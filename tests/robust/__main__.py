@@ -24,7 +24,7 @@ from typing import Any, Callable, Dict, List, Tuple
 import torch
 from tabulate import tabulate
 
-from . import corpus, fuzz, kills, soak
+from . import corpus, fuzz, kills, soak, tiny
 
 #: What a section has to tell, and its bad outcomes.
 Told = Tuple[str, List[Any]]
@@ -65,7 +65,14 @@ def _soaked(run: soak.Soak) -> Told:
 
 
 def sigkill(folder: Path, args: argparse.Namespace, say: Say) -> Told:
-    killed = kills.kill_until(folder, args.kills, args.seed, say)
+    return _killed(kills.kill_until(folder, args.kills, args.seed, say))
+
+
+def sigkill_segmentation(folder: Path, args: argparse.Namespace, say: Say) -> Told:
+    return _killed(kills.kill_until(folder, args.kills // 5, args.seed, say, tiny.make_masks))
+
+
+def _killed(killed: kills.Kills) -> Told:
     text = (
         f"{killed.kills} kills, {killed.while_writing} of them while a checkpoint was written; "
         f"{killed.equal} of {killed.runs} runs ended with the weights of one that was not killed"
@@ -124,6 +131,7 @@ ALONE: Dict[str, Callable[..., Told]] = {"Bad input": bad_input, "Damaged weight
 TOGETHER: Dict[str, Callable[..., Told]] = {
     "Soak": soak_with_evaluations,
     "SIGKILL": sigkill,
+    "SIGKILL of semantic segmentation": sigkill_segmentation,
     "Soak with images of a hundred sizes": soak_with_sizes,
     "Signals to two processes": stops_of_two,
     "Signals to two processes that evaluate": stops_of_evaluations,

@@ -39,10 +39,15 @@ def kill_until(
     kills: int,
     seed: int,
     report: Callable[[str], None] = print,
+    make: Callable[[Path], List[str]] = tiny.make_data,
 ) -> Kills:
-    """Carry runs to their end under SIGKILLs at random moments until there have been so many."""
+    """Carry runs to their end under SIGKILLs at random moments until there have been so many.
+
+    Args:
+        make: makes the data, and returns the arguments that name them.
+    """
     rng = random.Random(seed)
-    data = tiny.make_data(folder)
+    data = make(folder)
     words = tiny.command(data, folder / "reference", _ITERATIONS)
     tiny.finish(words, folder / "reference.log")
     expected = tiny.weights(folder / "reference")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Dict, List, Tuple
 
 import forks
+import numpy as np
 import torch
+from PIL import Image
 from support import ROOT
 
 from resnest_d2.data import generate_shapes
@@ -22,6 +25,15 @@ SETTINGS = (
     *("MODEL.RPN.POST_NMS_TOPK_TRAIN", 20, "MODEL.RPN.POST_NMS_TOPK_TEST", 20, "MODEL.MASK_ON", False),
     *("TEST.DETECTIONS_PER_IMAGE", 5, "TEST.PRECISE_BN.NUM_ITER", 2, "SOLVER.IMS_PER_BATCH", 2),
     *("SOLVER.CHECKPOINT_PERIOD", 4, "SOLVER.CHECKPOINTS_TO_KEEP", 2, "SOLVER.STEPS", "()", "SEED", 1),
+)
+
+
+#: The same for semantic segmentation.
+SEGMENTATION = (
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", 32, "MODEL.RESNETS.BOTTLENECK_WIDTH", 16),
+    *("MODEL.SEM_SEG_HEAD.ASPP_CHANNELS", 8, "INPUT.SCALE_CROP.LONG_SIZE", (64, 96)),
+    *("INPUT.SCALE_CROP.CROP_SIZE", 48, "SOLVER.IMS_PER_BATCH", 2, "SOLVER.CHECKPOINT_PERIOD", 4),
+    *("SOLVER.CHECKPOINTS_TO_KEEP", 2, "SEED", 1),
 )
 
 
@@ -46,12 +58,34 @@ def own_data(train: Tuple[Path, Path], val: Tuple[Path, Path]) -> List[str]:
     return [str(word) for word in words]
 
 
+def make_masks(folder: Path) -> List[str]:
+    """12 + 4 images of coloured squares with their label maps, and the arguments that name them."""
+    rng, words = np.random.default_rng(0), []
+    (folder / "classes.json").write_text(json.dumps(["ground", "red", "green"]))
+    for split, count in (("train", 12), ("val", 4)):
+        for kind in ("images", "masks"):
+            (folder / split / kind).mkdir(parents=True)
+            words += [f"--{split}-{kind}", str(folder / split / kind)]
+        for i in range(count):
+            labels = np.zeros((64, 80), np.uint8)
+            for label in (1, 2):
+                y, x = rng.integers(0, 40, 2)
+                labels[y : y + 24, x : x + 24] = label
+            pixels = rng.integers(0, 80, (*labels.shape, 3)) + 150 * np.eye(3, dtype=int)[labels]
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / split / f"images/{i}.png")
+            Image.fromarray(labels).save(folder / split / f"masks/{i}.png")
+    return [*words, "--classes", str(folder / "classes.json")]
+
+
 def command(
     data: List[str], output: Path, iterations: int, *settings: object, flags: tuple = ()
 ) -> List[str]:
-    """The arguments of ``train_net.py``."""
-    words = [ROOT / "tools/train_net.py", "--config-file", ROOT / "configs/quickstart.yaml", *flags, *data]
-    words += [*SETTINGS, "OUTPUT_DIR", output, "SOLVER.MAX_ITER", iterations, *settings]
+    """The arguments of ``train_net.py``, for the kind of the data."""
+    segments = "--train-masks" in data
+    config = "segmentation/deeplabv3_resnest14_small" if segments else "quickstart"
+    words = [ROOT / "tools/train_net.py", "--config-file", ROOT / f"configs/{config}.yaml", *flags, *data]
+    words += [*(SEGMENTATION if segments else SETTINGS), "OUTPUT_DIR", output]
+    words += ["SOLVER.MAX_ITER", iterations, *settings]
     return [str(word) for word in words]
 
 

@@ -483,3 +483,73 @@ def _backends(flag: str, value: object, folder: Path, rng: np.random.Generator) 
 for flag in ("--images", "--detections", "--repeats"):
     for value in (0, -1, 10**9):
         REPORTS[f"benchmark_coco_eval: {flag} {value}"] = partial(_backends, flag, value)
+
+
+_LABELS = "run/inference/sem_seg_evaluation.json"
+
+
+def _semantic(change: Callable[[Path], Any], expected: Dict, folder: Path, rng: np.random.Generator) -> Case:
+    """An evaluation of semantic segmentation, with pictures."""
+    predictions = folder / "run/inference/sem_seg_predictions"
+    predictions.mkdir(parents=True)
+    for name in ("image.jpg", "mask.png"):
+        mode, colour = ("L", 1) if name == "mask.png" else ("RGB", (90, 60, 30))
+        Image.new(mode, (64, 48), colour).save(folder / name)
+    Image.new("L", (64, 48), 0).save(predictions / "image.png")
+    image = {"file_name": str(folder / "image.jpg"), "sem_seg_file_name": str(folder / "mask.png")}
+    content = {
+        "dataset": "own",
+        "classes": ["a", "b"],
+        "results": {"mIoU": 0.0, "pACC": 0.0, "IoU-a": None},
+        "confusion": [[0, 0], [3072, 0]],
+        "images": [{**image, "mIoU": 0.0, "pACC": 0.0, "prediction": "image.png"}],
+    }
+    (folder / _LABELS).write_text(json.dumps(content))
+    change(folder)
+    check = partial(_written, folder / "run/report.html")
+    return Case(["report.py", folder / "run"], check=check, **expected)
+
+
+REPORTS["labels: as they are"] = partial(_semantic, _nothing, WORKS)
+for title, damage in DAMAGES.items():
+    REPORTS[f"labels: {title}"] = partial(
+        _semantic, partial(_bytes, _LABELS, damage), {"refused": ("sem_seg_evaluation.json",), "works": True}
+    )
+for title, make in {"a folder": Path.mkdir, "a FIFO": os.mkfifo}.items():
+    REPORTS[f"labels: {title}"] = partial(
+        _semantic, partial(_instead, _LABELS, make), {"refused": ("sem_seg_evaluation.json", title[2:])}
+    )
+for where, values in {
+    ("dataset",): (None, 3, []),
+    ("classes",): (None, [], "ab", ["a"], ["a", "b", "c"], ["a", 3], {"a": 1}),
+    ("results",): (None, [], {"mIoU": "x"}, {"mIoU": float("nan")}, {"mIoU": [1]}),
+    ("confusion",): (
+        None,
+        [],
+        [[1]],
+        [[1, 2]],
+        [[1, 2], [3]],
+        [[1, 2], [3, -4]],
+        [[1, 2], [3, 0.5]],
+        [[1, 2], 3],
+    ),
+    ("confusion", 0, 0): (2**53, True, None, 1e300),
+    ("images",): (None, {}, [3], [None]),
+    ("images", 0, "file_name"): (None, 3, []),
+    ("images", 0, "prediction"): (None, {}),
+    ("images", 0, "mIoU"): ("x", float("inf"), []),
+}.items():
+    for value in values:
+        REPORTS[f"labels: {'.'.join(map(str, where))} {json.dumps(value)[:40]}"] = partial(
+            _semantic, partial(_set, _LABELS, where, value), {"refused": ("sem_seg_evaluation.json",)}
+        )
+# An image that cannot be shown leaves a note on the page.
+for where, value in {
+    ("images", 0, "file_name"): "/none.jpg",
+    ("images", 0, "sem_seg_file_name"): "/dev/zero",
+    ("images", 0, "prediction"): "../../../mask.png",
+    ("classes", 0): "<script>alert(1)</script>\ud800",
+}.items():
+    REPORTS[f"labels: {where[-1]} {value[:30]!r}"] = partial(
+        _semantic, partial(_set, _LABELS, where, value), EITHER
+    )
