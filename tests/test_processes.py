@@ -146,7 +146,8 @@ def test_a_mistake_in_a_started_process_is_one_line_too(start, data, tmp_path):
     words = tiny.command(data, tmp_path / "out", 4, *CPU, "SOLVER.OPTIMIZER", "ADAM", *FOUR)
     log = run(words, tmp_path / "log", start, status=2)
     assert "error: SOLVER.OPTIMIZER must be SGD or ADAMW, got 'ADAM'" in log and "Traceback" not in log
-    assert log.count("error: ") == 1
+    # PyTorch may warn of the other process's end.
+    assert len([line for line in log.splitlines() if line.startswith("error: ")]) == 1
 
 
 @pytest.mark.slow

@@ -132,7 +132,7 @@ def test_images_of_one_name_have_predictions_of_their_own(dataset, tmp_path):
 @pytest.mark.parametrize(
     "labels, reason",
     [
-        (np.full((24, 32), 7, np.uint8), "has the label 7, but .* has 4 classes"),
+        (np.full((24, 32), 7, np.uint8), "has the label 7, but there are 4 classes"),
         (np.zeros((24, 31), np.uint8), "their sizes are 31x24 and 32x24 pixels"),
         (np.zeros((24, 32, 3), np.uint8), "mask in colours, not labels"),
     ],

@@ -64,7 +64,7 @@ def run(rows, names):
 
 if __name__ == "__main__":
     parser = Parser(__doc__)
-    parser.add_argument("--table", metavar="N", help="rows of this table of the paper: 5 or 6")
+    parser.add_argument("--table", metavar="N", help="rows of this table of the paper: 5, 6 or 7")
     parser.add_argument("--rows", metavar="A,B", help="rows by name")
     parser.add_argument("--all", action="store_true", help="every published row")
     parser.add_argument("--eval-only", action="store_true", help="evaluate trained detectors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Container, Dict, Iterable, List, NamedTuple, Optional, T
 import numpy as np
 import safetensors.torch
 import torch
+from detectron2.utils.logger import log_first_n
 from torch import Tensor
 
 from ..errors import OptionError, UserError, one_line
@@ -276,6 +278,8 @@ def _with_head(conversion: Conversion, state: State) -> Conversion:
     head = semantic_head(state)
     if head is None:
         return conversion
+    if head.advice:
+        log_first_n(logging.WARNING, head.advice, name=__name__, key="message")
     return conversion._replace(
         source=head.source,
         state={**{f"backbone.{key}": value for key, value in conversion.state.items()}, **head.state},

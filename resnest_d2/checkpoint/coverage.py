@@ -28,6 +28,7 @@ class Coverage(NamedTuple):
         backbone: those of them that belong to the backbone and must not stay random.
         misplaced: names in the file that show it is for another backbone.
         norms: whether only one of file and model has norms with running statistics.
+        unplaced: names in the file of a semantic head's layers that the model's lacks.
         fresh: norms of the model that normalise each image on its own, if those of the file do not.
         found, wanted: the tensors of the file and of the model's backbone.
     """
@@ -37,6 +38,7 @@ class Coverage(NamedTuple):
     backbone: List[str]
     misplaced: List[str]
     norms: bool
+    unplaced: List[str]
     fresh: List[str]
     found: Mapping[str, Tensor]
     wanted: Mapping[str, Tensor]
@@ -63,9 +65,18 @@ class Coverage(NamedTuple):
             )
 
     def check_all(self) -> None:
-        """Raise UserError unless there are weights for the whole model."""
-        if self.missing_keys:
-            offsets = all(_is_offset(key) for key in self.missing_keys)
+        """Raise UserError unless there are weights for the whole model, and for no more of its semantic head.
+
+        Evaluation does without the auxiliary head.
+        """
+        missing = [key for key in self.missing_keys if not key.startswith(_AUXILIARY)]
+        if self.unplaced:
+            raise UserError(
+                f"MODEL.WEIGHTS: {self.file} has more layers than the model's head ({some(self.unplaced)}); "
+                "set MODEL.SEM_SEG_HEAD as in its run, or give --allow-random-weights"
+            )
+        if missing:
+            offsets = all(_is_offset(key) for key in missing)
             other = f"; {self._seems()}" if self.backbone or self.misplaced else ""
             raise UserError(
                 f"MODEL.WEIGHTS: {self.file} holds no weights for {self.parts}, which would stay "
@@ -148,12 +159,15 @@ def cover(
         open_backbone,
         misplaced,
         norms,
+        [key for key in unexpected if key.startswith(_HEAD) and not key.startswith(_AUXILIARY)],
         fresh,
         weights,
         {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)},
     )
 
 
+_HEAD = "sem_seg_head."
+_AUXILIARY = f"{_HEAD}aux_head."
 _NORM = re.compile(r"(norm|bn\d)\.weight$")
 _BLOCK = re.compile(r"(?:(?<=\.)|^)(?P<stage>res[2-5])\.\d+(?=\.)")
 

@@ -10,6 +10,12 @@ from torch import Tensor
 _PREFIX = "sem_seg_head."
 
 
+_MMSEGMENTATION = (
+    "weights of mmsegmentation need MODEL.RESNETS.AVD_DILATED False and, of MODEL.SEM_SEG_HEAD, "
+    "ALIGN_CORNERS False, HEAD_CONV False and PROJECT_SIZE 3"
+)
+
+
 class SemanticHead(NamedTuple):
     """A semantic head in a file.
 
@@ -17,11 +23,13 @@ class SemanticHead(NamedTuple):
         source: the code that the file is from.
         state: its tensors, by the names of a SemanticSegmentor with ResNeStDeepLabV3Head.
         keys: their names in the file.
+        advice: settings that the network needs; empty if those of the recipes fit.
     """
 
     source: str
     state: Dict[str, Tensor]
     keys: frozenset
+    advice: str
 
 
 def _encoding() -> Dict[str, str]:
@@ -66,8 +74,9 @@ def semantic_head(state: Dict[str, Tensor]) -> Optional[SemanticHead]:
             ours[key] = f"{_PREFIX}{names[module]}.{tensor}"
     renamed = {name: state[key] for key, name in ours.items()}
     project = f"{_PREFIX}aspp.project.weight"
-    if source.startswith("mmseg") and project in renamed:
+    if source.startswith("mmseg") and project in renamed and renamed[project].dim() == 4:
         # There the pooled image comes before the convolutions, here after them.
         first, *others = renamed[project].chunk(5, 1)
         renamed[project] = torch.cat([*others, first], 1)
-    return SemanticHead(source, renamed, frozenset(ours))
+    advice = _MMSEGMENTATION if source.startswith("mmseg") else ""
+    return SemanticHead(source, renamed, frozenset(ours), advice)

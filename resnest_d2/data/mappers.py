@@ -12,7 +12,7 @@ from detectron2.data import transforms as T
 
 from .augmentations import scale_and_crop
 from .check import SEGMENTOR
-from .semantic_masks import check_size, read_labels
+from .semantic_masks import check_range, check_size, read_labels
 
 Mapper = Callable[[Dict[str, Any]], Dict[str, Any]]
 
@@ -29,7 +29,8 @@ def build_mapper(cfg: CfgNode, train: bool) -> Mapper:
             most, ignored = cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
             crop = (cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE, most, ignored)
             augmentations.insert(0, T.RandomCrop_CategoryAreaConstraint(*crop))
-    return SemanticMapper(augmentations, cfg.INPUT.FORMAT, train)
+    head = cfg.MODEL.SEM_SEG_HEAD
+    return SemanticMapper(augmentations, cfg.INPUT.FORMAT, train, head.NUM_CLASSES, head.IGNORE_VALUE)
 
 
 class SemanticMapper:
@@ -42,25 +43,37 @@ class SemanticMapper:
         augmentations: detectron2's.
         image_format: of the image, for :func:`detectron2.data.detection_utils.read_image`.
         train: also read labels.
+        classes: number of classes.
+        ignored: label of pixels that do not count.
     """
 
-    def __init__(self, augmentations: Sequence[T.Augmentation], image_format: str, train: bool) -> None:
+    def __init__(
+        self,
+        augmentations: Sequence[T.Augmentation],
+        image_format: str,
+        train: bool,
+        classes: int = 256,
+        ignored: int = 255,
+    ) -> None:
         self._augment = T.AugmentationList(augmentations)
         self._image_format, self._train = image_format, train
+        self._classes, self._ignored = classes, ignored
 
     def __call__(self, record: Dict[str, Any]) -> Dict[str, Any]:
         """Return the record with ``image``, (C, H, W) uint8, and in training ``sem_seg``, (H, W) int64.
 
         Raises:
-            UserError: the label map cannot be read, or has another size than the image.
+            UserError: the label map cannot be read, has another size, or a label that no class has.
         """
         record = dict(record)
         image = detection_utils.read_image(record["file_name"], self._image_format)
         detection_utils.check_image_size(record, image)
-        file, labels = record.pop("sem_seg_file_name", None), None
+        labels = None
         if self._train:
+            file = record.pop("sem_seg_file_name")
             labels = read_labels(file)
             check_size(file, labels.shape, record["file_name"], image.shape[:2])
+            check_range(file, labels, self._classes, self._ignored)
         inputs = T.AugInput(image, sem_seg=labels)
         self._augment(inputs)
         record["image"] = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -109,6 +110,13 @@ class SemanticData(OwnData):
         read_classes(self._classes)
 
     def check(self, cfg: CfgNode) -> List[str]:
+        output = os.path.realpath(cfg.OUTPUT_DIR)
+        for folder in (folder for pair in (*self.train, *self.val) for folder in pair):
+            if os.path.commonpath([output, os.path.realpath(folder)]) == os.path.realpath(folder):
+                raise UserError(
+                    f"OUTPUT_DIR {cfg.OUTPUT_DIR} is in {folder}, among whose files its own would be; name "
+                    "another"
+                )
         return [
             line
             for pairs, is_train in ((self.train, True), (self.val, False))

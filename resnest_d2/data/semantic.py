@@ -14,7 +14,7 @@ from ..errors import UserError
 from .semantic_masks import png_header
 
 #: Extensions of the files that are images.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
 
 class Pairing(NamedTuple):
@@ -74,11 +74,12 @@ def _files(folder: str, seen: Set[str]) -> Iterator[str]:
     """Yield the paths of files below a folder, except hidden ones, such as those that macOS adds.
 
     Args:
-        seen: real paths of the folders on the way, since links may lead back to one of them.
+        seen: real paths of the folders so far, to which links may lead back; this one is added.
     """
     real = os.path.realpath(folder)
     if real in seen:
         return
+    seen.add(real)
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as e:
@@ -87,7 +88,7 @@ def _files(folder: str, seen: Set[str]) -> Iterator[str]:
         if entry.name.startswith("."):
             continue
         if os.path.isdir(entry.path):  # unlike entry.is_dir(), False for a link to itself
-            yield from _files(entry.path, {*seen, real})
+            yield from _files(entry.path, seen)
         else:
             yield entry.path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
@@ -14,6 +15,15 @@ from .annotations import is_id
 IGNORED = 255
 #: Number of labels that 8 bits can hold.
 LABELS = 256
+
+
+_KEYS = {"classes", "colours", "colors", "ignore_label"}
+#: Other words for them.
+_ALIKE = {
+    **dict.fromkeys(("ignore_index", "ignored_label", "ignore_value", "ignore"), "ignore_label"),
+    **dict.fromkeys(("class_names", "labels"), "classes"),
+    **dict.fromkeys(("palette", "color", "colour"), "colours"),
+}
 
 
 class SemanticClasses(NamedTuple):
@@ -51,12 +61,24 @@ def read_classes(file: Union[str, Path, None]) -> SemanticClasses:
         )
     content = read_json(check_readable(file, "--classes"), "--classes")
     given = content if isinstance(content, dict) else {"classes": content}
+    _check_keys(file, given)
     names, ignored = given.get("classes"), given.get("ignore_label", IGNORED)
     colours = given.get("colours", given.get("colors"))
     reason = _fault(names, colours, ignored)
     if reason:
         raise UserError(f"--classes {file}: {reason}")
     return SemanticClasses(str(file), names, colours and [tuple(colour) for colour in colours], ignored)
+
+
+def _check_keys(file: Union[str, Path], given: Dict[str, Any]) -> None:
+    """Raise UserError for keys that are meant as one of ours; others may be anything."""
+    for key in given.keys() - _KEYS:
+        near = difflib.get_close_matches(key.casefold(), [*_KEYS, *_ALIKE], 1, cutoff=0.9)
+        if near:
+            meant = _ALIKE.get(near[0], near[0])
+            raise UserError(f"--classes {file}: {key!r:.60} is not read; did you mean {meant!r}?")
+    if {"colours", "colors"} <= given.keys():
+        raise UserError(f"--classes {file}: has both 'colours' and 'colors'; keep one")
 
 
 def _fault(names: Any, colours: Any, ignored: Any) -> str:

@@ -56,12 +56,16 @@ class Mask(NamedTuple):
         size: width and height in pixels.
         pixels: (H, W), or (H, W, C) if it has several channels; None if they were not decoded.
         palette: (N, 3) uint8, R, G, B of each index; None without a palette.
+        bits: bits per channel of a PNG, of which Pillow keeps 8 if there are several channels.
+        lossy: whether the compression changes values.
     """
 
     form: Tuple[str, str]
     size: Tuple[int, int]
     pixels: Optional[np.ndarray]
     palette: Optional[np.ndarray]
+    bits: int = 8
+    lossy: bool = False
 
     @property
     def kind(self) -> Optional[str]:
@@ -69,7 +73,9 @@ class Mask(NamedTuple):
         form, mode = self.form
         if form != "PNG":  # such as JPEG, which changes the values
             return NOT_PNG
-        return None if mode in ("1", "L", "P") else DEEP if mode.startswith(("I", "F")) else IN_COLOURS
+        if mode.startswith(("I", "F")) or self.bits > 8:
+            return DEEP
+        return None if mode in ("1", "L", "P") else IN_COLOURS
 
 
 def read_mask(path: Union[str, Path], decode: bool = True) -> Mask:
@@ -89,17 +95,20 @@ def read_mask(path: Union[str, Path], decode: bool = True) -> Mask:
                 image = image.convert("RGB")
             palette = image.getpalette() if decode and image.mode == "P" else None
             pixels = np.asarray(image) if decode else None
-            if pixels is not None and form == ("PNG", "L"):
-                bits = png_header(path)[2]
-                if bits < 8:  # Pillow spreads 2 and 4 bits to 0..255
-                    pixels = pixels // (255 // (2**bits - 1))
+            bits = png_header(path)[2] if form[0] == "PNG" else 8
+            lossy = "jpeg" in str(image.info.get("compression", "")) or form[0] not in _EXACT
+            if (
+                pixels is not None and form == ("PNG", "L") and bits < 8
+            ):  # Pillow spreads 2 and 4 bits to 0..255
+                pixels = pixels // (255 // (2**bits - 1))
     except UserError as e:
         raise MaskError.of(path, UNREADABLE, one_line(e, 200)) from None
     except UnidentifiedImageError:
         raise MaskError.of(path, UNREADABLE, "not an image") from None
     except Exception as e:  # a broken file makes Pillow raise almost anything
         raise MaskError.of(path, UNREADABLE, one_line(e, 100) or type(e).__name__) from None
-    return Mask(form, size, pixels, None if palette is None else np.array(palette, np.uint8).reshape(-1, 3))
+    colours = None if palette is None else np.array(palette, np.uint8).reshape(-1, 3)
+    return Mask(form, size, pixels, colours, bits, lossy)
 
 
 def png_header(path: Union[str, Path]) -> Tuple[int, int, int]:
@@ -137,6 +146,18 @@ def check_size(path: str, size: Sequence[int], image: str, wanted: Sequence[int]
         raise UserError(f"{path} is not a label map of {image}: their sizes are {sizes} pixels")
 
 
+def check_range(path: str, labels: np.ndarray, classes: int, ignored: int) -> None:
+    """Raise UserError for labels that are neither those of classes, from 0, nor the ignored one."""
+    if int(labels.max(initial=0)) < classes:
+        return
+    wrong = labels[(labels >= classes) & (labels != ignored)]
+    if len(wrong):
+        raise UserError(
+            f"{path} has the label {wrong.max()}, but there are {classes} classes, from 0, and {ignored} is "
+            "ignored"
+        )
+
+
 class Converted(NamedTuple):
     """The labels of a mask.
 
@@ -164,9 +185,9 @@ def convert(mask: Mask, path: Union[str, Path], classes: SemanticClasses) -> Con
             known, or has values that are no labels.
     """
     (form, mode), values = mask.form, mask.pixels
-    if form not in _EXACT:
-        raise MaskError.of(path, NOT_PNG, f"{form} changes labels")
-    if mode.startswith("F"):
+    if mask.lossy:
+        raise MaskError.of(path, NOT_PNG, f"its compression ({form}) changes labels")
+    if mode.startswith("F") or (mask.bits > 8 and values.ndim == 3):
         raise MaskError.of(path, DEEP, mode)
     if mode == "P" and classes.colours and values.max() < len(mask.palette):
         converted = _by_colour(mask.palette[values], classes)
@@ -177,7 +198,8 @@ def convert(mask: Mask, path: Union[str, Path], classes: SemanticClasses) -> Con
         rgb, values = values[..., :3], values[..., 0]
         grey = (rgb == rgb[..., :1]).all()
         converted = _by_colour(rgb, classes) if classes.colours else None
-        if converted and not (grey and converted.unknown == values.size):
+        # Of grey, a class that is black or grey itself may have some of the pixels.
+        if converted and not (grey and converted.unknown and not outside_of(values, classes)):
             return converted
         if not grey:
             raise MaskError.of(path, IN_COLOURS, mode)
@@ -216,6 +238,7 @@ def order_of(mask: Mask, classes: SemanticClasses) -> str:
     if not classes.colours or not all(i < len(mask.palette) for i in used):
         return "unknown"
     colours = [tuple(mask.palette[i].tolist()) for i in used]
-    if all(i < len(classes.colours) and classes.colours[i] == colour for i, colour in zip(used, colours)):
-        return "same"
-    return "other" if {*colours} <= {*classes.colours} else "unknown"
+    places = {colour: i for i, colour in enumerate(classes.colours)}
+    if any(places.get(colour, i) != i for i, colour in zip(used, colours)):
+        return "other"
+    return "same" if {*colours} <= {*classes.colours} else "unknown"

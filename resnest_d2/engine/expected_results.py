@@ -45,8 +45,8 @@ def keep_comparable(cfg: CfgNode, recipe: CfgNode, args: Namespace) -> List[str]
     Returns:
         The reason, in one line; empty if the run can be compared or there was nothing to compare with.
     """
-    if not cfg.TEST.EXPECTED_RESULTS:
-        return []
+    if not cfg.TEST.EXPECTED_RESULTS or cfg.TEST.EXPECTED_RESULTS != recipe.TEST.EXPECTED_RESULTS:
+        return []  # the user's own are for any run
     reason = _obstacle(cfg, dict(flatten(recipe)), _EVALUATION if args.eval_only else _TRAINING)
     if not reason:
         return []

@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ..config import flatten
+from ..data.check import SEGMENTOR
 from ..errors import UserError, one_line
 from ..files import atomic_write_text
 from .values import COMPONENTS
@@ -116,6 +117,12 @@ def _worker_ended(cfg: CfgNode, reason: str) -> str:
 
 
 def _out_of_memory(cfg: CfgNode) -> str:
+    if cfg.MODEL.META_ARCHITECTURE == SEGMENTOR:
+        return (
+            f"not enough memory; a smaller SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}), "
+            f"INPUT.SCALE_CROP.CROP_SIZE ({cfg.INPUT.SCALE_CROP.CROP_SIZE}), INPUT.MAX_SIZE_TEST "
+            f"({cfg.INPUT.MAX_SIZE_TEST}) or TEST.AUG.LONG_SIZE ({cfg.TEST.AUG.LONG_SIZE}) needs less"
+        )
     amp = "" if cfg.SOLVER.AMP.ENABLED or cfg.MODEL.DEVICE == "cpu" else " SOLVER.AMP.ENABLED True,"
     return (
         f"not enough memory; a smaller SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}),{amp} "

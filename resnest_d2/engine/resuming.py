@@ -12,6 +12,15 @@ from ..checkpoint import Checkpointer
 from ..config import flatten
 from ..errors import UserError
 
+#: Keys, or their beginnings, of what a network computes, and those among them that change nothing of it.
+#: Norms are fitted to the number of processes.
+_NETWORK = (
+    *("MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME", "MODEL.RESNETS.", "MODEL.FPN.", "MODEL.PIXEL_"),
+    *("MODEL.ANCHOR_GENERATOR.", "MODEL.SEM_SEG_HEAD.ASPP_DILATIONS", "MODEL.SEM_SEG_HEAD.ALIGN_CORNERS"),
+    *("MODEL.SEM_SEG_HEAD.IN_FEATURES", "MODEL.SEM_SEG_HEAD.AUX_FEATURE"),
+)
+_FREE = tuple(f"MODEL.RESNETS.{key}" for key in ("FUSED_KERNELS", "CHECKPOINT_STAGES", "CHECKPOINT_KEEPS"))
+
 
 def check_same(
     state: Mapping[str, Any], cfg: CfgNode, optimizer: torch.optim.Optimizer, checkpointer: Checkpointer
@@ -27,10 +36,13 @@ def check_same(
     different = _different_keys(state.get("config", ""), cfg)
     misfits = [*checkpointer.missing_keys, *checkpointer.unexpected_keys]
     solver = "SOLVER.OPTIMIZER"
-    if not misfits and solver not in different and _fits(state["_trainer"]["optimizer"], optimizer):
+    fits = not misfits and _fits(state["_trainer"]["optimizer"], optimizer)
+    if fits and solver not in different and not any(map(_of_network, different)):
         return
+    if fits:  # say only what matters
+        different = {key: value for key, value in different.items() if key == solver or _of_network(key)}
     keys = [f"{key} is {new!r}, in the checkpoint {old!r}" for key, (old, new) in different.items()]
-    what = "; ".join(keys[:5]) or f"they differ in {misfits[0] if misfits else solver}"
+    what = "; ".join(keys[:5]) or f"they differ in {misfits[0] if misfits else 'the groups of the optimizer'}"
     raise UserError(
         f"--resume: {checkpointer.file} is of another model or optimizer ({what}); use the settings of that "
         "run, name another checkpoint in last_checkpoint, or start again without --resume"
@@ -51,6 +63,11 @@ def _different_keys(text: str, cfg: CfgNode) -> Dict[str, tuple]:
         and key not in ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.MEMORY_FORMAT")
         and old.get(key, value) != value
     }
+
+
+def _of_network(key: str) -> bool:
+    """Whether a key changes what the network computes from the same weights."""
+    return key.startswith(_NETWORK) and key not in _FREE and not key.endswith(".NORM")
 
 
 def _fits(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> bool:

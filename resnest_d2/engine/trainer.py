@@ -10,7 +10,7 @@ import weakref
 from collections import OrderedDict
 from contextlib import nullcontext, suppress
 from functools import partial
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 import torch
 from detectron2.config import CfgNode
@@ -203,7 +203,7 @@ class Trainer(DefaultTrainer):
                     raise Interrupted(self._signals.received) from None
                 raise
         if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
-            verify_results(self.cfg, self._last_eval_results)
+            _verify(self.cfg, self._last_eval_results)
             return self._last_eval_results
         return None
 
@@ -340,8 +340,19 @@ def evaluate(cfg: CfgNode, **options: bool) -> OrderedDict:
             results.update(Trainer.test_with_tta(cfg, model))
             write_results(cfg, results, wall_seconds=round(time.time() - start, 1))
     if comm.is_main_process():
-        verify_results(cfg, results)
+        _verify(cfg, results)
     return results
+
+
+def _verify(cfg: CfgNode, results: Mapping[str, Any]) -> None:
+    """Call detectron2's verify_results, which ends the process with status 1 if a result is missed."""
+    missing = {task for task, *_ in cfg.TEST.EXPECTED_RESULTS} - {*results}
+    if missing:
+        names, there = ", ".join(sorted(missing)), ", ".join(results)
+        raise UserError(
+            f"TEST.EXPECTED_RESULTS names {names}, but the results are of {there}; name one of them"
+        )
+    verify_results(cfg, results)
 
 
 def _check_start(coverage: Coverage, allow_random: bool) -> None:

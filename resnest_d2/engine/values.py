@@ -155,7 +155,7 @@ _RANGES: Tuple[Tuple[Dict[str, float], str], ...] = (
         MODEL.ROI_HEADS.IOU_THRESHOLDS MODEL.ROI_HEADS.NMS_THRESH_TEST MODEL.ROI_HEADS.POSITIVE_FRACTION
         INPUT.SCALE_CROP.BLUR_PROB
         MODEL.ROI_HEADS.SCORE_THRESH_TEST MODEL.RPN.IOU_THRESHOLDS MODEL.RPN.NMS_THRESH
-        MODEL.RPN.POSITIVE_FRACTION SOLVER.MOMENTUM SOLVER.WARMUP_FACTOR
+        MODEL.RPN.POSITIVE_FRACTION SOLVER.MOMENTUM SOLVER.POLY_LR_CONSTANT_ENDING SOLVER.WARMUP_FACTOR
         """,
     ),
     (
@@ -392,4 +392,4 @@ def _check_names(cfg: CfgNode) -> None:
     known.update({key: NORMS for key in values if key.endswith(".NORM")})
     for key, names in known.items():
         if values[key] != defaults.get(key) and values[key] not in names:
-            raise UserError(f"{key}: there is no {values[key]!r}; {nearest(values[key], names)}")
+            raise UserError(f"{key}: there is no {values[key]!r}; {nearest(values[key], map(str, names))}")

@@ -67,6 +67,8 @@ def draw_predictions(
     mapper = CheckedMapper(build_mapper(cfg, train=False))
     with loading([dataset]):
         records = DatasetCatalog.get(dataset)
+    if any(Path(r["file_name"]).resolve().parent == folder.resolve() for r in records):
+        raise UserError(f"{folder} is the folder of the images, which pictures would replace; name another")
     used: Set[str] = set()
     named = [(unused_name(Path(r["file_name"]).stem, ".png", used), r) for r in records]
     wanted = "sem_seg_file_name" if cfg.MODEL.META_ARCHITECTURE == SEGMENTOR else "annotations"

@@ -18,8 +18,7 @@ from PIL import Image
 from tabulate import tabulate
 from torch.nn import functional as F
 
-from ..data.semantic_masks import check_size, read_labels
-from ..errors import UserError
+from ..data.semantic_masks import check_range, check_size, read_labels
 from ..files import atomic_write_text, atomic_writer
 
 logger = logging.getLogger(__name__)
@@ -131,14 +130,15 @@ class SemanticEvaluator(DatasetEvaluator):
         for record, output in zip(inputs, outputs):
             file, size = record["file_name"], len(self._classes)
             predicted = output["sem_seg"].argmax(0).cpu().numpy()
-            truth = self._truth(self._files[file], predicted.shape, file)
+            labels = record.get("sem_seg_file_name", self._files[file])
+            truth = self._truth(labels, predicted.shape, file)
             counts = confusion(predicted, truth, size)
             self._counts += counts
             if self._boundaries:
                 edges = np.where(truth < 0, -1, boundary(truth, size))
                 self._edges += confusion(boundary(predicted, size), edges, size + 1)
             measured = scores(counts)
-            entry = {"file_name": file, "sem_seg_file_name": self._files[file]}
+            entry = {"file_name": file, "sem_seg_file_name": labels}
             entry["pACC"], entry["mIoU"] = map(_percent, (measured.pixel_accuracy, _mean(measured.iou)))
             if self._output_dir:
                 entry["prediction"] = self._save(predicted, file)
@@ -148,13 +148,8 @@ class SemanticEvaluator(DatasetEvaluator):
         """Read a label map, with -1 for what is ignored."""
         labels = read_labels(path).astype(np.int64)
         check_size(path, labels.shape, image, shape)
-        labels = np.where(labels == self._ignored, -1, labels)
-        if labels.max(initial=-1) >= len(self._classes):
-            raise UserError(
-                f"{path} has the label {labels.max()}, but {self._dataset} has {len(self._classes)} classes, "
-                f"from 0, and ignores {self._ignored}"
-            )
-        return labels
+        check_range(path, labels, len(self._classes), self._ignored)
+        return np.where(labels == self._ignored, -1, labels)
 
     def _save(self, predicted: np.ndarray, file: str) -> str:
         """Write a label map into the folder of predictions, and return its name there."""
@@ -170,7 +165,10 @@ class SemanticEvaluator(DatasetEvaluator):
         if not comm.is_main_process():
             return None
         counts, edges = (np.sum([part[i] for part in gathered], 0) for i in (0, 1))
-        images = {entry["file_name"]: entry for *_, part in gathered for entry in part}
+        place = {file: i for i, file in enumerate(self._files)}
+        images = sorted(
+            (entry for *_, part in gathered for entry in part), key=lambda entry: place[entry["file_name"]]
+        )
         if not counts.any():
             logger.warning("%s: no pixel of %d label maps is labelled", self._dataset, len(images))
         results = self._results(counts, edges)
@@ -181,7 +179,7 @@ class SemanticEvaluator(DatasetEvaluator):
                 "colours": self._colours,
                 "results": {name: None if np.isnan(value) else value for name, value in results.items()},
                 "confusion": counts.tolist(),
-                "images": [images[file] for file in self._files if file in images],
+                "images": images,
             }
             path = Path(self._output_dir, FILE)
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ head, dropout, initialisation and interpolation.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
@@ -46,7 +47,8 @@ class ASPP(nn.Module):
             [
                 _conv(in_channels, channels, 1, norm),
                 *(_conv(in_channels, channels, 3, norm, dilation) for dilation in dilations),
-                _conv(in_channels, channels, 1, norm),
+                # Of the pooled image, GroupNorm's usual groups could hold one value each.
+                _conv(in_channels, channels, 1, norm if norm != "GN" else partial(nn.GroupNorm, 1)),
             ]
         )
         self.project = _conv(channels * len(self.convs), channels, project_size, norm)
@@ -167,6 +169,11 @@ class ResNeStDeepLabV3Head(nn.Module):
             raise OptionError("MODEL.SEM_SEG_HEAD.USE_DEPTHWISE_SEPARABLE_CONV", True, rule)
         if len(head.IN_FEATURES) != 1:
             raise OptionError("MODEL.SEM_SEG_HEAD.IN_FEATURES", head.IN_FEATURES, "must name one feature")
+        features = {"IN_FEATURES": head.IN_FEATURES[0], "AUX_FEATURE": head.AUX_FEATURE}
+        for key, feature in features.items():
+            if feature not in input_shape and (key == "IN_FEATURES" or head.AUX_LOSS_WEIGHT):
+                rule = f"must be one of MODEL.RESNETS.OUT_FEATURES ({', '.join(input_shape)})"
+                raise OptionError(f"MODEL.SEM_SEG_HEAD.{key}", feature, rule)
         return {
             "input_shape": input_shape,
             "in_feature": head.IN_FEATURES[0],

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
 from ...errors import UserError, nearest
-from ...published import MODELS
+from ...published import DETECTORS, MODELS
 from ..results import read_results
 from ..semantic import FILE as SEMANTIC
 from .inputs import comparable, read_detections, read_metrics, read_truth, remedied
@@ -60,6 +60,10 @@ def load_evaluation(
     row = row or _config_of(run.get("command") or "")
     name, published = row or root.resolve().name, row if row in MODELS else None
     if file.name == SEMANTIC:
+        if row in DETECTORS:
+            raise UserError(
+                f"--row {row} is of a detector, and {file} of semantic segmentation; name its row"
+            )
         if annotations or images:
             raise UserError("--annotations and --images are for detections; label maps name their images")
         with remedied("evaluate again"):
