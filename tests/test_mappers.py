@@ -50,6 +50,14 @@ def test_a_label_map_of_another_size_is_named(record):
         SemanticMapper([], "RGB", True)(record)
 
 
+def test_a_label_that_no_class_has_is_named_in_training(record):
+    with pytest.raises(
+        UserError, match=r"mask.png has the label 149, but there are 100 classes, .* 255 is ignored"
+    ):
+        SemanticMapper([], "RGB", True, classes=100)(record)
+    SemanticMapper([], "RGB", True, classes=149, ignored=149)(record)
+
+
 def test_crops_have_their_size_and_pixels_keep_their_labels(record):
     """Without resizing, what is in the crop is the image with its labels; the rest is black and ignored."""
     cfg = config(

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 
 import forks
 import numpy as np
@@ -118,6 +119,49 @@ def test_two_processes_count_the_pixels_that_one_counts_for_each_of_several_sets
         assert len(files) == 4
         counts.append([json.loads(file.read_text())["confusion"] for file in files])
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("key, value", [("ASPP_DILATIONS", "(1,2,3)"), ("ALIGN_CORNERS", "False")])
+def test_a_run_is_not_resumed_as_a_network_that_computes_something_else(key, value, trained, data, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "out")
+    words = tiny.command(data, tmp_path / "out", 50, f"MODEL.SEM_SEG_HEAD.{key}", value, flags=("--resume",))
+    words += ["SOLVER.WARMUP_ITERS", "0", "SOLVER.BASE_LR", "0.005", "SOLVER.IMS_PER_BATCH", "4"]
+    result = forks.run(words, cwd=tmp_path, environment=os.environ, timeout=100)
+    assert_one_line_error(result, f"MODEL.SEM_SEG_HEAD.{key} is ", "of another model or optimizer")
+
+
+def test_weights_with_more_layers_than_the_head_are_refused_and_the_auxiliary_head_is_not_needed(
+    trained, data, tmp_path
+):
+    def evaluate(weights, *settings):
+        words = tiny.command(
+            data, tmp_path / "out", 1, "MODEL.WEIGHTS", weights, *settings, flags=("--eval-only",)
+        )
+        return forks.run(words, cwd=tmp_path, environment=os.environ, timeout=100)
+
+    result = evaluate(trained[0] / "model_final.pth", "MODEL.SEM_SEG_HEAD.HEAD_CONV", False)
+    assert_one_line_error(result, "has more layers than the model's head (sem_seg_head.head.conv")
+    state = torch.load(trained[0] / "model_final.pth", weights_only=True)["model"]
+    torch.save({k: v for k, v in state.items() if "aux_head" not in k}, tmp_path / "part.pth")
+    assert evaluate(tmp_path / "part.pth").returncode == 0
+
+
+def test_results_that_the_user_expects_are_compared_on_any_data(trained, data, tmp_path):
+    weights = ("MODEL.WEIGHTS", trained[0] / "model_final.pth")
+    for expected, status in (("[['sem_seg','mIoU',999.0,1.0]]", 1), ("[['bbox','AP',1.0,1.0]]", 2)):
+        words = tiny.command(
+            data, tmp_path, 1, *weights, "TEST.EXPECTED_RESULTS", expected, flags=("--eval-only",)
+        )
+        result = forks.run(words, cwd=tmp_path, environment=os.environ, timeout=100)
+        assert result.returncode == status, result.stderr[-1000:]
+
+
+def test_pictures_do_not_replace_the_images(trained, data, tmp_path):
+    images = data[data.index("--val-images") + 1]
+    words = tiny.command(data, tmp_path, 1, "MODEL.WEIGHTS", trained[0] / "model_final.pth")
+    words = [str(ROOT / "tools/draw_predictions.py"), "--output", images, *words[1:]]
+    result = forks.run(words, cwd=tmp_path, environment=os.environ, timeout=100)
+    assert_one_line_error(result, f"{images} is the folder of the images, which pictures would replace")
 
 
 def test_one_image_for_the_norm_of_the_pooled_image_is_refused(data, tmp_path):

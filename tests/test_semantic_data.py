@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -663,3 +664,62 @@ def test_a_schedule_needs_the_images_of_all_folders(folder):
     cfg = segmentor(SOLVER__IMS_PER_BATCH=4)
     SemanticData([pair] * 3, [], str(folder / "classes.json")).fit(cfg, 5)
     assert cfg.SOLVER.MAX_ITER == 15
+
+
+def fixed(folder):
+    """The labels of the copy's b.png, or None without one."""
+    report = check(folder, fix=folder / "fixed")
+    file = folder / "fixed/b.png"
+    return report, (np.asarray(Image.open(file)) if file.exists() else None)
+
+
+def test_masks_of_16_bits_in_several_channels_are_not_converted(folder):
+    values = np.repeat(labels(1)[..., None].astype(np.uint16), 3, 2)
+    assert cv2.imwrite(str(folder / "masks/b.png"), values)
+    report, copy = fixed(folder)
+    assert report.counts["mask with more than 8 bits per pixel"] == 1 and copy is None
+
+
+def test_a_compression_that_changes_labels_is_not_converted(folder):
+    (folder / "masks/b.png").unlink()
+    Image.fromarray(labels(1)).save(folder / "masks/b.tif", compression="jpeg")
+    report, copy = fixed(folder)
+    assert report.counts["mask that is not PNG"] == 1 and copy is None
+
+
+def test_a_palette_with_two_classes_exchanged_and_another_colour_is_in_another_order(folder):
+    put(folder, with_palette(labels(1), [COLOURS[1], COLOURS[0], [255, 255, 255]]))
+    assert check(folder).counts["palette with the classes' colours in another order"] == 1
+
+
+def test_grey_labels_stay_even_if_a_class_is_black(folder):
+    colours = [[0, 0, 0], *COLOURS[1:]]
+    (folder / "classes.json").write_text(json.dumps({"classes": NAMES, "colours": colours}))
+    put(folder, np.repeat(labels(1)[..., None], 3, 2))
+    _, copy = fixed(folder)
+    assert (copy == labels(1)).all()
+
+
+@pytest.mark.parametrize("key", ["ignore_index", "ignored_label", "Colours", "class_names"])
+def test_a_key_that_is_nearly_one_of_ours_is_not_passed_over(key, folder):
+    (folder / "classes.json").write_text(json.dumps({"classes": NAMES, key: 0}))
+    with pytest.raises(UserError, match=f"'{key}' is not read; did you mean '"):
+        check(folder)
+
+
+def test_folders_that_link_to_each_other_are_read_once(folder):
+    for kind in ("masks", "images"):
+        for a in range(9):
+            (folder / kind / f"d{a}").mkdir()
+        for a in range(9):
+            for b in range(9):
+                (folder / kind / f"d{a}/l{b}").symlink_to(folder / kind / f"d{b}")
+    assert not check(folder).counts
+
+
+@pytest.mark.parametrize("output", ["images", "masks/below/out"])
+def test_an_output_among_the_data_is_refused(output, folder):
+    cfg = segmentor(OUTPUT_DIR=str(folder / output))
+    pair = (str(folder / "masks"), str(folder / "images"))
+    with pytest.raises(UserError, match=r"OUTPUT_DIR .* is in .*, among whose files its own would be"):
+        SemanticData([pair], [], str(folder / "classes.json")).check(cfg)

@@ -141,7 +141,12 @@ def _check_file(path: str, name: str, within: Tuple[str, ...], read: List[str]) 
         raise UserError(f"{path} holds no KEY: VALUE pairs")
     if _count_values(root, path, {}) > _MAX_VALUES:
         raise UserError(f"{path} holds more than {_MAX_VALUES} values, counting those of aliases")
-    bases = loader.construct_document(root).get("_BASE_", [])
+    content = loader.construct_document(root)
+    if content.get("VERSION", 2) != 2:
+        raise UserError(
+            f"{path}: VERSION must be 2, the version of these keys, got {content['VERSION']!r:.40}"
+        )
+    bases = content.get("_BASE_", [])
     for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str) or not base:
             raise UserError(f"{path}: _BASE_ must be the name of a file, or a list of names, got {base!r}")

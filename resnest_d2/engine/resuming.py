@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Any, Dict, List, Mapping
 
 import torch
 import yaml
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
 from ..checkpoint import Checkpointer
 from ..config import flatten
+from ..data.check import SEGMENTOR
 from ..errors import UserError
 
 #: Keys, or their beginnings, of what a network computes, and those among them that change nothing of it.
@@ -36,6 +39,13 @@ def check_same(
     different = _different_keys(state.get("config", ""), cfg)
     misfits = [*checkpointer.missing_keys, *checkpointer.unexpected_keys]
     solver = "SOLVER.OPTIMIZER"
+    classes, before = class_names(cfg), state.get("classes")
+    if before and classes and list(before) != classes:
+        was, now = next(pair for pair in zip_longest(before, classes) if pair[0] != pair[1])
+        raise UserError(
+            f"--resume: the classes of {cfg.DATASETS.TRAIN[0]} are not those of {checkpointer.file}: {now!r} is where "
+            f"{was!r} was; train on the same classes in the same order, or start again without --resume"
+        )
     fits = not misfits and _fits(state["_trainer"]["optimizer"], optimizer)
     if fits and solver not in different and not any(map(_of_network, different)):
         return
@@ -47,6 +57,13 @@ def check_same(
         f"--resume: {checkpointer.file} is of another model or optimizer ({what}); use the settings of that "
         "run, name another checkpoint in last_checkpoint, or start again without --resume"
     )
+
+
+def class_names(cfg: CfgNode) -> List[str]:
+    """Return the names of the classes that are trained, as far as the metadata of the first dataset has any."""
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else None
+    key = "stuff_classes" if cfg.MODEL.META_ARCHITECTURE == SEGMENTOR else "thing_classes"
+    return list(getattr(metadata, key, None) or [])
 
 
 def _different_keys(text: str, cfg: CfgNode) -> Dict[str, tuple]:

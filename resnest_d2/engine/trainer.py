@@ -36,7 +36,7 @@ from .failures import blames_configuration
 from .folder import leave_branch
 from .hooks import GiveBackMemory, InterruptibleEval, PeriodicCheckpointer, PreciseBN, StopOnSignal
 from .results import RecordRun, write_results
-from .resuming import check_same
+from .resuming import check_same, class_names
 from .signals import Signals
 from .step import TrainStep
 from .trial import try_evaluation
@@ -156,7 +156,7 @@ class Trainer(DefaultTrainer):
         self.data_loader.batch_sampler.start = self.start_iter
 
     def state_dict(self) -> Dict[str, Any]:
-        return {**super().state_dict(), "config": self.cfg.dump()}
+        return {**super().state_dict(), "config": self.cfg.dump(), "classes": class_names(self.cfg)}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         """Load a run's state. Raises UserError if the run had another model or optimizer."""

@@ -290,6 +290,9 @@ def _check_semantic(cfg: CfgNode) -> None:
     if lengths and (len(lengths) != 2 or lengths[0] > lengths[1]):
         raise OptionError("INPUT.SCALE_CROP.LONG_SIZE", lengths, "must be two lengths, from and to, or empty")
     if cfg.MODEL.META_ARCHITECTURE != "SemanticSegmentor":
+        if lengths:
+            rule = f"must be empty with MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}"
+            raise OptionError("INPUT.SCALE_CROP.LONG_SIZE", lengths, rule)
         return
     resnets, head = cfg.MODEL.RESNETS, cfg.MODEL.SEM_SEG_HEAD
     # Label maps have 8 bits.

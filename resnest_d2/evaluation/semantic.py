@@ -19,6 +19,7 @@ from tabulate import tabulate
 from torch.nn import functional as F
 
 from ..data.semantic_masks import check_range, check_size, read_labels
+from ..errors import UserError
 from ..files import atomic_write_text, atomic_writer
 
 logger = logging.getLogger(__name__)
@@ -153,7 +154,10 @@ class SemanticEvaluator(DatasetEvaluator):
 
     def _save(self, predicted: np.ndarray, file: str) -> str:
         """Write a label map into the folder of predictions, and return its name there."""
-        target = Path(self._output_dir or "", PREDICTIONS, self._names[file])
+        folder = Path(self._output_dir or "", PREDICTIONS)
+        if folder.is_symlink():
+            raise UserError(f"{folder} is a link, through which label maps would replace others; remove it")
+        target = folder / self._names[file]
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_writer(target) as opened:
             Image.fromarray(predicted.astype(np.uint8)).save(opened, "PNG")

@@ -57,6 +57,9 @@ def resnest_options(cfg: CfgNode) -> Dict[str, Any]:
         if key not in cfg.MODEL[section]:
             raise OptionError(f"MODEL.{path}", None, "must be set; call add_resnest_config(cfg) first")
         options[name] = cfg.MODEL[section][key]
+    if options["stem_width"] and not options["deep_stem"]:
+        rule = "must be 0 with MODEL.RESNETS.DEEP_STEM False"
+        raise OptionError("MODEL.RESNETS.STEM_WIDTH", options["stem_width"], rule)
     return {**options, "stem_width": options["stem_width"] or None}
 
 
