@@ -150,6 +150,12 @@ def test_schedule_is_polynomial_to_zero_without_warm_up():
     assert optimizer.param_groups[0]["lr"] == 0
 
 
+def test_a_width_of_the_deep_stem_is_refused_without_one():
+    cfg = config("deeplabv3_resnet50_ade20k", "MODEL.RESNETS.DEEP_STEM", "False")
+    with pytest.raises(OptionError, match=r"MODEL.RESNETS.STEM_WIDTH must be 0 with"):
+        built(cfg)
+
+
 @pytest.mark.parametrize(
     "key, value, rule",
     [

@@ -121,6 +121,16 @@ def test_two_processes_count_the_pixels_that_one_counts_for_each_of_several_sets
     assert counts[0] == counts[1]
 
 
+def test_a_run_is_not_resumed_with_other_classes(trained, data, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "out")
+    classes = tmp_path / "classes.json"
+    classes.write_text(json.dumps(["ground", "green", "red"]))
+    words = tiny.command([*data[:-1], str(classes)], tmp_path / "out", 50, flags=("--resume",))
+    words += ["SOLVER.WARMUP_ITERS", "0", "SOLVER.BASE_LR", "0.005", "SOLVER.IMS_PER_BATCH", "4"]
+    result = forks.run(words, cwd=tmp_path, environment=os.environ, timeout=100)
+    assert_one_line_error(result, "'green' is where 'red' was")
+
+
 @pytest.mark.parametrize("key, value", [("ASPP_DILATIONS", "(1,2,3)"), ("ALIGN_CORNERS", "False")])
 def test_a_run_is_not_resumed_as_a_network_that_computes_something_else(key, value, trained, data, tmp_path):
     shutil.copytree(trained[0], tmp_path / "out")

@@ -43,8 +43,8 @@ def check_same(
     if before and classes and list(before) != classes:
         was, now = next(pair for pair in zip_longest(before, classes) if pair[0] != pair[1])
         raise UserError(
-            f"--resume: the classes of {cfg.DATASETS.TRAIN[0]} are not those of {checkpointer.file}: {now!r} is where "
-            f"{was!r} was; train on the same classes in the same order, or start again without --resume"
+            f"--resume: the classes of {cfg.DATASETS.TRAIN[0]} are not those of {checkpointer.file}: {now!r} "
+            f"is where {was!r} was; train on the same classes in the same order, or start again without --resume"
         )
     fits = not misfits and _fits(state["_trainer"]["optimizer"], optimizer)
     if fits and solver not in different and not any(map(_of_network, different)):
@@ -60,7 +60,7 @@ def check_same(
 
 
 def class_names(cfg: CfgNode) -> List[str]:
-    """Return the names of the classes that are trained, as far as the metadata of the first dataset has any."""
+    """Return the names of the classes of the first training set; empty if its metadata has none."""
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else None
     key = "stuff_classes" if cfg.MODEL.META_ARCHITECTURE == SEGMENTOR else "thing_classes"
     return list(getattr(metadata, key, None) or [])
