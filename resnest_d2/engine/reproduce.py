@@ -45,8 +45,6 @@ _SMOKE = {
     "INPUT.MIN_SIZE_TEST": 96,
     "MODEL.WEIGHTS": "",
     "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
-    "INPUT.SCALE_CROP.LONG_SIZE": "(64, 128)",
-    "INPUT.SCALE_CROP.CROP_SIZE": 96,
     "TEST.PRECISE_BN.ENABLED": False,
     "TEST.AUG.ENABLED": False,
     "DATALOADER.NUM_WORKERS": 0,
@@ -55,6 +53,8 @@ _SMOKE = {
 #: Of semantic segmentation, also its augmented testing.
 _SMOKE_SEGMENTOR = {
     **_SMOKE,
+    "INPUT.SCALE_CROP.LONG_SIZE": "(64, 128)",
+    "INPUT.SCALE_CROP.CROP_SIZE": 96,
     "TEST.AUG.ENABLED": True,
     "TEST.AUG.SCALES": "(1.0,)",
     "TEST.AUG.LONG_SIZE": 96,

@@ -44,7 +44,7 @@ def check_same(
         was, now = next(pair for pair in zip_longest(before, classes) if pair[0] != pair[1])
         raise UserError(
             f"--resume: the classes of {cfg.DATASETS.TRAIN[0]} are not those of {checkpointer.file}: {now!r} "
-            f"is where {was!r} was; train on the same classes in the same order, or start again without --resume"
+            f"is where {was!r} was; train on the same classes in the same order, or start without --resume"
         )
     fits = not misfits and _fits(state["_trainer"]["optimizer"], optimizer)
     if fits and solver not in different and not any(map(_of_network, different)):
