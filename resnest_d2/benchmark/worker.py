@@ -35,7 +35,7 @@ def configured(package, settings):
         *sections, last = key.split(".")
         node = cfg
         for section in sections:
-            node = node[section]
+            node = node.get(section, {})  # of which the released one has fewer
         if last in node:
             node[last] = value
     return cfg
