@@ -157,6 +157,14 @@ def test_a_width_of_the_deep_stem_is_refused_without_one():
 
 
 @pytest.mark.parametrize(
+    "key, value", [("INPUT.SCALE_CROP.LONG_SIZE", "(64, 96)"), ("SOLVER.HEAD_LR_FACTOR", "10.0")]
+)
+def test_settings_without_effect_on_a_detector_are_refused(key, value):
+    with pytest.raises(OptionError, match=rf"{key} must be .*MODEL.META_ARCHITECTURE GeneralizedRCNN"):
+        load_config(model_zoo.get_config_file("quickstart"), [key, value])
+
+
+@pytest.mark.parametrize(
     "key, value, rule",
     [
         ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "256", "must be >= 0 and <= 255"),

@@ -142,6 +142,11 @@ def test_mmsegmentations_head_has_the_scores_of_its_definition():
     torch.testing.assert_close(net({"res5": x})[0], expected)
 
 
+def test_what_has_no_place_is_told(authors):
+    conversion = convert({**authors, "jpu.weight": torch.ones(1)})
+    assert conversion.unexpected_keys == ["jpu.weight"] and "jpu.weight" in conversion.state
+
+
 def test_nothing_in_the_files_of_others_has_no_place(authors):
     assert convert(authors).unexpected_keys == []
     assert semantic_head(mmsegmentation()).keys == set(mmsegmentation())

@@ -278,12 +278,18 @@ def _with_head(conversion: Conversion, state: State) -> Conversion:
     head = semantic_head(state)
     if head is None:
         return conversion
+    unexpected = [key for key in conversion.unexpected_keys if key not in head.keys]
     if head.advice:
         log_first_n(logging.WARNING, head.advice, name=__name__, key="message")
     return conversion._replace(
         source=head.source,
-        state={**{f"backbone.{key}": value for key, value in conversion.state.items()}, **head.state},
-        unexpected_keys=[key for key in conversion.unexpected_keys if key not in head.keys],
+        # With what has no place, for the checkpointer to tell of it.
+        state={
+            **{key: state[key] for key in unexpected},
+            **{f"backbone.{key}": value for key, value in conversion.state.items()},
+            **head.state,
+        },
+        unexpected_keys=unexpected,
         is_detector=True,
         is_renamed=True,
     )

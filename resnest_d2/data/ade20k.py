@@ -62,7 +62,8 @@ def _write(source: Path, names: List[str], output: Path) -> Tuple[int, int]:
     kept = 0
     for name in tqdm(names, desc=f"labels into {output}"):
         target = inside(output, name, source)
-        if target.is_file() and target.stat().st_mtime >= (source / name).stat().st_mtime:
+        made = target.stat() if target.is_file() else None
+        if made and made.st_size and made.st_mtime >= (source / name).stat().st_mtime:
             kept += 1
             continue
         labels = read_labels(source / name)

@@ -131,12 +131,18 @@ class SemanticData(OwnData):
                 "a recipe in configs/segmentation"
             )
         classes = read_classes(self._classes)
+        notes, head = [], cfg.MODEL.SEM_SEG_HEAD
+        if head.IGNORE_VALUE != classes.ignored:
+            notes.append(
+                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE {classes.ignored} instead of {head.IGNORE_VALUE}, as in the "
+                "file of classes"
+            )
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(classes.names)
         cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = classes.ignored
         train, val = map(tuple, self.register(classes.metadata))
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = train or cfg.DATASETS.TRAIN, val
         images = sum(len(pair_files(masks, images).pairs) for masks, images in self.train)
-        return fit_schedule(cfg, images, epochs) if train else [], classes.metadata
+        return notes + (fit_schedule(cfg, images, epochs) if train else []), classes.metadata
 
 
 def own_data(values: Mapping[str, Any]) -> OwnData:

@@ -293,6 +293,9 @@ def _check_semantic(cfg: CfgNode) -> None:
         if lengths:
             rule = f"must be empty with MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}"
             raise OptionError("INPUT.SCALE_CROP.LONG_SIZE", lengths, rule)
+        if cfg.SOLVER.HEAD_LR_FACTOR != 1 and cfg.MODEL.META_ARCHITECTURE != "PanopticFPN":
+            rule = f"must be 1, as MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no semantic head"
+            raise OptionError("SOLVER.HEAD_LR_FACTOR", cfg.SOLVER.HEAD_LR_FACTOR, rule)
         return
     resnets, head = cfg.MODEL.RESNETS, cfg.MODEL.SEM_SEG_HEAD
     # Label maps have 8 bits.

@@ -71,7 +71,9 @@ def get_checkpoint_url(name: str) -> str:
     get_config_file(name)
     name = str(name).removesuffix(".yaml")
     if name not in MODELS or not MODELS[name].released:
-        raise UserError(f"no trained model has been published for {name}")
+        raise UserError(
+            f"no trained model has been published for {name}; docs/MODEL_ZOO.md lists those that have been"
+        )
     return f"resnest://{name}"
 
 

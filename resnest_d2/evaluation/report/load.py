@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import shlex
 from pathlib import Path
@@ -15,6 +16,8 @@ from ..semantic import FILE as SEMANTIC
 from .inputs import comparable, read_detections, read_metrics, read_truth, remedied
 from .measure import Evaluation
 from .semantic import SemanticEvaluation, read_semantic
+
+logger = logging.getLogger(__name__)
 
 _DETECTIONS = "coco_instances_results.json"
 
@@ -44,6 +47,10 @@ def load_evaluation(
     # With TEST.AUG, semantic segmentation is compared with the published figures.
     found = _find(folder, _DETECTIONS, "inference") or _find(folder, SEMANTIC, "inference_TTA", "inference")
     file = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    if len({path.parent.name for path in found} - {"inference", "inference_TTA"}) > 1:
+        logger.warning(
+            "of the evaluations in %s, that in %s is shown; name the folder of another", folder, file.parent
+        )
     if file is None:
         raise UserError(
             f"{folder} has neither inference/{_DETECTIONS} nor inference/{SEMANTIC}; evaluate into it first"
