@@ -134,8 +134,8 @@ class SemanticData(OwnData):
         notes, head = [], cfg.MODEL.SEM_SEG_HEAD
         if head.IGNORE_VALUE != classes.ignored:
             notes.append(
-                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE {classes.ignored} instead of {head.IGNORE_VALUE}, as in the "
-                "file of classes"
+                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE {classes.ignored} instead of {head.IGNORE_VALUE}, as the file "
+                "of classes has it"
             )
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(classes.names)
         cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = classes.ignored
