@@ -133,9 +133,9 @@ class SemanticData(OwnData):
         classes = read_classes(self._classes)
         notes, head = [], cfg.MODEL.SEM_SEG_HEAD
         if head.IGNORE_VALUE != classes.ignored:
+            old = head.IGNORE_VALUE
             notes.append(
-                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE {classes.ignored} instead of {head.IGNORE_VALUE}, as the file "
-                "of classes has it"
+                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE {classes.ignored} instead of {old}, as --classes says"
             )
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(classes.names)
         cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = classes.ignored
