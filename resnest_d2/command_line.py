@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+import time
 import warnings
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from contextlib import contextmanager, suppress
@@ -24,6 +25,8 @@ from .processes import Interrupted
 
 #: Longest error message, in characters. Of a longer one, both ends are printed.
 _LONGEST = 2000
+#: Seconds for which a failing main process waits for others that fail alike.
+_PATIENCE = 3
 
 
 class Parser(ArgumentParser):
@@ -138,7 +141,13 @@ def _speaks() -> bool:
         others = rank.isdecimal() and world.isdecimal() and 0 < int(rank) < int(world)
         return not dist.is_torchelastic_launched() or not others
     try:
-        return _get_default_store().add("failures", 1) == 1
+        store = _get_default_store()
+        first = store.add("failures", 1) == 1
+        # The main process holds the store, by which the others learn that it has been said.
+        end = time.monotonic() + _PATIENCE * comm.is_main_process()
+        while store.add("failures", 0) < comm.get_world_size() and time.monotonic() < end:
+            time.sleep(0.05)
+        return first
     except RuntimeError:  # the process that holds the store has ended
         return True
 

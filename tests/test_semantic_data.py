@@ -418,7 +418,8 @@ def test_the_command_line_fits_a_recipe_to_masks(folder):
     assert cfg.DATASETS.TRAIN == ("user_train_1", "user_train_2") and cfg.DATASETS.TEST == ("user_val_1",)
     assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 3 and cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE == 254
     assert cfg.SOLVER.MAX_ITER == 90 * 8 // 2 and cfg.SOLVER.STEPS == (240, 320)
-    assert cfg.SOLVER.WARMUP_ITERS == 36 and notes == []
+    assert cfg.SOLVER.WARMUP_ITERS == 36
+    assert notes == ["MODEL.SEM_SEG_HEAD.IGNORE_VALUE 254 instead of 255, as --classes says"]
     for _ in range(2):  # as a process does that starts anew, and one that does not
         own_data(vars(args)).register(metadata)
         dataset = MetadataCatalog.get("user_val_1")
