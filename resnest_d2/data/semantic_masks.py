@@ -89,17 +89,17 @@ def read_mask(path: Union[str, Path], decode: bool = True) -> Mask:
     """
     try:
         path = check_readable(path)
-        with open(path, "rb") as file, Image.open(file) as image:
+        with open(path, "rb") as file:
+            header = file.read(_HEADER.size)
+            image = Image.open(file)
             form, size = (image.format or "", image.mode), image.size
+            bits = _HEADER.unpack(header)[2] if form[0] == "PNG" else 8
+            lossy = "jpeg" in str(image.info.get("compression", "")) or form[0] not in _EXACT
             if decode and image.mode not in _MODES and not image.mode.startswith(("I", "F")):
                 image = image.convert("RGB")
             palette = image.getpalette() if decode and image.mode == "P" else None
             pixels = np.asarray(image) if decode else None
-            bits = png_header(path)[2] if form[0] == "PNG" else 8
-            lossy = "jpeg" in str(image.info.get("compression", "")) or form[0] not in _EXACT
-            if (
-                pixels is not None and form == ("PNG", "L") and bits < 8
-            ):  # Pillow spreads 2 and 4 bits to 0..255
+            if decode and form == ("PNG", "L") and bits < 8:  # Pillow spreads 2 and 4 bits to 0..255
                 pixels = pixels // (255 // (2**bits - 1))
     except UserError as e:
         raise MaskError.of(path, UNREADABLE, one_line(e, 200)) from None
