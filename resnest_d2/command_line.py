@@ -121,7 +121,8 @@ def one_line_errors() -> Iterator[None]:
         yield
     except UserError as e:
         if _speaks():
-            print(f"error: {_one_line(str(e))}", file=sys.stderr)
+            print(f"error: {_one_line(str(e))}", file=sys.stderr, flush=True)
+        _outlive_those_who_ask()
         sys.exit(2)
     except Interrupted as e:
         if comm.is_main_process():
@@ -141,15 +142,18 @@ def _speaks() -> bool:
         others = rank.isdecimal() and world.isdecimal() and 0 < int(rank) < int(world)
         return not dist.is_torchelastic_launched() or not others
     try:
-        store = _get_default_store()
-        first = store.add("failures", 1) == 1
-        # The main process holds the store, by which the others learn that it has been said.
-        end = time.monotonic() + _PATIENCE * comm.is_main_process()
-        while store.add("failures", 0) < comm.get_world_size() and time.monotonic() < end:
-            time.sleep(0.05)
-        return first
+        return _get_default_store().add("failures", 1) == 1
     except RuntimeError:  # the process that holds the store has ended
         return True
+
+
+def _outlive_those_who_ask() -> None:
+    """Let a failing main process, which holds the store that :func:`_speaks` asks, wait for the others."""
+    if not dist.is_initialized() or not comm.is_main_process():
+        return
+    store, end = _get_default_store(), time.monotonic() + _PATIENCE
+    while store.add("failures", 0) < comm.get_world_size() and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 def _one_line(message: str) -> str:
