@@ -198,6 +198,12 @@ def inside(folder: PathLike, name: str, source: PathLike, links: bool = False) -
     return Path(path)
 
 
+def lies_in(path: PathLike, folder: PathLike) -> bool:
+    """Whether a path, which need not exist, is a folder or lies below it, with links resolved."""
+    real = os.path.realpath(folder)
+    return os.path.commonpath([os.path.realpath(path), real]) == real
+
+
 def unused_name(stem: str, suffix: str, used: Set[str]) -> str:
     """Return an unused file name: the stem, or the stem with a number from 2.
 

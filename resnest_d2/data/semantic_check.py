@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import UserError, one_line
-from ..files import atomic_writer, check_writable, inside, writing
+from ..files import atomic_writer, check_writable, inside, lies_in, writing
 from .annotations import spread
 from .coco_check import MAX_SIZE
 from .findings import NARROW, OF_IMAGES, Findings, Lost
@@ -334,10 +334,8 @@ def _check_target(output: Path, masks: Path, images: Path, overwrite: bool) -> N
     if os.path.lexists(output) and not os.path.isdir(output):
         raise UserError(f"{output} is not a folder; name a folder for the copy of the masks")
     check_writable(output / "0.png")
-    real = os.path.realpath(output)
     for folder, what in ((masks, "masks"), (images, "images")):
-        other = os.path.realpath(folder)
-        if os.path.commonpath([real, other]) in (real, other):
+        if lies_in(output, folder) or lies_in(folder, output):
             raise UserError(
                 f"{output} is, holds or lies in the folder of {what} {folder}; name another one for the copy"
             )
