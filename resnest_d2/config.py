@@ -8,6 +8,9 @@ from typing import Any, Iterator, Tuple
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
+#: detectron2's meta-architecture of semantic segmentation, which learns label maps and nothing else.
+SEGMENTOR = "SemanticSegmentor"
+
 # Keys of the released plugin keep their names, so that its YAML files load unchanged.
 _RESNETS = {
     # Three 3x3 convolutions instead of one 7x7 in the stem (ResNet-D).

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
+from ..config import SEGMENTOR
 from ..errors import OptionError, UserError, nearest, one_line
 from ..files import check_readable
 from .annotations import read_coco
@@ -22,8 +23,6 @@ _FILES = (
     *("json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root", "dirname"),
     *("image_dir", "gt_dir"),
 )
-#: Meta-architecture that learns masks of labels and nothing else.
-SEGMENTOR = "SemanticSegmentor"
 #: Values of evaluator_type of datasets of such masks, and of those that have none.
 SEMANTIC = ("sem_seg", "cityscapes_sem_seg")
 _OBJECTS = ("coco", "lvis", "pascal_voc", "cityscapes_instance")

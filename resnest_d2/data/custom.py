@@ -14,9 +14,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 
+from ..config import SEGMENTOR
 from ..errors import UserError
 from .annotations import read_coco, visible_keypoints
-from .check import SEGMENTOR, SEMANTIC
+from .check import SEMANTIC
 from .coco_check import MAX_SIZE, check_coco
 from .coco_report import Report
 from .findings import NARROW

@@ -10,8 +10,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 
+from ..config import SEGMENTOR
 from .augmentations import scale_and_crop
-from .check import SEGMENTOR
 from .semantic_masks import check_range, check_size, read_labels
 
 Mapper = Callable[[Dict[str, Any]], Dict[str, Any]]

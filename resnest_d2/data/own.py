@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from detectron2.config import CfgNode
 from detectron2.data.datasets import register_coco_instances
 
+from ..config import SEGMENTOR
 from ..errors import UserError
-from ..files import check_readable
-from .check import SEGMENTOR
+from ..files import check_readable, lies_in
 from .custom import Pair, check_pairs, fit_config, max_size_of, register_pairs
 from .schedule import fit_schedule
 from .semantic import pair_files, register_semantic
@@ -110,9 +109,8 @@ class SemanticData(OwnData):
         read_classes(self._classes)
 
     def check(self, cfg: CfgNode) -> List[str]:
-        output = os.path.realpath(cfg.OUTPUT_DIR)
         for folder in (folder for pair in (*self.train, *self.val) for folder in pair):
-            if os.path.commonpath([output, os.path.realpath(folder)]) == os.path.realpath(folder):
+            if lies_in(cfg.OUTPUT_DIR, folder):
                 raise UserError(
                     f"OUTPUT_DIR {cfg.OUTPUT_DIR} is in {folder}, among whose files its own would be; name "
                     "another"

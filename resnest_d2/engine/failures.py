@@ -12,8 +12,7 @@ import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from ..config import flatten
-from ..data.check import SEGMENTOR
+from ..config import SEGMENTOR, flatten
 from ..errors import UserError, one_line
 from ..files import atomic_write_text
 from .values import COMPONENTS

@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from torch import distributed
 
-from ..config import flatten
+from ..config import SEGMENTOR, flatten
 from ..data.loader import PREFETCHED, SHARED_MEMORY
 from ..errors import OptionError, UserError, check_number
 
@@ -148,7 +148,7 @@ def fit_workers(cfg: CfgNode, processes: int, on_this_machine: int, train: bool)
     if not cfg.DATALOADER.NUM_WORKERS or not os.path.isdir(SHARED_MEMORY):
         return []
     # A pixel takes 3 bytes, and 8 more if it has a semantic class.
-    pixel = 3 + 8 * (cfg.MODEL.META_ARCHITECTURE in ("PanopticFPN", "SemanticSegmentor"))
+    pixel = 3 + 8 * (cfg.MODEL.META_ARCHITECTURE in ("PanopticFPN", SEGMENTOR))
     sizes, images = cfg.INPUT, cfg.SOLVER.IMS_PER_BATCH // (cfg.SOLVER.REFERENCE_WORLD_SIZE or processes)
     trained = _pixels(max(sizes.MIN_SIZE_TRAIN), sizes.MAX_SIZE_TRAIN)
     if sizes.SCALE_CROP.LONG_SIZE:
@@ -181,7 +181,7 @@ def fit_testing(cfg: CfgNode, overrides: Sequence[str]) -> List[str]:
     Returns:
         The change, in one line.
     """
-    segments = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor" and cfg.TEST.AUG.ENABLED
+    segments = cfg.MODEL.META_ARCHITECTURE == SEGMENTOR and cfg.TEST.AUG.ENABLED
     if not segments or cfg.MODEL.DEVICE != "cpu" or "TEST.AUG.ENABLED" in overrides:
         return []
     cfg.TEST.AUG.ENABLED = False
@@ -241,24 +241,20 @@ def _replace_norms(cfg: CfgNode, norms: tuple, norm: str) -> List[str]:
 
 def _check_pooled_norms(cfg: CfgNode, images: int, processes: int) -> None:
     """Check that batch statistics over one pooled vector per image are possible, wherever there are any."""
-    resnets, head = cfg.MODEL.RESNETS, cfg.MODEL.SEM_SEG_HEAD
-    trained = cfg.MODEL.BACKBONE.FREEZE_AT < 5  # 5 freezes res5 too
-    split_attention = cfg.MODEL.BACKBONE.NAME in _OWN_BACKBONES and resnets.RADIX > 0 and trained
-    segmentor = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
-    for key, norm, place, there, others in (
-        (
-            "RESNETS",
-            resnets.NORM,
-            "inside Split-Attention",
-            split_attention,
-            "FrozenBN (for fine-tuning) or GN",
-        ),
-        ("SEM_SEG_HEAD", head.NORM, "of the pooled image", segmentor and head.NAME == _OWN_HEAD, "GN"),
-    ):
+    model = cfg.MODEL
+
+    def check(key: str, norm: str, place: str, others: str) -> None:
         together = images if norm in _SYNCHRONISED else images // processes
-        if there and norm in ("BN", *_SYNCHRONISED) and together < 2:
+        if norm in ("BN", *_SYNCHRONISED) and together < 2:
             raise UserError(
                 f"SOLVER.IMS_PER_BATCH {images} on {processes} process(es) leaves {together} image for the "
-                f"batch statistics of MODEL.{key}.NORM {norm} {place}, which needs 2; raise "
-                f"SOLVER.IMS_PER_BATCH, or set MODEL.{key}.NORM to {others}"
+                f"batch statistics of {key} {norm} {place}, which needs 2; raise SOLVER.IMS_PER_BATCH, or "
+                f"set {key} to {others}"
             )
+
+    trained = model.BACKBONE.FREEZE_AT < 5  # 5 freezes res5 too
+    if model.BACKBONE.NAME in _OWN_BACKBONES and model.RESNETS.RADIX > 0 and trained:
+        others = "FrozenBN (for fine-tuning) or GN"
+        check("MODEL.RESNETS.NORM", model.RESNETS.NORM, "inside Split-Attention", others)
+    if model.META_ARCHITECTURE == SEGMENTOR and model.SEM_SEG_HEAD.NAME == _OWN_HEAD:
+        check("MODEL.SEM_SEG_HEAD.NORM", model.SEM_SEG_HEAD.NORM, "of the pooled image", "GN")

@@ -20,7 +20,7 @@ from detectron2.modeling import (
 )
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
 
-from ..config import default_config, flatten
+from ..config import SEGMENTOR, default_config, flatten
 from ..errors import OptionError, UserError, check_number, nearest
 from ..modeling.norms import NORMS
 
@@ -289,7 +289,7 @@ def _check_semantic(cfg: CfgNode) -> None:
     lengths, crop = cfg.INPUT.SCALE_CROP.LONG_SIZE, cfg.INPUT.SCALE_CROP.CROP_SIZE
     if lengths and (len(lengths) != 2 or lengths[0] > lengths[1]):
         raise OptionError("INPUT.SCALE_CROP.LONG_SIZE", lengths, "must be two lengths, from and to, or empty")
-    if cfg.MODEL.META_ARCHITECTURE != "SemanticSegmentor":
+    if cfg.MODEL.META_ARCHITECTURE != SEGMENTOR:
         if lengths:
             rule = f"must be empty with MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}"
             raise OptionError("INPUT.SCALE_CROP.LONG_SIZE", lengths, rule)

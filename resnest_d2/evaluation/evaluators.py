@@ -11,7 +11,8 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
 )
 
-from ..data.check import SEGMENTOR, SEMANTIC
+from ..config import SEGMENTOR
+from ..data.check import SEMANTIC
 from ..errors import UserError
 from .coco import COCOEvaluator
 from .panoptic import PanopticEvaluator

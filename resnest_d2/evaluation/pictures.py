@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from tqdm import tqdm
 
-from ..data.check import SEGMENTOR, loading
+from ..config import SEGMENTOR
+from ..data.check import loading
 from ..data.loader import CheckedMapper
 from ..data.mappers import build_mapper
 from ..data.semantic_masks import check_size, read_labels
