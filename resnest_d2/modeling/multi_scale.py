@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from ..config import SEGMENTOR
+from .precision import at_least_float32
+
 #: Most scores in a batch of windows: 512 MB in float32.
 _MAX_SCORES = 2**27
 #: Most pixels in a batch of windows, which bounds the feature maps: 4 windows of 768 pixels.
@@ -26,7 +29,7 @@ _LARGEST = 80.0
 
 def with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """Wrap a model for TEST.AUG: detectron2's wrapper for detectors, and ours for a SemanticSegmentor."""
-    if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+    if cfg.MODEL.META_ARCHITECTURE == SEGMENTOR:
         return SemanticSegmentorWithTTA(cfg, model)
     return GeneralizedRCNNWithTTA(cfg, model)
 
@@ -92,7 +95,6 @@ class SemanticSegmentorWithTTA(nn.Module):
         size = inputs.get("height", image.shape[1]), inputs.get("width", image.shape[2])
         if tuple(image.shape[1:]) != size:
             array = read_image(inputs["file_name"], self.image_format)
-            array = array if array.ndim == 3 else array[:, :, None]
             image = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
         return image
 
@@ -152,7 +154,7 @@ class SemanticSegmentorWithTTA(nn.Module):
     def _scores(self, windows: Tensor) -> Tensor:
         scores, _ = self.model.sem_seg_head(self.model.backbone(windows))
         # float16 cannot hold their exponentials.
-        return scores[:, :, : self.window, : self.window].to(torch.promote_types(scores.dtype, torch.float32))
+        return at_least_float32(scores[:, :, : self.window, : self.window])
 
 
 def _size(size: Sequence[int], long: int) -> Tuple[int, int]:

@@ -33,11 +33,11 @@ def get_norm(norm: Norm, channels: int) -> Optional[nn.Module]:
 
 
 def get_pooled_norm(norm: Norm, channels: int, groups: int) -> nn.Module:
-    """Return the norm of the pooled (N, channels, 1, 1) vector inside Split-Attention; Identity for ``""``.
+    """Return the norm of a map pooled to (N, channels, 1, 1); Identity for ``""``.
 
     detectron2's ``GN`` has 32 groups. On a 1x1 map of 32 channels each would hold one value, and its output
-    would be constant. Here it has one group per cardinal group, so that it works for any batch size. All
-    other norms are detectron2's.
+    would be constant. Here it has ``groups``, inside Split-Attention one per cardinal group, so that it works
+    for any batch size. All other norms are detectron2's.
     """
     if norm == "GN":
         return nn.GroupNorm(groups, channels)

@@ -1,4 +1,4 @@
-"""Leave mixed precision for computations that need float32."""
+"""Leave half precision for computations that need float32."""
 
 from __future__ import annotations
 
@@ -12,3 +12,8 @@ def without_autocast(device_type: str) -> AbstractContextManager:
     if torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in float32, or in float64 if it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -7,7 +7,6 @@ head, dropout, initialisation and interpolation.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
@@ -19,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import OptionError
-from .norms import Norm, get_norm
+from .norms import Norm, get_norm, get_pooled_norm
+from .precision import at_least_float32
 
 
 class ASPP(nn.Module):
@@ -47,8 +47,7 @@ class ASPP(nn.Module):
             [
                 _conv(in_channels, channels, 1, norm),
                 *(_conv(in_channels, channels, 3, norm, dilation) for dilation in dilations),
-                # Of the pooled image, GroupNorm's usual groups could hold one value each.
-                _conv(in_channels, channels, 1, norm if norm != "GN" else partial(nn.GroupNorm, 1)),
+                _conv(in_channels, channels, 1, norm, pooled=True),
             ]
         )
         self.project = _conv(channels * len(self.convs), channels, project_size, norm)
@@ -81,7 +80,9 @@ class Predictor(nn.Sequential):
         self.predictor = Conv2d(in_channels, num_classes, 1)
 
 
-def _conv(in_channels: int, channels: int, size: int, norm: Norm, dilation: int = 1) -> Conv2d:
+def _conv(
+    in_channels: int, channels: int, size: int, norm: Norm, dilation: int = 1, pooled: bool = False
+) -> Conv2d:
     """A convolution that keeps the size, with norm and ReLU. As the authors', PyTorch initialises it."""
     return Conv2d(
         in_channels,
@@ -90,7 +91,7 @@ def _conv(in_channels: int, channels: int, size: int, norm: Norm, dilation: int 
         padding=dilation * (size // 2),
         dilation=dilation,
         bias=norm == "",
-        norm=get_norm(norm, channels),
+        norm=get_pooled_norm(norm, channels, 1) if pooled else get_norm(norm, channels),
         activation=F.relu,
     )
 
@@ -143,10 +144,7 @@ class ResNeStDeepLabV3Head(nn.Module):
     ) -> None:
         super().__init__()
         features = {"in_feature": in_feature, **({"aux_feature": aux_feature} if aux_loss_weight else {})}
-        for option, feature in features.items():
-            if feature not in input_shape:
-                rule = f"must be one of the backbone's features ({', '.join(input_shape)})"
-                raise OptionError(option, feature, rule)
+        _check_features(features, input_shape, "the backbone's features")
         self.in_feature, self.aux_feature = in_feature, aux_feature
         if loss_type not in ("cross_entropy", "hard_pixel_mining"):
             raise OptionError("loss_type", loss_type, "must be cross_entropy or hard_pixel_mining")
@@ -169,11 +167,10 @@ class ResNeStDeepLabV3Head(nn.Module):
             raise OptionError("MODEL.SEM_SEG_HEAD.USE_DEPTHWISE_SEPARABLE_CONV", True, rule)
         if len(head.IN_FEATURES) != 1:
             raise OptionError("MODEL.SEM_SEG_HEAD.IN_FEATURES", head.IN_FEATURES, "must name one feature")
-        features = {"IN_FEATURES": head.IN_FEATURES[0], "AUX_FEATURE": head.AUX_FEATURE}
-        for key, feature in features.items():
-            if feature not in input_shape and (key == "IN_FEATURES" or head.AUX_LOSS_WEIGHT):
-                rule = f"must be one of MODEL.RESNETS.OUT_FEATURES ({', '.join(input_shape)})"
-                raise OptionError(f"MODEL.SEM_SEG_HEAD.{key}", feature, rule)
+        features = {"MODEL.SEM_SEG_HEAD.IN_FEATURES": head.IN_FEATURES[0]}
+        if head.AUX_LOSS_WEIGHT:
+            features["MODEL.SEM_SEG_HEAD.AUX_FEATURE"] = head.AUX_FEATURE
+        _check_features(features, input_shape, "MODEL.RESNETS.OUT_FEATURES")
         return {
             "input_shape": input_shape,
             "in_feature": head.IN_FEATURES[0],
@@ -215,8 +212,9 @@ class ResNeStDeepLabV3Head(nn.Module):
         return None, losses
 
     def _resize(self, scores: Tensor, size: List[int]) -> Tensor:
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        return F.interpolate(scores, size, mode="bilinear", align_corners=self.align_corners)
+        return F.interpolate(
+            at_least_float32(scores), size, mode="bilinear", align_corners=self.align_corners
+        )
 
     def _loss(self, scores: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy, averaged over the pixels that count; 0 if there are none, not NaN."""
@@ -225,3 +223,10 @@ class ResNeStDeepLabV3Head(nn.Module):
             return DeepLabCE(self.ignore_value, top_k_percent_pixels=0.2)(scores, targets)
         total = F.cross_entropy(scores, targets, ignore_index=self.ignore_value, reduction="sum")
         return total / (targets != self.ignore_value).sum().clamp(min=1)
+
+
+def _check_features(features: Mapping[str, str], known: Mapping[str, ShapeSpec], what: str) -> None:
+    """Raise OptionError for a feature, by the option that names it, that is not one of ``what``."""
+    for option, feature in features.items():
+        if feature not in known:
+            raise OptionError(option, feature, f"must be one of {what} ({', '.join(known)})")
