@@ -44,9 +44,11 @@ def load_evaluation(
         raise UserError(f"--row {row}: no such row is published; {nearest(row, MODELS)}")
     if images is not None and not os.path.isdir(images):
         raise UserError(f"--images {images} is not a folder")
-    # With TEST.AUG, semantic segmentation is compared with the published figures.
-    found = _find(folder, _DETECTIONS, "inference") or _find(folder, SEMANTIC, "inference_TTA", "inference")
-    file = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    found = _find(folder, _DETECTIONS, "inference")
+    if not found:  # the newest, since the training that was last may have been without TEST.AUG
+        found = _find(folder, SEMANTIC, "inference_TTA", "inference")
+        found.sort(key=lambda path: -path.stat().st_mtime)
+    file = next(iter(found), None)
     if len({path.parent.name for path in found} - {"inference", "inference_TTA"}) > 1:
         logger.warning(
             "of the evaluations in %s, that in %s is shown; name the folder of another", folder, file.parent

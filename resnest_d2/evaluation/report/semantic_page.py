@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Tuple
 import numpy as np
 from PIL import Image
 
-from ...data.semantic_masks import read_labels
+from ...data.semantic_masks import check_size, read_labels
 from ...errors import UserError
 from ...files import inside
 from ...published.segmentors import SEGMENTORS, VALIDATION
@@ -82,8 +82,7 @@ def _draw(
         prediction = inside(evaluation.folder / PREDICTIONS, image["prediction"], "the evaluation")
         maps = [read_labels(prediction), read_labels(image["sem_seg_file_name"])]
         pixels = gallery.read(Path(image["file_name"]), maps[0].shape)
-        if maps[1].shape != maps[0].shape:
-            raise UserError(f"{image['sem_seg_file_name']} is not a label map of this image")
+        check_size(image["sem_seg_file_name"], maps[1].shape, image["file_name"], maps[0].shape)
     except UserError as e:
         return {**entry, "problem": label(e, 300)}
     size = gallery.fitting(*pixels.shape[:2])
