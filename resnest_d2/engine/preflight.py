@@ -79,7 +79,7 @@ def preflight(args: Namespace) -> Preflight:
     if train:
         notes += fit_to_machine(cfg, processes)
     notes += fit_workers(cfg, processes, processes_here(args), train)
-    notes += _check_data(cfg, args)
+    notes += _check_data(cfg, train, own=bool(metadata))
     _fetch_weights(cfg, train, resume)
     reasons = keep_comparable(cfg, recipe, args)
     notes += [f"Not compared with the published figures: {reason}" for reason in reasons]
@@ -151,15 +151,13 @@ def _check_training(cfg: CfgNode) -> None:
         )
 
 
-def _check_data(cfg: CfgNode, args: Namespace) -> List[str]:
-    train = () if args.eval_only else cfg.DATASETS.TRAIN
-    check_datasets(train, "DATASETS.TRAIN")
+def _check_data(cfg: CfgNode, train: bool, own: bool) -> List[str]:
+    """Check the datasets of a run. The user's ``own`` have been checked for the most part."""
+    names = cfg.DATASETS.TRAIN if train else ()
+    check_datasets(names, "DATASETS.TRAIN")
     check_datasets(cfg.DATASETS.TEST, "DATASETS.TEST")
-    check_classes(cfg, [*train, *cfg.DATASETS.TEST])
-    own = own_data(vars(args))
-    if own.train or own.val:  # these have been checked
-        return []
-    return check_registered(cfg, train, cfg.DATASETS.TEST)
+    check_classes(cfg, [*names, *cfg.DATASETS.TEST])
+    return [] if own else check_registered(cfg, names, cfg.DATASETS.TEST)
 
 
 def _fetch_weights(cfg: CfgNode, train: bool, resume: bool) -> None:

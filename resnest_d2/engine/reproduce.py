@@ -381,8 +381,8 @@ def markdown(results: Sequence[Dict[str, Any]]) -> str:
         ("pixel accuracy", "pixel_accuracy", "sem_seg_TTA", "pACC"),
     )
     # Only what the rows are measured by.
-    kept = {row: MODELS[row] for row in (result["row"] for result in results)}
-    columns = [c for c in columns if any(getattr(row, c[1], None) is not None for row in kept.values())]
+    chosen = [MODELS[result["row"]] for result in results]
+    columns = [c for c in columns if any(getattr(row, c[1], None) is not None for row in chosen)]
     rows, titles = [], ["row"]
     for name, *_ in columns:
         titles += [name, "published", "difference"]

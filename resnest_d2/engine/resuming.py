@@ -11,8 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..checkpoint import Checkpointer
-from ..config import flatten
-from ..data.check import SEGMENTOR
+from ..config import SEGMENTOR, flatten
 from ..errors import UserError
 
 #: Keys, or their beginnings, of what a network computes, and those among them that change nothing of it.
@@ -61,9 +60,8 @@ def check_same(
 
 def class_names(cfg: CfgNode) -> List[str]:
     """Return the names of the classes of the first training set; empty if its metadata has none."""
-    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else None
     key = "stuff_classes" if cfg.MODEL.META_ARCHITECTURE == SEGMENTOR else "thing_classes"
-    return list(getattr(metadata, key, None) or [])
+    return list(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get(key) or []) if cfg.DATASETS.TRAIN else []
 
 
 def _different_keys(text: str, cfg: CfgNode) -> Dict[str, tuple]:

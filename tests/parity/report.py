@@ -83,12 +83,7 @@ def rows() -> Iterator[Row]:
         )
     for depth in measure.SEGMENTORS:
         what = f"DeepLabV3 with ResNeSt-{depth} of stride 8, heads written out: scores, losses, all gradients"
-        yield (
-            "resnest.torch, float64",
-            what,
-            "train step, float64",
-            lambda d=depth: measure.segmentor(d),
-        )
+        yield "resnest.torch, float64", what, "train step, float64", lambda d=depth: measure.segmentor(d)
     for name in measure.PLUGIN:
         what = f"ResNeSt-{name}: state dict identical; features at an even and an odd size, eval mode"
         yield "resnest.d2", what, "features", lambda n=name: measure.plugin_features(n)
