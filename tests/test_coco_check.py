@@ -523,6 +523,17 @@ def test_what_is_no_list_is_named(name, value, clean, tmp_path):
         check_coco(tmp_path / "a.json", clean / "images", "none")
 
 
+def test_annotations_inside_the_images_are_not_taken_for_none(clean, tmp_path):
+    content = json.loads((clean / "annotations.json").read_text())
+    annotations = content.pop("annotations")
+    for image in content["images"]:
+        image["annotations"] = [a for a in annotations if a["image_id"] == image["id"]]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"a\.json has its annotations inside the entries of images"):
+        check_coco(tmp_path / "a.json", clean / "images", "none", fix=tmp_path / "fixed.json")
+    assert not (tmp_path / "fixed.json").exists()
+
+
 @pytest.mark.parametrize(
     "old, new, key",
     [

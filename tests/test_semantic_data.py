@@ -186,6 +186,13 @@ def test_records_pair_images_of_any_format_with_masks_and_know_their_sizes(folde
     assert check(folder).counts == {}
 
 
+@pytest.mark.parametrize("outer, inner", [("images", "masks"), ("masks", "images")])
+def test_one_folder_may_lie_in_the_other(outer, inner, folder):
+    shutil.move(folder / inner, folder / outer / inner)
+    places = {outer: folder / outer, inner: folder / outer / inner}
+    assert len(load_semantic(str(places["masks"]), str(places["images"]))) == 4
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("mode", ["L", "P"])
 def test_labels_of_fewer_bits_are_read_as_they_are_meant(mode, bits, tmp_path):

@@ -37,7 +37,7 @@ def read_coco(json_file: Union[str, Path], *needed: str) -> Dict[str, List[Any]]
 
     Raises:
         UserError: the file cannot be read or is not JSON, or one of the lists is not a list, or is needed
-            and empty.
+            and empty, or the annotations are elsewhere in the file.
     """
     content = read_json(json_file, limit=LARGEST)
     with open(json_file, "rb") as file:
@@ -51,6 +51,11 @@ def read_coco(json_file: Union[str, Path], *needed: str) -> Dict[str, List[Any]]
             raise UserError(f"{json_file}: {name!r} is not a list; is it a COCO annotation file?")
         if not entries and name in needed:
             raise UserError(f"{json_file} has no list of {name}; is it a COCO annotation file?")
+    if not lists["annotations"] and any(isinstance(i, dict) and "annotations" in i for i in lists["images"]):
+        raise UserError(
+            f"{json_file} has its annotations inside the entries of images; COCO's format has one list of "
+            "them beside images, each with the image_id of its image"
+        )
     return lists
 
 

@@ -38,6 +38,8 @@ class Pairing(NamedTuple):
 def pair_files(masks: Union[str, Path], images: Union[str, Path]) -> Pairing:
     """Match the images and masks of two folders by their relative paths without the extension.
 
+    One folder may lie in the other, and is then no part of it.
+
     Raises:
         UserError: one of the folders is missing, cannot be read or is empty, or both are the same.
     """
@@ -46,7 +48,7 @@ def pair_files(masks: Union[str, Path], images: Union[str, Path]) -> Pairing:
             raise UserError(f"there is no folder of {what} {os.path.abspath(folder)}")
     if os.path.samefile(masks, images):
         raise UserError(f"{masks} is the folder of images, too; put the masks into a folder of their own")
-    of_images, of_masks = _by_name(images, "images"), _by_name(masks, "masks")
+    of_images, of_masks = _by_name(images, masks, "images"), _by_name(masks, images, "masks")
     groups = (*of_images.values(), *of_masks.values())
     both = sorted(of_images.keys() & of_masks.keys())
     return Pairing(
@@ -58,10 +60,10 @@ def pair_files(masks: Union[str, Path], images: Union[str, Path]) -> Pairing:
     )
 
 
-def _by_name(folder: Union[str, Path], what: str) -> Dict[str, List[str]]:
-    """List the images in a folder and those below it, by relative path without the extension."""
+def _by_name(folder: Union[str, Path], without: Union[str, Path], what: str) -> Dict[str, List[str]]:
+    """List the images below a folder, except those below another, by relative path without the extension."""
     found: Dict[str, List[str]] = defaultdict(list)
-    for path in sorted(_files(str(folder), set())):
+    for path in sorted(_files(str(folder), {os.path.realpath(without)})):
         stem, extension = os.path.splitext(path)
         if extension.lower() in EXTENSIONS:
             found[os.path.relpath(stem, folder)].append(path)

@@ -96,12 +96,18 @@ def _drop(*path: Any) -> Callable[[Dict], None]:
     return change
 
 
+def _in_images(content: Dict) -> None:
+    for image, annotation in zip(content["images"], content.pop("annotations")):
+        image["annotations"] = [annotation]
+
+
 for name in ("images", "annotations", "categories"):
     _add(f"no {name}", _drop(name))
     for value in (None, {}, 3):
         _add(f"{name} is {value}", _set(name, value))
     _add(f"{name} is empty", _set(name, []))
     _add(f"{name} holds a number", lambda c, n=name: c[n].insert(0, 3), _ANY)
+_add("annotations in the images", _in_images, _REFUSED)
 for field in ("id", "image_id", "category_id", "bbox"):
     _add(f"annotation without {field}", _drop("annotations", 0, field))
 for field in ("id", "file_name", "width", "height"):
