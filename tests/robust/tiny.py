@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -97,7 +98,13 @@ def start(words: List[str], log: Path, *python: str, env: Dict[str, str] = {}) -
         stderr=subprocess.STDOUT,
         start_new_session=True,
         env={**environment(), **env},
+        preexec_fn=_as_from_a_terminal,
     )
+
+
+def _as_from_a_terminal() -> None:
+    """Let Ctrl-C end the process, which a shell's background jobs ignore."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def fork(words: List[str], log: Path, *python: str, env: Dict[str, str] = {}) -> forks.Process:  # noqa: B006
