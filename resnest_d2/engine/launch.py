@@ -86,8 +86,9 @@ def _wait(processes: Sequence[BaseProcess], signals: Sequence[int]) -> int:
     """
     status, handed_on, end = 0, 0, float("inf")
     while True:
-        failed = [process.exitcode for process in processes if process.exitcode]
-        alive = [process for process in processes if process.exitcode is None]
+        codes = [process.exitcode for process in processes]  # asked for once, since they may end meanwhile
+        failed = [code for code in codes if code]
+        alive = [process for process, code in zip(processes, codes) if code is None]
         if failed and not status:
             status = failed[0] if failed[0] > 0 else 128 - failed[0]
             if failed[0] < 0 and not signals:  # it could not print a message itself
