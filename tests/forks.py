@@ -18,11 +18,9 @@ import sys
 import tempfile
 import threading
 import time
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import Dict, Mapping, Optional, Sequence, Tuple
-
-import torch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -32,11 +30,18 @@ _CONTEXT.set_forkserver_preload(
         # What is imported where it is used: for charts, and by torch.utils.cpp_extension and numpy.isin.
         *("resnest_d2.evaluation.report.charts", "resnest_d2.evaluation.report.gallery", "tidecv"),
         *("setuptools", "numpy.ma"),
+        # The last, by its name from this folder or from the one above.
+        *("frozen", "tests.frozen"),
     ]
 )
 _DATASETS = "DETECTRON2_DATASETS"
 # Starting a process also asks after all others, which two threads must not do at once.
 _LOCK = threading.Lock()
+
+
+def warm_up() -> None:
+    """Start the process that is copied, which imports while this one does something else."""
+    forkserver.ensure_running()
 
 
 class Process:
@@ -125,6 +130,8 @@ def _run(words: Sequence[str], out: str, err: str, cwd: str, environment: Dict[s
     multiprocessing.current_process().daemon = False
     multiprocessing.set_start_method(None, force=True)
     if "OMP_NUM_THREADS" in environment:
+        import torch
+
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     elsewhere = environment.get(_DATASETS) != os.environ.get(_DATASETS)
     os.environ.clear()

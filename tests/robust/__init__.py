@@ -1,0 +1,3 @@
+import forks
+
+forks.warm_up()

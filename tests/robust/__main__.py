@@ -48,7 +48,7 @@ def soak_with_evaluations(folder: Path, args: argparse.Namespace, say: Say) -> T
 
 
 def soak_with_sizes(folder: Path, args: argparse.Namespace, say: Say) -> Told:
-    return _soaked(soak.soak(folder, args.iterations // 4, *soak.SIZES, report=say))
+    return _soaked(soak.soak(folder, args.iterations // 5, *soak.SIZES, report=say))
 
 
 def _soaked(run: soak.Soak) -> Told:
@@ -69,7 +69,7 @@ def sigkill(folder: Path, args: argparse.Namespace, say: Say) -> Told:
 
 
 def sigkill_segmentation(folder: Path, args: argparse.Namespace, say: Say) -> Told:
-    return _killed(kills.kill_until(folder, args.kills // 5, args.seed, say, tiny.make_masks))
+    return _killed(kills.kill_until(folder, args.kills // 10, args.seed, say, tiny.make_masks))
 
 
 def _killed(killed: kills.Kills) -> Told:
@@ -185,7 +185,7 @@ if __name__ == "__main__":
     parser.add_argument("--stops", type=int, default=1, help="of each signal")
     parser.add_argument("--ctrl-c", type=int, default=4)
     parser.add_argument("--every", type=int, default=2, help="1 for all ways to stop two processes")
-    parser.add_argument("--iterations", type=int, default=600, help="of the soak")
+    parser.add_argument("--iterations", type=int, default=500, help="of the soak")
     sections = [*ALONE, *TOGETHER]
     parser.add_argument("--only", action="append", choices=sections, metavar="TITLE", help="of a section")
     sys.exit(main(parser.parse_args()))
