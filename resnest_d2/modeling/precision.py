@@ -8,8 +8,11 @@ import torch
 
 
 def without_autocast(device_type: str) -> AbstractContextManager:
-    """Switch autocast off; does nothing if it is off already, since exported graphs would record it."""
-    if torch.is_autocast_enabled(device_type):
+    """Switch autocast off; does nothing if it is off already, since exported graphs would record it.
+
+    There is none for tensors without values, of the device type ``meta``.
+    """
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
