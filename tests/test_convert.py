@@ -288,7 +288,7 @@ def test_keys_that_are_printed_are_short_and_write_nothing_on_a_terminal(tmp_pat
         state[key] = torch.zeros(1)
     torch.save(state, tmp_path / "x.pth")
     main = runpy.run_path(str(ROOT / "tools/convert_weights.py"))["main"]
-    main(Namespace(source=str(tmp_path / "x.pth"), target=None))
+    main(Namespace(source=str(tmp_path / "x.pth"), target=None, ema=False))
     said = capsys.readouterr().out
     assert said.count("no place for") == 3 and len(said) < 1000 and "\x1b" not in said
 
@@ -852,3 +852,49 @@ def test_an_expanded_tensor_is_called_that(tmp_path):
         UserError, match=r"4000 elements on a storage of 1, as expand\(\) makes it: save its clone"
     ):
         read_weights(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_checkpoints_of_training_scripts_are_read_with_their_arguments(legacy, timm14, tmp_path):
+    """As timm (state_dict) and torchvision (model) write them, the latter with the prefix of DDP."""
+    arguments = Namespace(lr=0.1, sizes=[1, 2], nested=Namespace(device=torch.device("cpu")))
+    for name, content in (
+        ("timm", {"epoch": 3, "arch": "resnest14d", "state_dict": timm14, "args": arguments}),
+        ("torchvision", {"model": {f"module.{k}": v for k, v in timm14.items()}, "args": arguments}),
+    ):
+        file = tmp_path / f"{name}.pth"
+        torch.save(content, file, _use_new_zipfile_serialization=not legacy)
+        read = read_weights(file)
+        assert read["args"] == {"lr": 0.1, "sizes": [1, 2], "nested": {"device": "cpu"}}
+        conversion = convert(read)
+        assert not conversion.missing_keys
+        assert torch.equal(conversion.state["stem.conv1_1.weight"], timm14["conv1.0.weight"])
+
+
+def test_averaged_weights_are_converted_on_request(timm14, run_python, tmp_path):
+    average = {f"module.{k}": v + 1 if v.is_floating_point() else v for k, v in timm14.items()}
+    content = {"model": timm14, "model_ema": {"n_averaged": torch.tensor(7), **average}}
+    torch.save(content, tmp_path / "in.pth")
+    for flag, offset in (((), 0), (("--ema",), 1)):
+        result = run_python(
+            "tools/convert_weights.py", *flag, tmp_path / "in.pth", tmp_path / f"{offset}.pth"
+        )
+        assert result.returncode == 0, result.stderr
+        written = read_weights(tmp_path / f"{offset}.pth")["model"]
+        assert torch.equal(written["stem.conv1_1.weight"], timm14["conv1.0.weight"] + offset)
+    torch.save({"model": timm14}, tmp_path / "none.pth")
+    result = run_python("tools/convert_weights.py", "--ema", tmp_path / "none.pth")
+    assert_one_line_error(result, "none.pth holds no averaged weights", "leave out --ema")
+
+
+class Opened:
+    """An object that only looks like a Namespace: of a class that is named, with state."""
+
+    def __reduce__(self):
+        return Namespace, (), {"__class__": "x"}
+
+
+def test_a_namespace_is_but_a_dict_whatever_its_pickle_sets(tmp_path):
+    torch.save({"a": torch.zeros(1), "args": Opened()}, tmp_path / "x.pth")
+    read = read_weights(tmp_path / "x.pth")
+    assert read["args"] == {"__class__": "x"} and isinstance(read["args"], dict)

@@ -1,7 +1,8 @@
 """Read weights safely, convert between their formats, and find them by name."""
 
+from .backbone_file import check_backbone, write_backbone
 from .checkpointer import Checkpointer
-from .convert import Conversion, check_target, convert, write_weights
+from .convert import Conversion, averaged, check_target, convert, write_weights
 from .coverage import Coverage
 from .links import LinkHandler, local_weights, register_handlers
 from .read import read_weights
@@ -15,9 +16,12 @@ __all__ = [
     "Coverage",
     "LinkHandler",
     "ResNeStHandler",
+    "averaged",
+    "check_backbone",
     "check_target",
     "convert",
     "local_weights",
     "read_weights",
+    "write_backbone",
     "write_weights",
 ]

@@ -27,6 +27,8 @@ State = Dict[str, Tensor]
 
 #: Keys under which training code wraps the weights.
 _WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict")
+#: Keys of timm and torchvision for averaged weights.
+_AVERAGES = ("state_dict_ema", "model_ema")
 _MAX_WRAPPERS = 10  # a malformed file may contain itself
 _ALONE = "save what is meant on its own with torch.save"
 #: Prefixes that DistributedDataParallel, torch.compile and Lightning add to all names.
@@ -230,6 +232,21 @@ def unwrap(content: Dict[str, Any], name: str, own: Container[str] = ()) -> Stat
                 raise WeightsError(name, f"has different weights under {full[0]!r} and {other!r}", _ALONE)
         content = content[full[0]]
     return bare(_tensors(content), own)
+
+
+def averaged(content: Dict[str, Any], name: str) -> Dict[str, Any]:
+    """Return the exponential moving average of the weights in a checkpoint of timm or torchvision.
+
+    Args:
+        name: name of the file, for error messages.
+
+    Raises:
+        WeightsError: it has none.
+    """
+    key = next((key for key in _AVERAGES if isinstance(content.get(key), dict)), None)
+    if key is None:
+        raise WeightsError(name, f"holds no averaged weights ({' or '.join(_AVERAGES)})", "leave out --ema")
+    return {k: value for k, value in content[key].items() if k != "n_averaged"}
 
 
 def bare(state: State, own: Container[str] = ()) -> State:

@@ -2,7 +2,8 @@
 
 Nothing that a pickle names is called. The parts of weights - arrays, tensors, plain containers - are built
 here from checked values; anything else is refused. In particular, no state from a pickle reaches numpy's or
-torch's own ``__setstate__`` and ``set_``, which trust what they are told about memory.
+torch's own ``__setstate__`` and ``set_``, which trust what they are told about memory. An argparse.Namespace,
+which training scripts save beside the weights, becomes a dict.
 """
 
 from __future__ import annotations
@@ -132,6 +133,13 @@ class _Array:
         self.places: List[int] = []
 
 
+class _Namespace(dict):
+    """Stands for an argparse.Namespace, which training scripts save beside the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()  # with no items, whose keys would have to be checked
+
+
 class _Memo(dict):
     def __setitem__(self, place: int, value: Any) -> None:
         if isinstance(value, _Array):
@@ -254,6 +262,7 @@ _STAND_INS: Dict[Tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): lambda *rest: _Array(),
     ("numpy.core.multiarray", "scalar"): _scalar,
     ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("argparse", "Namespace"): _Namespace,
     ("collections", "OrderedDict"): _ordered,
     ("collections", "Counter"): _counter,
     ("_codecs", "encode"): _encode,
@@ -338,8 +347,16 @@ class Unpickler(pickle._Unpickler):
                 self.memo[place] = self.stack[-1]
         elif isinstance(target, OrderedDict):
             _set_versions(target, state)
+        elif isinstance(target, _Namespace) and isinstance(state, dict):
+            target.update(state)
         else:
             raise RefusedError(f"state of a {type(target).__name__}")
+
+    def _new_object(self) -> None:
+        arguments, cls = self.stack.pop(), self.stack.pop()
+        if cls is not _Namespace or arguments:
+            self._refuse()
+        self.append(_Namespace())
 
     def _set_item(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -389,6 +406,7 @@ class Unpickler(pickle._Unpickler):
         **pickle._Unpickler.dispatch,
         pickle.REDUCE[0]: _call,
         pickle.BUILD[0]: _build,
+        pickle.NEWOBJ[0]: _new_object,
         pickle.SETITEM[0]: _set_item,
         pickle.SETITEMS[0]: _set_items,
         pickle.DICT[0]: _make_dict,
@@ -403,7 +421,6 @@ class Unpickler(pickle._Unpickler):
                 (
                     pickle.INST,
                     pickle.OBJ,
-                    pickle.NEWOBJ,
                     pickle.NEWOBJ_EX,
                     pickle.EXT1,
                     pickle.EXT2,
