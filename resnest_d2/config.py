@@ -10,6 +10,8 @@ from detectron2.projects.deeplab import add_deeplab_config
 
 #: detectron2's meta-architecture of semantic segmentation, which learns label maps and nothing else.
 SEGMENTOR = "SemanticSegmentor"
+#: This package's meta-architecture of image classification.
+CLASSIFIER = "ImageClassifier"
 
 # Keys of the released plugin keep their names, so that its YAML files load unchanged.
 _RESNETS = {
@@ -61,6 +63,45 @@ _SEM_SEG_HEAD = {
     "ALIGN_CORNERS": True,
 }
 
+_CLASSIFIER = {
+    # Of ImageClassifier: number of classes, the probability spread over all of them, the parameter of mixup's
+    # Beta distribution (0: no mixup), the dropout before the linear layer, and whether residual branches
+    # start at 0.
+    "NUM_CLASSES": 1000,
+    "LABEL_SMOOTHING": 0.0,
+    "MIXUP_ALPHA": 0.0,
+    "DROPOUT": 0.0,
+    "ZERO_INIT_LAST_NORM": False,
+}
+
+_DROP_BLOCK = {
+    # Probability of DropBlock at the end of training, to which it grows linearly, the height and width in
+    # pixels of what is dropped together, and the stages in which it is.
+    "PROB": 0.0,
+    "SIZE": 3,
+    "STAGES": ["res4", "res5"],
+}
+
+_CLASSIFICATION = {
+    # Of ImageClassifier: height and width in pixels of random crops in training, their least part of the
+    # image's area, how they are resized (bilinear or bicubic), AutoAugment's ImageNet policies before the
+    # crop, the strength of changes of brightness, contrast and saturation, and the standard deviation of
+    # colours added along the principal components. RANDOM_FLIP applies, too.
+    "TRAIN_CROP": 224,
+    "TRAIN_AREA": 0.08,
+    "TRAIN_INTERPOLATION": "bilinear",
+    "AUTO_AUGMENT": False,
+    "COLOR_JITTER": 0.0,
+    "LIGHTING": 0.0,
+    # Height and width in pixels of the central square in testing.
+    "TEST_CROP": 224,
+}
+
+_DATALOADER = {
+    # How many files of the training data may be unusable, for each loader worker; other images replace them.
+    "MAX_BAD_FILES": 0,
+}
+
 _SCALE_CROP = {
     # Least and greatest length in pixels of the longer side, drawn for each image; empty: not used.
     "LONG_SIZE": [],
@@ -94,6 +135,9 @@ _TEST = {
     "BOUNDARY_IOU": False,
     # Report AR beside AP, overall and per category.
     "AVERAGE_RECALL": False,
+    # Images per batch in each process when a classifier is tested. Detectors take one, since padding would
+    # change their results.
+    "IMS_PER_BATCH": 1,
 }
 
 #: The added keys and their defaults, by section.
@@ -101,7 +145,11 @@ ADDED = {
     "MODEL": _MODEL,
     "MODEL.RESNETS": _RESNETS,
     "MODEL.SEM_SEG_HEAD": _SEM_SEG_HEAD,
+    "MODEL.CLASSIFIER": _CLASSIFIER,
+    "MODEL.CLASSIFIER.DROP_BLOCK": _DROP_BLOCK,
     "INPUT.SCALE_CROP": _SCALE_CROP,
+    "INPUT.CLASSIFICATION": _CLASSIFICATION,
+    "DATALOADER": _DATALOADER,
     "SOLVER": _SOLVER,
     "TEST": _TEST,
     "TEST.AUG": _AUGMENTED_TEST,

@@ -7,6 +7,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 from resnest_d2 import UserError, model_zoo
+from resnest_d2.published.classifiers import CLASSIFIERS
 from resnest_d2.published.detectors import DETECTORS
 from resnest_d2.published.segmentors import SEGMENTORS
 
@@ -15,7 +16,7 @@ OURS = {"quickstart", *(f"{m}_resnest{d}" for m in ("retinanet", "keypoint") for
 OURS |= {
     f"segmentation/deeplabv3plus_resnest{d}_{data}" for d in (50, 101) for data in ("ade20k", "cityscapes")
 }
-OURS |= {"segmentation/deeplabv3_resnest14_small"}
+OURS |= {"segmentation/deeplabv3_resnest14_small", "classification/resnest14_small"}
 
 
 def flat(node, prefix=""):
@@ -27,7 +28,7 @@ def flat(node, prefix=""):
 
 
 def test_every_published_row_has_a_configuration_and_no_other_is_there():
-    assert set(model_zoo.available()) == set(DETECTORS) | set(SEGMENTORS) | OURS
+    assert set(model_zoo.available()) == set(DETECTORS) | set(SEGMENTORS) | set(CLASSIFIERS) | OURS
 
 
 @pytest.mark.parametrize("name", DETECTORS)
@@ -81,7 +82,7 @@ def test_model_builds_and_has_the_parameters_recorded(name):
         assert millions == pytest.approx({**DETECTORS, **SEGMENTORS}[name].params, abs=0.01)
 
 
-@pytest.mark.parametrize("name", sorted({*DETECTORS, *SEGMENTORS, *OURS}))
+@pytest.mark.parametrize("name", sorted({*DETECTORS, *SEGMENTORS, *CLASSIFIERS, *OURS}))
 def test_leaf_is_a_few_lines_over_base(name):
     path = model_zoo.config_dir() / f"{name}.yaml"
     leaf = yaml.safe_load(path.read_text())

@@ -14,7 +14,7 @@ from resnest_d2 import UserError, model_zoo
 from resnest_d2.checkpoint import ResNeStHandler
 from resnest_d2.model_zoo import __main__ as zoo
 from resnest_d2.model_zoo.page import markdown
-from resnest_d2.published import DETECTORS, MODELS, SEGMENTORS
+from resnest_d2.published import CLASSIFIERS, DETECTORS, MODELS, SEGMENTORS, TRAINED
 from resnest_d2.published.backbones import BACKBONES, OFFICIAL_URL
 
 
@@ -102,7 +102,12 @@ def test_a_page_is_written_where_it_can_be(tmp_path, monkeypatch, capsys):
 def test_page_shows_the_published_figures_and_links_to_files(facts):
     rows = [[c.strip() for c in line.strip("|").split("|")] for line in markdown().splitlines()]
     table = {re.match(r"\[([\w/]+)\]", row[0])[1]: row for row in rows if len(row) == 9 and row[0][0] == "["}
-    assert set(table) == set(MODELS)
+    assert set(table) == set(TRAINED)
+    table = {re.match(r"\[([\w/]+)\]", row[0])[1]: row for row in rows if len(row) == 8 and row[0][0] == "["}
+    assert set(table) == set(CLASSIFIERS)
+    for name, row in CLASSIFIERS.items():
+        assert table[name][2:6] == [str(row.crop), *(f"{v:.2f}" for v in (row.params, row.gmacs, row.top1))]
+    table = {re.match(r"\[([\w/]+)\]", row[0])[1]: row for row in rows if len(row) == 9 and row[0][0] == "["}
     for name, row in SEGMENTORS.items():
         figures = [f"{v:.2f}" if v is not None else "–" for v in (row.params, row.miou, row.pixel_accuracy)]
         assert table[name][3] == row.dataset and table[name][4:7] == figures

@@ -175,7 +175,7 @@ def test_what_cannot_be_reported_is_said_in_one_line(folder, run_python, tmp_pat
     with pytest.raises(UserError, match=r"cannot write /dev/null/report\.html"):
         write_report(load_evaluation(folder), Path("/dev/null/report.html"), num_pictures=0)
     assert_one_line_error(
-        run_python("tools/report.py", tmp_path), "has neither inference/coco_instances_results.json nor"
+        run_python("tools/report.py", tmp_path), "has no inference/coco_instances_results.json, inference/"
     )
     (tmp_path / "coco_instances_results.json").write_text("[]")
     with pytest.raises(UserError, match="does not record its dataset; give --annotations and --images"):

@@ -18,8 +18,8 @@ from support import ROOT, assert_one_line_error
 
 from resnest_d2 import UserError, model_zoo
 from resnest_d2.engine import reproduce
-from resnest_d2.engine.reproduce import Reproduction, markdown, select
-from resnest_d2.published import DETECTORS, SEGMENTORS
+from resnest_d2.engine.reproduce import Reproduction, markdown, released, select
+from resnest_d2.published import CLASSIFIERS, DETECTORS, SEGMENTORS
 
 
 def reproduction(tmp_path, num_gpus=8, **options):
@@ -31,13 +31,14 @@ def test_rows_are_chosen_by_table_by_name_or_all():
     assert len(select("6", None, False)) == 8
     assert select("7", None, False) == [n for n, row in SEGMENTORS.items() if row.table == "7"]
     assert select(None, "mask_resnest50, faster_resnet50", False) == ["mask_resnest50", "faster_resnet50"]
-    assert len(select(None, None, True)) == 31
+    assert select("3", None, False) == [n for n, row in CLASSIFIERS.items() if row.table == "3"]
+    assert len(select(None, None, True)) == 49
 
 
 @pytest.mark.parametrize(
     "choice, said",
     [
-        (("4", None, False), "--table 4: there are only tables 5, 6 and 7"),
+        (("1", None, False), "--table 1: there are only tables 2, 3, 4, 5, 6, 7"),
         ((None, "mask_resnest51", False), "no row 'mask_resnest51'; did you mean mask_resnest50"),
         ((None, " , ", False), "--rows: no row ' , '; there are faster_resnet50"),
         ((None, None, False), "select rows with one of --table, --rows and --all"),
@@ -91,8 +92,8 @@ def test_command_is_the_one_a_user_would_type(tmp_path):
 def test_fewer_processes_scale_by_the_linear_rule_and_say_so(tmp_path):
     rows = reproduction(tmp_path, num_gpus=2)
     assert shlex.join(rows.command("mask_resnest50")).endswith("SOLVER.REFERENCE_WORLD_SIZE 8")
-    assert "times 2/8, iterations times 8/2" in rows.scaling()
-    assert "as in the recipes" in reproduction(tmp_path).scaling()
+    assert "times 2/8, iterations times 8/2" in rows.scaling(["mask_resnest50"])
+    assert "as in the recipes" in reproduction(tmp_path).scaling(["mask_resnest50"])
 
 
 def test_evaluation_takes_the_released_detector(tmp_path):
@@ -399,3 +400,23 @@ def test_smoke_run_is_resumed_after_a_kill_and_finished_rows_are_not_run_again(f
         assert result["versions"]["torch"] and result["commit"] and result["wall_seconds"] > 0
     assert set(results[0]["results"]) == {"bbox", "segm"}
     assert (tmp_path / "table.md").read_text().count("\n") == 6
+
+
+def test_rows_without_a_released_model_are_left_out_of_an_evaluation_and_named(run_python, tmp_path):
+    """Unless they are asked for by name."""
+    words = ("tools/reproduce.py", "--eval-only", "--dry-run", "--output", tmp_path)
+    result = run_python(*words, "--ablation")
+    assert result.returncode == 0 and result.stdout.count("--eval-only") == 7, result.stderr
+    assert "Left out, as no trained model was released: classification/resnet50d, " in result.stderr
+    assert "MODEL.WEIGHTS resnest://resnest50_fast_4s2x40d" in result.stdout
+    result = run_python(*words, "--rows", "classification/resnet50d")
+    assert_one_line_error(result, "no trained model has been published for classification/resnet50d")
+    with pytest.raises(UserError, match="no trained model was released for classification/resnet50d"):
+        released(["classification/resnet50d"])
+
+
+def test_recipes_of_classification_bring_their_own_number_of_processes(tmp_path):
+    rows = reproduction(tmp_path, num_gpus=2)
+    assert "SOLVER.REFERENCE_WORLD_SIZE" not in rows.command("classification/resnest50")
+    assert "instead of 64" in rows.scaling(["classification/resnest50"])
+    assert rows.scaling(["classification/resnest14", "mask_resnest50"]).count("instead of 8") == 1

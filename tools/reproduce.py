@@ -3,7 +3,7 @@
 
 %(prog)s --table 5                             all rows of table 5
 %(prog)s --rows mask_resnest50,mask_resnet50   these rows
-%(prog)s --all --eval-only                     the authors' trained detectors, if you have the files
+%(prog)s --all --eval-only                     the authors' trained models, if you have the files
 %(prog)s --all --dry-run                       print the commands
 %(prog)s --table 6 --slurm                     print an sbatch script
 
@@ -22,13 +22,17 @@ import torch
 
 from resnest_d2 import UserError
 from resnest_d2.command_line import Parser, one_line_errors
-from resnest_d2.engine.reproduce import Reproduction, select
+from resnest_d2.engine.reproduce import Reproduction, released, select
 from resnest_d2.engine.signals import ended_at_once
 from resnest_d2.files import user_path
 
 
 def main(args):
     names = select(args.table, args.rows, args.all)
+    if args.eval_only and not args.smoke and not args.rows:
+        names, others = released(names)
+        if others:
+            print(f"Left out, as no trained model was released: {', '.join(others)}", file=sys.stderr)
     script = Path(__file__).with_name("train_net.py")
     options = (args.num_gpus, args.num_machines, args.eval_only, args.smoke, args.opts)
     rows = Reproduction(script, args.output, *options)
@@ -49,7 +53,7 @@ def main(args):
 def run(rows, names):
     """Run the rows, and write the results so far after each. Returns the exit status."""
     rows.check(names)
-    print(rows.scaling())
+    print(rows.scaling(names))
     results = {name: rows.finished(name) for name in names}
     for i, name in enumerate(names, 1):
         print(f"[{i}/{len(names)}] {name}, log in {rows.output / name}/stdout.txt", flush=True)
@@ -64,10 +68,15 @@ def run(rows, names):
 
 if __name__ == "__main__":
     parser = Parser(__doc__)
-    parser.add_argument("--table", metavar="N", help="rows of this table of the paper: 5, 6 or 7")
+    parser.add_argument("--table", metavar="N", help="rows of this table of the paper: 2 to 7")
+    parser.add_argument(
+        "--ablation", dest="table", action="store_const", const="2", help="the same as --table 2"
+    )
     parser.add_argument("--rows", metavar="A,B", help="rows by name")
     parser.add_argument("--all", action="store_true", help="every published row")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate trained detectors")
+    parser.add_argument(
+        "--eval-only", action="store_true", help="evaluate the released models, of rows that have one"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     parser.add_argument("--slurm", action="store_true", help="print an sbatch array script, run nothing")
     parser.add_argument("--smoke", action="store_true", help="2 iterations and an evaluation on small images")

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..errors import UserError, nearest, one_line
 from ..files import atomic_write_text, atomic_writer, check_readable, check_writable, writing
-from ..published import MODELS
+from ..published import TRAINED
 from ..published.backbones import BACKBONES, HUB_URL, OFFICIAL_URL, PretrainedWeights
 from .convert import convert
 from .read import WeightsError, damage, read_weights
@@ -45,7 +45,7 @@ _MOST_BYTES = 1 << 34
 class ResNeStHandler(PathHandler):
     """Path handler for ``resnest://NAME`` in detectron2's PathManager.
 
-    NAME is one of :data:`BACKBONES`, or a configuration of :data:`MODELS`, meaning its trained model.
+    NAME is one of :data:`BACKBONES`, or a configuration of :data:`TRAINED`, meaning its trained model.
     The order of search is the folder that RESNEST_D2_WEIGHTS names, the cache, the authors' release assets,
     the Hugging Face hub. Trained models are no longer served anywhere, so they must be in the folder or
     the cache.
@@ -94,7 +94,7 @@ class ResNeStHandler(PathHandler):
 
     def names(self) -> List[str]:
         """List the names that may follow the prefix."""
-        return [*BACKBONES, *(name for name, row in MODELS.items() if row.released)]
+        return [*BACKBONES, *(name for name, row in TRAINED.items() if row.released)]
 
     def name_of(self, file: str) -> Optional[str]:
         """Return the name of the weights that may be in a file of that name, or None."""
@@ -143,8 +143,8 @@ class ResNeStHandler(PathHandler):
             yield from filter(present, (place / file for file in files))
 
     def _files(self, name: str) -> List[str]:
-        if name in MODELS and MODELS[name].released:
-            return [MODELS[name].released, f"{name}.pth"]
+        if name in TRAINED and TRAINED[name].released:
+            return [TRAINED[name].released, f"{name}.pth"]
         if name in BACKBONES:
             return [*BACKBONES[name].files, f"{name}.safetensors", f"{name}.pth"]
         hint = nearest(name, self.names(), limit=len(BACKBONES))
@@ -188,7 +188,7 @@ class ResNeStHandler(PathHandler):
         stat = check_readable(source).stat()
         identity = f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}"
         stem = f"{Path(name).name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-        if name in MODELS:
+        if name in TRAINED:
             note = self.cache / f"{stem}.checked"
             if not note.is_file():
                 _check_hash(source, source.name)

@@ -4,11 +4,13 @@ from .annotations import load_coco
 from .check import check_classes, check_datasets
 from .coco_check import check_coco
 from .custom import check_pairs, check_registered, fit_config, max_size_of, register_pairs
+from .image_folder import register_imagenet
 from .own import OwnData, own_data, pairs_of
 from .semantic_check import check_semantic
 from .semantic_masks import read_labels
 from .shapes import generate_shapes, register_shapes
 
+register_imagenet()
 register_shapes()
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "own_data",
     "pairs_of",
     "read_labels",
+    "register_imagenet",
     "register_pairs",
     "register_shapes",
 ]

@@ -11,10 +11,11 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from ..config import SEGMENTOR
+from ..config import CLASSIFIER, SEGMENTOR
 from ..errors import OptionError, UserError, nearest, one_line
 from ..files import check_readable
 from .annotations import read_coco
+from .image_folder import KIND, image_classes
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +110,16 @@ def _check_labels(cfg: CfgNode, name: str) -> None:
     """Raise UserError unless the model and the dataset have the same kind and number of labels, if any."""
     metadata, model = MetadataCatalog.get(name), cfg.MODEL.META_ARCHITECTURE
     kind, head = metadata.get("evaluator_type"), cfg.MODEL.SEM_SEG_HEAD
+    if (model == CLASSIFIER) != (kind == KIND) and (model == CLASSIFIER or model in (SEGMENTOR, *_CLASSES)):
+        holds = "is of images by class" if kind == KIND else "is not of images by class"
+        rest = "use a recipe of configs/classification" if kind == KIND else "name another dataset"
+        raise UserError(f"{name} {holds}, unlike MODEL.META_ARCHITECTURE {model}; {rest}")
+    if model == CLASSIFIER:
+        given, classes = cfg.MODEL.CLASSIFIER.NUM_CLASSES, image_classes(name)
+        if len(classes) != given:
+            rule = f"must be {len(classes)}, the number of classes of {name}"
+            raise OptionError("MODEL.CLASSIFIER.NUM_CLASSES", given, rule)
+        return
     if (model == SEGMENTOR and kind in _OBJECTS) or (model in _CLASSES and kind in SEMANTIC):
         holds, other = ("objects", "a detector") if kind in _OBJECTS else ("labels", "configs/segmentation")
         raise UserError(

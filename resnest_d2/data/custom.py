@@ -21,6 +21,7 @@ from .check import SEMANTIC
 from .coco_check import MAX_SIZE, check_coco
 from .coco_report import Report
 from .findings import NARROW
+from .image_folder import KIND, check_image_folder, image_classes
 from .panoptic import check_panoptic
 from .schedule import fit_schedule
 from .semantic_check import check_registered_masks
@@ -136,6 +137,8 @@ def check_registered(cfg: CfgNode, train: Sequence[str], test: Sequence[str]) ->
         metadata = MetadataCatalog.get(name)
         kind = metadata.get("evaluator_type")
         sizes = [max_size_of(cfg, use) for use, names in ((True, train), (False, test)) if name in names]
+        if kind == KIND:
+            notes += check_image_folder(metadata.image_root, image_classes(name), name in train)
         if kind in SEMANTIC:
             notes += check_registered_masks(cfg, name, min(sizes))
         if name.startswith("shapes_") or kind not in ("coco", "coco_panoptic_seg"):

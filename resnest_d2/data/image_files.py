@@ -1,13 +1,42 @@
-"""The sizes of image files as detectron2 reads them."""
+"""Image files: which they are, and their sizes as detectron2 reads them."""
 
 from __future__ import annotations
 
-from typing import Tuple
+import os
+from typing import Iterator, Set, Tuple
 
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
+from ..errors import UserError
 from .findings import Findings
+
+#: Extensions of the files that are images.
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+
+
+def files_below(folder: str, seen: Set[str]) -> Iterator[str]:
+    """Yield the paths of files below a folder, except hidden ones, such as those that macOS adds.
+
+    Args:
+        seen: real paths of the folders so far, to which links may lead back; this one is added.
+    """
+    real = os.path.realpath(folder)
+    if real in seen:
+        return
+    seen.add(real)
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as e:
+        raise UserError(f"cannot read {folder} ({e.strerror}); name a folder") from None
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        # The entry knows what it is. os.path.isdir is False for a link to itself, where is_dir would raise.
+        if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
+            yield from files_below(entry.path, seen)
+        else:
+            yield entry.path
 
 
 def real_size(path: str, how: str, where: str, report: Findings) -> Tuple[int, ...]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import signal
 import threading
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 import torch
 from detectron2.config import CfgNode
@@ -22,11 +23,14 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from ..config import CLASSIFIER
 from ..errors import OptionError, UserError, one_line
 from ..processes import ENDING
 from .check import loading, note_annotations
 from .mappers import build_mapper
 from .seeding import seeded
+
+logger = logging.getLogger(__name__)
 
 #: Where workers put tensors for the training process, on Linux.
 SHARED_MEMORY = "/dev/shm"
@@ -131,6 +135,35 @@ class CheckedMapper:
             ) from None
 
 
+class SkipBadFiles:
+    """A mapper that returns None for files that cannot be used, for another image to take their place.
+
+    Each is logged once.
+
+    Args:
+        mapper: raises UserError for such a file.
+        limit: number of files of this process, or of this loader worker, above which it raises the error.
+    """
+
+    def __init__(self, mapper: Any, limit: int) -> None:
+        self._mapper, self._limit = mapper, limit
+        self._bad: Set[str] = set()
+
+    def __call__(self, record: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+        try:
+            return self._mapper(record)
+        except UserError as e:
+            new = record["file_name"] not in self._bad
+            self._bad.add(record["file_name"])
+            if len(self._bad) > self._limit:
+                if not self._limit:
+                    raise
+                raise UserError(f"{e}; it is one more than DATALOADER.MAX_BAD_FILES {self._limit}") from None
+            if new:
+                logger.warning("%s; others take its place (%d of %d)", e, len(self._bad), self._limit)
+            return None
+
+
 def in_shared_memory(batch: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
     """Move a worker's batch to shared memory, where the training process reads it.
 
@@ -197,7 +230,11 @@ def build_train_loader(cfg: CfgNode, mapper: Optional[Any] = None) -> DataLoader
     groups = [int(r["width"] > r["height"]) for r in records] if config["aspect_ratio_grouping"] else None
     batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
     return DataLoader(
-        _Samples(records, CheckedMapper(config["mapper"]), cfg.SEED),
+        _Samples(
+            records,
+            SkipBadFiles(CheckedMapper(config["mapper"]), cfg.DATALOADER.MAX_BAD_FILES),
+            cfg.SEED,
+        ),
         batch_sampler=ResumableBatchSampler(sampler, batch_size, groups),
         num_workers=config["num_workers"],
         collate_fn=in_shared_memory,
@@ -206,11 +243,13 @@ def build_train_loader(cfg: CfgNode, mapper: Optional[Any] = None) -> DataLoader
 
 
 def build_test_loader(cfg: CfgNode, dataset: str) -> DataLoader:
-    """Build detectron2's test loader with :class:`CheckedMapper`."""
+    """Build detectron2's test loader with :class:`CheckedMapper`; of classifiers in batches."""
+    batch_size = cfg.TEST.IMS_PER_BATCH if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER else 1
     with loading([dataset]):
         config = build_detection_test_loader.from_config(cfg, dataset, mapper=build_mapper(cfg, False))
     return DataLoader(
         MapDataset(DatasetFromList(config["dataset"]), CheckedMapper(config["mapper"])),
+        batch_size=batch_size,
         sampler=config["sampler"],
         num_workers=config["num_workers"],
         collate_fn=in_shared_memory,

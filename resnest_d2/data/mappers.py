@@ -10,15 +10,18 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 
-from ..config import SEGMENTOR
+from ..config import CLASSIFIER, SEGMENTOR
 from .augmentations import scale_and_crop
+from .classification import build_classification_mapper
 from .semantic_masks import check_range, check_size, read_labels
 
 Mapper = Callable[[Dict[str, Any]], Dict[str, Any]]
 
 
 def build_mapper(cfg: CfgNode, train: bool) -> Mapper:
-    """Build :class:`SemanticMapper` for SemanticSegmentor, and detectron2's DatasetMapper for all others."""
+    """Build the mapper of a meta-architecture: detectron2's DatasetMapper, unless it is one of the below."""
+    if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER:
+        return build_classification_mapper(cfg, train)
     if cfg.MODEL.META_ARCHITECTURE != SEGMENTOR:
         return DatasetMapper(cfg, train)
     if train and cfg.INPUT.SCALE_CROP.LONG_SIZE:

@@ -1,17 +1,20 @@
-"""A user's own datasets as the command line names them: COCO files or semantic masks, each with images."""
+"""A user's own datasets as the command line names them: COCO files or semantic masks, each with images, or
+images in a folder for each class."""
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from detectron2.config import CfgNode
 from detectron2.data.datasets import register_coco_instances
 
-from ..config import SEGMENTOR
+from ..config import CLASSIFIER, SEGMENTOR
 from ..errors import UserError
 from ..files import check_readable, lies_in
 from .custom import Pair, check_pairs, fit_config, max_size_of, register_pairs
+from .image_folder import check_image_folder, class_names, load_image_folder, register_image_folder
 from .schedule import fit_schedule
 from .semantic import pair_files, register_semantic
 from .semantic_check import check_masks
@@ -28,7 +31,7 @@ class OwnData(ABC):
         train, val: annotations and their folders of images.
 
     Attributes:
-        kind: ``json`` or ``masks``, as in the options ``--train-json`` and ``--train-masks``.
+        kind: ``json``, ``masks`` or ``images``, as in the options ``--train-json`` and others.
     """
 
     kind: str
@@ -143,6 +146,47 @@ class SemanticData(OwnData):
         return notes + (fit_schedule(cfg, images, epochs) if train else []), classes.metadata
 
 
+class ClassFolders(OwnData):
+    """Images in a folder for each class."""
+
+    kind, _register = "images", register_image_folder
+
+    def check_files(self) -> None:
+        for folder, _ in (*self.train, *self.val):
+            if not os.path.isdir(folder):
+                raise UserError(f"there is no folder of images {os.path.abspath(folder)}")
+
+    def check(self, cfg: CfgNode) -> List[str]:
+        if cfg.MODEL.META_ARCHITECTURE != CLASSIFIER:
+            split = "train" if self.train else "val"
+            raise UserError(
+                f"--{split}-images needs the annotations: --{split}-json or --{split}-masks; images in a "
+                "folder for each class are for the recipes in configs/classification"
+            )
+        classes = self._classes()
+        for folder, _ in (*self.train, *self.val):
+            if lies_in(cfg.OUTPUT_DIR, folder):
+                raise UserError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} is in {folder}; name another")
+        return [
+            line
+            for pairs, train in ((self.train, True), (self.val, False))
+            for folder, _ in pairs
+            for line in check_image_folder(folder, classes, train)
+        ]
+
+    def fit(self, cfg: CfgNode, epochs: Optional[float]) -> Tuple[List[str], Dict[str, Any]]:
+        metadata = {"image_classes": self._classes()}
+        cfg.MODEL.CLASSIFIER.NUM_CLASSES = len(metadata["image_classes"])
+        train, val = map(tuple, self.register(metadata))
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = train or cfg.DATASETS.TRAIN, val
+        images = sum(len(load_image_folder(folder, metadata["image_classes"])) for folder, _ in self.train)
+        return (fit_schedule(cfg, images, epochs) if train else []), metadata
+
+    def _classes(self) -> List[str]:
+        """Return the names of the classes: those of the first folder, which the others of its split share."""
+        return class_names((self.train or self.val)[0][0])
+
+
 def own_data(values: Mapping[str, Any]) -> OwnData:
     """Return the datasets that a command line names, which may be none.
 
@@ -159,6 +203,11 @@ def own_data(values: Mapping[str, Any]) -> OwnData:
             "leave the others out"
         )
     kind = "masks" if given["masks"] else "json"
+    if not any(given.values()) and any(values.get(f"{split}_images") for split in _SPLITS):
+        if values.get("classes"):
+            raise UserError("--classes names the labels of masks; give --train-masks or --val-masks too")
+        train, val = ([(folder, folder) for folder in values.get(f"{s}_images") or []] for s in _SPLITS)
+        return ClassFolders(train, val)
     train, val = (pairs_of(values, split, kind) for split in _SPLITS)
     if kind == "masks":
         return SemanticData(train, val, values.get("classes"))
@@ -178,7 +227,7 @@ def pairs_of(values: Mapping[str, Any], split: str, kind: str = "json") -> List[
         UserError: their numbers differ.
     """
     files, images = (values.get(f"{split}_{name}") or [] for name in (kind, "images"))
-    if images and not any(values.get(f"{split}_{name}") for name in _KINDS):
+    if images and not files:
         raise UserError(f"--{split}-images needs the annotations: --{split}-json or --{split}-masks")
     if len(files) != len(images):
         raise UserError(

@@ -6,15 +6,13 @@ import functools
 import os
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Set, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Tuple, Union
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import UserError
+from .image_files import EXTENSIONS, files_below
 from .semantic_masks import png_header
-
-#: Extensions of the files that are images.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
 
 class Pairing(NamedTuple):
@@ -63,36 +61,13 @@ def pair_files(masks: Union[str, Path], images: Union[str, Path]) -> Pairing:
 def _by_name(folder: Union[str, Path], without: Union[str, Path], what: str) -> Dict[str, List[str]]:
     """List the images below a folder, except those below another, by relative path without the extension."""
     found: Dict[str, List[str]] = defaultdict(list)
-    for path in sorted(_files(str(folder), {os.path.realpath(without)})):
+    for path in sorted(files_below(str(folder), {os.path.realpath(without)})):
         stem, extension = os.path.splitext(path)
         if extension.lower() in EXTENSIONS:
             found[os.path.relpath(stem, folder)].append(path)
     if not found:
         raise UserError(f"there are no {what} in {folder}; they are files named {', '.join(EXTENSIONS)}")
     return found
-
-
-def _files(folder: str, seen: Set[str]) -> Iterator[str]:
-    """Yield the paths of files below a folder, except hidden ones, such as those that macOS adds.
-
-    Args:
-        seen: real paths of the folders so far, to which links may lead back; this one is added.
-    """
-    real = os.path.realpath(folder)
-    if real in seen:
-        return
-    seen.add(real)
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as e:
-        raise UserError(f"cannot read {folder} ({e.strerror}); name a folder") from None
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if os.path.isdir(entry.path):  # unlike entry.is_dir(), False for a link to itself
-            yield from _files(entry.path, seen)
-        else:
-            yield entry.path
 
 
 def load_semantic(masks: str, images: str) -> List[Dict[str, Any]]:

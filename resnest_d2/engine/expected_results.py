@@ -16,6 +16,7 @@ _FULL = {
     "coco_2017_val": 5000,
     "coco_2017_val_panoptic_separated": 5000,
     **dict(VALIDATION.values()),
+    "imagenet_val": 50_000,
 }
 # Keys that may differ from the recipe: they change where and how fast a model is computed, but not the model.
 _FREE = {
@@ -27,9 +28,17 @@ _FREE = {
     "SOLVER.CHECKPOINTS_TO_KEEP",
     "TEST.EXPECTED_RESULTS",
     "TEST.EVAL_PERIOD",
+    "TEST.IMS_PER_BATCH",
 }
 _TRAINING = ("MODEL.", "SOLVER.", "INPUT.", "DATASETS.", "DATALOADER.SAMPLER", "TEST.")
-_EVALUATION = ("MODEL.", "INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "TEST.")
+_EVALUATION = (
+    "MODEL.",
+    "INPUT.FORMAT",
+    "INPUT.MIN_SIZE_TEST",
+    "INPUT.MAX_SIZE_TEST",
+    "INPUT.CLASSIFICATION.TEST",
+    "TEST.",
+)
 
 
 def keep_comparable(cfg: CfgNode, recipe: CfgNode, args: Namespace) -> List[str]:

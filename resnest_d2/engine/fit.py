@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from torch import distributed
 
-from ..config import SEGMENTOR, flatten
+from ..config import CLASSIFIER, SEGMENTOR, flatten
 from ..data.loader import PREFETCHED, SHARED_MEMORY
 from ..errors import OptionError, UserError, check_number
 
@@ -153,9 +153,13 @@ def fit_workers(cfg: CfgNode, processes: int, on_this_machine: int, train: bool)
     trained = _pixels(max(sizes.MIN_SIZE_TRAIN), sizes.MAX_SIZE_TRAIN)
     if sizes.SCALE_CROP.LONG_SIZE:
         trained = sizes.SCALE_CROP.CROP_SIZE**2
+    tested = _pixels(sizes.MIN_SIZE_TEST, sizes.MAX_SIZE_TEST)
+    if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER:
+        trained = sizes.CLASSIFICATION.TRAIN_CROP**2
+        tested = cfg.TEST.IMS_PER_BATCH * sizes.CLASSIFICATION.TEST_CROP**2
     batch = pixel * images * trained if train else 0
     if cfg.DATASETS.TEST:  # prefetched training images stay in memory during evaluation
-        batch += 3 * _pixels(sizes.MIN_SIZE_TEST, sizes.MAX_SIZE_TEST)
+        batch += 3 * tested
     status = os.statvfs(SHARED_MEMORY)
     free = status.f_bavail * status.f_frsize
     fitting = int(free / max(1, PREFETCHED * batch * on_this_machine))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Callable, Dict, List, Mapping
 
 from detectron2.engine import HookBase, hooks
@@ -13,6 +14,8 @@ from ..data.seeding import seed_all
 from ..processes import Interrupted
 from .memory import give_back_free_memory
 from .signals import Signals
+
+logger = logging.getLogger(__name__)
 
 
 class StopOnSignal(HookBase):
@@ -37,6 +40,37 @@ class StopOnSignal(HookBase):
         self.completed = self.trainer.iter
         if self._signal():
             raise Interrupted(self._signal())
+
+
+class Throughput(HookBase):
+    """Adds the images per second of all processes to the metrics, and once estimates the cost of the run.
+
+    It must come after detectron2's IterationTimer.
+
+    Args:
+        images: number of images in an iteration of all processes.
+    """
+
+    #: Iterations after which the estimate is logged.
+    AFTER = 40
+
+    def __init__(self, images: int) -> None:
+        self._images = images
+
+    def after_step(self) -> None:
+        times = self.trainer.storage.histories().get("time")
+        if times is None:  # the first iterations are not timed
+            return
+        rate = self._images / times.median(self.AFTER)
+        self.trainer.storage.put_scalar("images_per_second", rate, smoothing_hint=False)
+        if self.trainer.iter + 1 == self.trainer.start_iter + self.AFTER:
+            hours = (self.trainer.max_iter - self.trainer.start_iter) * self._images / rate / 3600
+            logger.info(
+                "%.0f images/s: %.1f hours, %.1f GPU-hours, without evaluations",
+                rate,
+                hours,
+                hours * comm.get_world_size(),
+            )
 
 
 class GiveBackMemory(HookBase):

@@ -12,7 +12,7 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 from detectron2.config import CfgNode
 from torch import nn
 
-from ..checkpoint import Checkpointer, local_weights
+from ..checkpoint import Checkpointer, check_backbone, local_weights
 from ..data import (
     check_classes,
     check_datasets,
@@ -81,6 +81,8 @@ def preflight(args: Namespace) -> Preflight:
     notes += fit_workers(cfg, processes, processes_here(args), train)
     notes += _check_data(cfg, train, own=bool(metadata))
     _fetch_weights(cfg, train, resume)
+    if not args.allow_random_weights:
+        check_backbone(cfg)
     reasons = keep_comparable(cfg, recipe, args)
     notes += [f"Not compared with the published figures: {reason}" for reason in reasons]
     cfg.freeze()
@@ -100,8 +102,8 @@ def fit_to_own_data(cfg: CfgNode, args: Namespace) -> Tuple[Dict[str, Any], List
     if not own.train and not own.val:
         if args.epochs is not None and not args.eval_only:
             raise UserError(
-                "--epochs needs --train-json or --train-masks; without them, set SOLVER.MAX_ITER and "
-                "SOLVER.STEPS"
+                "--epochs needs --train-json, --train-masks or --train-images; without them, set "
+                "SOLVER.MAX_ITER and SOLVER.STEPS"
             )
         return {}, []
     if not own.train and not args.eval_only:
@@ -143,6 +145,10 @@ def _check_training(cfg: CfgNode) -> None:
         raise UserError(
             f"SOLVER.STEPS {cfg.SOLVER.STEPS} must not hold SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}"
         )
+    solver = cfg.SOLVER
+    if solver.RESCALE_INTERVAL and solver.WARMUP_ITERS >= solver.MAX_ITER:  # detectron2 would divide by 0
+        rule = f"must be below SOLVER.MAX_ITER {solver.MAX_ITER} with SOLVER.RESCALE_INTERVAL True"
+        raise OptionError("SOLVER.WARMUP_ITERS", solver.WARMUP_ITERS, rule)
     crops_polygons = cfg.INPUT.CROP.ENABLED and cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon"
     if crops_polygons and importlib.util.find_spec("shapely") is None:
         raise UserError(

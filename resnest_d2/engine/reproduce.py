@@ -12,7 +12,7 @@ import time
 from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from tabulate import tabulate
 
@@ -25,12 +25,12 @@ from ..evaluation.labels import label
 from ..evaluation.results import read_results
 from ..files import atomic_write_text, check_writable, read_json, read_text, writing
 from ..processes import Interrupted
-from ..published import MODELS, SEGMENTORS
+from ..published import CLASSIFIERS, MODELS, SEGMENTORS
 from .config import load_config
 from .results import FILE as RESULTS
 from .signals import end_with_parent, noted_signals
 
-#: The paper's recipes are for this many processes, with 2 images each.
+#: The paper's recipes of detection and segmentation are for this many processes, with 2 images each.
 _REFERENCE_GPUS = 8
 _LOG = "stdout.txt"
 _REMEDY = "make room, or choose another --output"
@@ -60,6 +60,15 @@ _SMOKE_SEGMENTOR = {
     "TEST.AUG.LONG_SIZE": 96,
     "TEST.AUG.WINDOW": 64,
 }
+#: Of classification.
+_SMOKE_CLASSIFIER = {
+    **{key: _SMOKE[key] for key in ("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "MODEL.WEIGHTS")},
+    "SOLVER.REFERENCE_WORLD_SIZE": 0,
+    "SOLVER.WARMUP_ITERS": 1,
+    "INPUT.CLASSIFICATION.TRAIN_CROP": 64,
+    "INPUT.CLASSIFICATION.TEST_CROP": 64,
+    "DATALOADER.NUM_WORKERS": 0,
+}
 
 
 def select(table: Optional[str], rows: Optional[str], every: bool) -> List[str]:
@@ -75,7 +84,8 @@ def select(table: Optional[str], rows: Optional[str], every: bool) -> List[str]:
     if table:
         chosen = [name for name, row in MODELS.items() if row.table == table]
         if not chosen:
-            raise UserError(f"--table {table}: there are only tables 5, 6 and 7")
+            tables = sorted({row.table for row in MODELS.values() if row.table.isdigit()})
+            raise UserError(f"--table {table}: there are only tables {', '.join(tables)}")
         return chosen
     names = list(dict.fromkeys(name.strip() for name in (rows or "").split(",") if name.strip()))
     unknown = [name for name in names if name not in MODELS]
@@ -83,6 +93,18 @@ def select(table: Optional[str], rows: Optional[str], every: bool) -> List[str]:
         first = unknown[0] if unknown else rows
         raise UserError(f"--rows: no row {first!r}; {nearest(first, MODELS)}")
     return names
+
+
+def released(names: Sequence[str]) -> Tuple[List[str], List[str]]:
+    """Divide rows into those whose trained model was released, and the others.
+
+    Raises:
+        UserError: there are none of the former.
+    """
+    found = [name for name in names if MODELS[name].released]
+    if not found:
+        raise UserError(f"no trained model was released for {', '.join(names)}; train without --eval-only")
+    return found, [name for name in names if name not in found]
 
 
 class Reproduction:
@@ -96,7 +118,7 @@ class Reproduction:
         output: folder of all rows.
         num_gpus: processes per machine; batch size and learning rate follow by the linear rule.
         num_machines: with more than one, the commands work only with Slurm.
-        eval_only: evaluate the authors' trained detectors instead of training.
+        eval_only: evaluate the authors' trained models instead of training.
         smoke: run a few iterations at small size.
         overrides: further KEY VALUE pairs for every row.
 
@@ -135,22 +157,29 @@ class Reproduction:
         words += ["OUTPUT_DIR", str(self.output / name), "SEED", "1"]
         if self.eval_only and not self.smoke:
             words += ["MODEL.WEIGHTS", model_zoo.get_checkpoint_url(name)]
-        elif self.processes != _REFERENCE_GPUS:
+        elif name not in CLASSIFIERS and self.processes != _REFERENCE_GPUS:  # theirs are in their recipes
             words += ["SOLVER.REFERENCE_WORLD_SIZE", str(_REFERENCE_GPUS)]
-        smoke = (_SMOKE_SEGMENTOR if name in SEGMENTORS else _SMOKE) if self.smoke else {}
+        smoke = _smoke(name) if self.smoke else {}
         return [*words, *(str(word) for pair in smoke.items() for word in pair), *self.overrides]
 
     def command(self, name: str) -> List[str]:
         """The exact command of a row on one machine."""
         return [sys.executable, str(self.script), "--num-gpus", str(self.num_gpus), *self.arguments(name)]
 
-    def scaling(self) -> str:
-        """One line that describes how the recipes are scaled to the machines."""
-        if self.processes == _REFERENCE_GPUS:
+    def scaling(self, names: Sequence[str]) -> str:
+        """One line that describes how the recipes of some rows are scaled to the machines."""
+        recipes = {
+            model_zoo.get_config(name).SOLVER.REFERENCE_WORLD_SIZE if name in CLASSIFIERS else _REFERENCE_GPUS
+            for name in names
+        }
+        return "; ".join(self._scaling(reference) for reference in sorted(recipes))
+
+    def _scaling(self, reference: int) -> str:
+        if self.processes == reference:
             return f"{self.processes} processes, as in the recipes"
         return (
-            f"{self.processes} process(es) instead of {_REFERENCE_GPUS}: batch size and learning rate times "
-            f"{self.processes}/{_REFERENCE_GPUS}, iterations times {_REFERENCE_GPUS}/{self.processes}"
+            f"{self.processes} process(es) instead of {reference}: batch size and learning rate times "
+            f"{self.processes}/{reference}, iterations times {reference}/{self.processes}"
         )
 
     def slurm(self, names: Sequence[str]) -> str:
@@ -160,7 +189,7 @@ class Reproduction:
         )
         return (
             "#!/usr/bin/env bash\n"
-            f"# {self.scaling()}\n"
+            f"# {self.scaling(names)}\n"
             "#SBATCH --job-name=resnest_d2\n"
             f"#SBATCH --array=0-{len(names) - 1}\n"
             f"#SBATCH --nodes={self.num_machines}\n"
@@ -352,6 +381,11 @@ class Reproduction:
         return dict(os.environ)
 
 
+def _smoke(name: str) -> Dict[str, Any]:
+    """Return the settings of a smoke run of a row."""
+    return _SMOKE_CLASSIFIER if name in CLASSIFIERS else _SMOKE_SEGMENTOR if name in SEGMENTORS else _SMOKE
+
+
 def _try_lock(handle: int) -> bool:
     """Try to lock the folder; False if another process has. Some network file systems have no locks."""
     try:
@@ -379,6 +413,7 @@ def markdown(results: Sequence[Dict[str, Any]]) -> str:
         ("PQ", "pq", "panoptic_seg", "PQ"),
         ("mIoU", "miou", "sem_seg_TTA", "mIoU"),
         ("pixel accuracy", "pixel_accuracy", "sem_seg_TTA", "pACC"),
+        ("top-1", "top1", "classification", "top1"),
     )
     # Only what the rows are measured by.
     chosen = [MODELS[result["row"]] for result in results]

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..checkpoint import Checkpointer
-from ..config import SEGMENTOR, flatten
+from ..config import CLASSIFIER, SEGMENTOR, flatten
 from ..errors import UserError
 
 #: Keys, or their beginnings, of what a network computes, and those among them that change nothing of it.
@@ -60,7 +60,8 @@ def check_same(
 
 def class_names(cfg: CfgNode) -> List[str]:
     """Return the names of the classes of the first training set; empty if its metadata has none."""
-    key = "stuff_classes" if cfg.MODEL.META_ARCHITECTURE == SEGMENTOR else "thing_classes"
+    keys = {SEGMENTOR: "stuff_classes", CLASSIFIER: "image_classes"}
+    key = keys.get(cfg.MODEL.META_ARCHITECTURE, "thing_classes")
     return list(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get(key) or []) if cfg.DATASETS.TRAIN else []
 
 

@@ -25,8 +25,9 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..checkpoint import Checkpointer, Coverage
+from ..checkpoint import Checkpointer, Coverage, write_backbone
 from ..checkpoint.read import WeightsError
+from ..config import CLASSIFIER
 from ..data.loader import build_test_loader, build_train_loader
 from ..errors import OptionError, UserError
 from ..evaluation import build_augmented_evaluator, build_evaluator
@@ -34,7 +35,14 @@ from ..modeling import optimize_for_inference, to_channels_last, with_test_time_
 from ..processes import Interrupted, found_by_main
 from .failures import blames_configuration
 from .folder import leave_branch
-from .hooks import GiveBackMemory, InterruptibleEval, PeriodicCheckpointer, PreciseBN, StopOnSignal
+from .hooks import (
+    GiveBackMemory,
+    InterruptibleEval,
+    PeriodicCheckpointer,
+    PreciseBN,
+    StopOnSignal,
+    Throughput,
+)
 from .results import RecordRun, write_results
 from .resuming import check_same, class_names
 from .signals import Signals
@@ -84,6 +92,8 @@ class Trainer(DefaultTrainer):
             run=secrets.token_hex(8),
             trainer=weakref.proxy(self),
         )
+        if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER and comm.is_main_process():
+            write_backbone(cfg)
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
         self._signals = Signals()
         self._stop = StopOnSignal(lambda: self._trainer.signal)
@@ -99,6 +109,7 @@ class Trainer(DefaultTrainer):
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
+            Throughput(cfg.SOLVER.IMS_PER_BATCH),
             self._stop,
             PreciseBN(
                 cfg.TEST.EVAL_PERIOD,

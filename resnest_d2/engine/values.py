@@ -20,7 +20,7 @@ from detectron2.modeling import (
 )
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
 
-from ..config import SEGMENTOR, default_config, flatten
+from ..config import CLASSIFIER, SEGMENTOR, default_config, flatten
 from ..errors import OptionError, UserError, check_number, nearest
 from ..modeling.norms import NORMS
 
@@ -66,6 +66,7 @@ _CHOICES = {
     "MODEL.MEMORY_FORMAT": ("auto", "contiguous", "channels_last"),
     "MODEL.SEM_SEG_HEAD.LOSS_TYPE": ("cross_entropy", "hard_pixel_mining"),
     "MODEL.SEM_SEG_HEAD.PROJECT_SIZE": (1, 3),
+    "INPUT.CLASSIFICATION.TRAIN_INTERPOLATION": ("bilinear", "bicubic"),
     **dict.fromkeys(
         (f"MODEL.ROI_{head}_HEAD.POOLER_TYPE" for head in ("BOX", "MASK", "KEYPOINT")),
         ("ROIPool", "ROIAlign", "ROIAlignV2", "ROIAlignRotated"),
@@ -104,6 +105,7 @@ _RANGES: Tuple[Tuple[Dict[str, float], str], ...] = (
         MODEL.ROI_MASK_HEAD.CONV_DIM MODEL.SEM_SEG_HEAD.CONVS_DIM MODEL.SEM_SEG_HEAD.NUM_CLASSES
         MODEL.SEM_SEG_HEAD.ASPP_CHANNELS MODEL.SEM_SEG_HEAD.ASPP_DILATIONS
         MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS SOLVER.IMS_PER_BATCH TEST.AUG.LONG_SIZE TEST.AUG.MIN_SIZES
+        MODEL.CLASSIFIER.NUM_CLASSES TEST.IMS_PER_BATCH
         """,
     ),
     (
@@ -126,9 +128,20 @@ _RANGES: Tuple[Tuple[Dict[str, float], str], ...] = (
         SOLVER.BASE_LR_END SOLVER.BIAS_LR_FACTOR
         SOLVER.CHECKPOINTS_TO_KEEP SOLVER.NUM_DECAYS SOLVER.REFERENCE_WORLD_SIZE SOLVER.SKIP_NOT_FINITE
         SOLVER.WARMUP_ITERS SOLVER.WEIGHT_DECAY SOLVER.WEIGHT_DECAY_BIAS SOLVER.WEIGHT_DECAY_NORM
-        TEST.EVAL_PERIOD VIS_PERIOD
+        TEST.EVAL_PERIOD VIS_PERIOD DATALOADER.MAX_BAD_FILES INPUT.CLASSIFICATION.LIGHTING
+        MODEL.CLASSIFIER.MIXUP_ALPHA
         """,
     ),
+    ({"at_least": 16, "at_most": 8192}, "INPUT.CLASSIFICATION.TRAIN_CROP INPUT.CLASSIFICATION.TEST_CROP"),
+    ({"above": 0, "at_most": 1}, "INPUT.CLASSIFICATION.TRAIN_AREA"),
+    (
+        {"at_least": 0, "at_most": 0.99},
+        """
+        MODEL.CLASSIFIER.LABEL_SMOOTHING MODEL.CLASSIFIER.DROPOUT MODEL.CLASSIFIER.DROP_BLOCK.PROB
+        INPUT.CLASSIFICATION.COLOR_JITTER
+        """,
+    ),
+    ({"at_least": 1, "at_most": 100}, "MODEL.CLASSIFIER.DROP_BLOCK.SIZE"),
     ({"at_least": 16, "at_most": 8192}, "INPUT.SCALE_CROP.CROP_SIZE TEST.AUG.WINDOW"),
     ({"at_least": 1, "at_most": 65536}, "INPUT.SCALE_CROP.LONG_SIZE"),
     ({"at_least": 0, "at_most": 0.99}, "MODEL.SEM_SEG_HEAD.ASPP_DROPOUT MODEL.SEM_SEG_HEAD.DROPOUT"),
@@ -256,6 +269,7 @@ def check_values(cfg: CfgNode) -> None:
             raise OptionError(key, values[key], f"must be one list, or as many as MODEL.{head}.IN_FEATURES")
     _check_parts(cfg.MODEL, values)
     _check_semantic(cfg)
+    _check_classifier(cfg)
     for entry in cfg.TEST.EXPECTED_RESULTS:  # these are read last, after training
         kinds = [type(part) for part in entry] if isinstance(entry, (list, tuple)) else []
         if kinds[:2] != [str, str] or len(kinds) != 4 or not set(kinds[2:]) <= {int, float}:
@@ -311,6 +325,24 @@ def _check_semantic(cfg: CfgNode) -> None:
     if lengths and cfg.INPUT.CROP.ENABLED:
         rule = "must be False with INPUT.SCALE_CROP.LONG_SIZE, which crops too"
         raise OptionError("INPUT.CROP.ENABLED", True, rule)
+
+
+def _check_classifier(cfg: CfgNode) -> None:
+    """Raise OptionError for settings of image classification that do not fit each other."""
+    if cfg.MODEL.META_ARCHITECTURE != CLASSIFIER:
+        return
+    if cfg.TEST.AUG.ENABLED:
+        raise OptionError(
+            "TEST.AUG.ENABLED", True, f"must be False with MODEL.META_ARCHITECTURE {CLASSIFIER}"
+        )
+    if cfg.MODEL.BACKBONE.NAME != "build_resnest_backbone":
+        rule = f"must be build_resnest_backbone with MODEL.META_ARCHITECTURE {CLASSIFIER}"
+        raise OptionError("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, rule)
+    block = cfg.MODEL.CLASSIFIER.DROP_BLOCK
+    shared = {*block.STAGES} & {*cfg.MODEL.RESNETS.CHECKPOINT_STAGES}
+    if block.PROB and shared:
+        rule = f"must not hold {min(shared)}, whose recomputation would draw other pixels in DropBlock"
+        raise OptionError("MODEL.RESNETS.CHECKPOINT_STAGES", cfg.MODEL.RESNETS.CHECKPOINT_STAGES, rule)
 
 
 def _check_cascade(model: CfgNode) -> None:

@@ -13,7 +13,9 @@ from detectron2.evaluation import (
 
 from ..config import SEGMENTOR
 from ..data.check import SEMANTIC
+from ..data.image_folder import KIND as CLASSIFICATION
 from ..errors import UserError
+from .classification import ClassificationEvaluator
 from .coco import COCOEvaluator
 from .panoptic import PanopticEvaluator
 from .semantic import SemanticEvaluator
@@ -31,6 +33,8 @@ def build_evaluator(cfg: CfgNode, dataset: str, output_dir: str) -> DatasetEvalu
     kind = MetadataCatalog.get(dataset).get("evaluator_type")
     if kind == "coco":
         return build_instance_evaluator(cfg, dataset, output_dir)
+    if kind == CLASSIFICATION:
+        return ClassificationEvaluator(dataset, output_dir)
     if kind == "lvis":
         return LVISEvaluator(dataset, output_dir=output_dir)
     if kind == "pascal_voc":
@@ -48,7 +52,8 @@ def build_evaluator(cfg: CfgNode, dataset: str, output_dir: str) -> DatasetEvalu
         )
     raise UserError(
         f"DATASETS.TEST: {dataset!r} has evaluator_type {kind!r}, for which there is no evaluator; "
-        "set it to coco, lvis, pascal_voc, sem_seg, cityscapes_sem_seg or coco_panoptic_seg in its metadata"
+        "set it to coco, lvis, pascal_voc, sem_seg, cityscapes_sem_seg, coco_panoptic_seg or classification "
+        "in its metadata"
     )
 
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from tqdm import tqdm
 
-from ..config import SEGMENTOR
+from ..config import CLASSIFIER, SEGMENTOR
 from ..data.check import loading
 from ..data.loader import CheckedMapper
 from ..data.mappers import build_mapper
@@ -61,6 +61,8 @@ def draw_predictions(
     """
     with needs("matplotlib", "drawing"):
         import matplotlib  # noqa: F401
+    if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER:
+        raise UserError("a classifier finds no objects to draw; tools/report.py shows its images")
     folder = Path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

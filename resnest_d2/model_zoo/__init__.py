@@ -16,7 +16,7 @@ from torch import nn
 from ..checkpoint import Checkpointer
 from ..config import default_config
 from ..errors import UserError, nearest
-from ..published import MODELS
+from ..published import CLASSIFIERS, MODELS
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -74,7 +74,7 @@ def get_checkpoint_url(name: str) -> str:
         raise UserError(
             f"no trained model has been published for {name}; docs/MODEL_ZOO.md lists those that have been"
         )
-    return f"resnest://{name}"
+    return f"resnest://{CLASSIFIERS[name].released if name in CLASSIFIERS else name}"
 
 
 def get(name: str, trained: bool = False, device: Optional[str] = None) -> nn.Module:

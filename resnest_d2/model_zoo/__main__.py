@@ -11,7 +11,7 @@ from tabulate import tabulate
 from ..checkpoint import ResNeStHandler
 from ..command_line import Parser, one_line_errors
 from ..files import atomic_write_text, user_path
-from ..published import MODELS
+from ..published import CLASSIFIERS, MODELS
 from ..published.backbones import BACKBONES
 from . import available, get_config
 from .page import markdown
@@ -38,9 +38,10 @@ def _print(page: Optional[Path]) -> None:
     for name in available():
         row = MODELS.get(name)
         weights = get_config(name).MODEL.WEIGHTS or "–"
-        figures = ("backbone", "params", "box_ap", "mask_ap", "miou")
+        figures = ("backbone", "params", "box_ap", "mask_ap", "miou", "top1")
         published = [getattr(row, figure, None) for figure in figures]
-        found = place(handler, name) if row and row.released else "–"
+        trained = row.released if name in CLASSIFIERS else name  # theirs are the backbones below
+        found = place(handler, trained) if row and row.released else "–"
         rows.append((name, *published, weights, row.released if row else None, found))
     titles = (
         "configuration",
@@ -49,6 +50,7 @@ def _print(page: Optional[Path]) -> None:
         "box AP*",
         "mask AP*",
         "mIoU*",
+        "top-1*",
         "start weights",
         "trained model",
         "found here",

@@ -8,6 +8,7 @@ from tabulate import tabulate
 
 from ..published import MODELS
 from ..published.backbones import BACKBONES, OFFICIAL_URL
+from ..published.classifiers import CLASSIFIERS
 from ..published.detectors import DETECTORS
 from ..published.segmentors import SEGMENTORS
 from . import available
@@ -35,6 +36,16 @@ _SEGMENTORS = """
 
 mIoU and pixel accuracy in percent on the validation images, multi-scale and flipped, as published: by the
 paper (table 7) or in the authors' released list. Parameters include those of the auxiliary head.
+
+"""
+_CLASSIFIERS = """
+
+## Image classification
+
+Top-1 accuracy in percent on ImageNet's validation images, as published: by the paper (tables 2, 3 and 4), of
+the released PyTorch weights where there are any, or in GluonCV's model zoo. Crop in pixels; parameters in
+millions and multiply-adds in billions at that crop are those of the models as built here. The weights of the
+last column are below.
 
 """
 _OTHERS = """
@@ -90,12 +101,22 @@ def markdown() -> str:
             ", "
         )
     )
+    classifiers = [
+        (
+            _link(name), r.backbone, r.crop, r.params, r.gmacs, r.top1, r.table,
+            r.released and f"`{r.released}`",
+        )
+        for name, r in CLASSIFIERS.items()
+    ]  # fmt: skip
+    of_classifiers = "configuration, backbone, crop, params, multiply-adds, top-1, table, weights".split(", ")
     others = ", ".join(_link(name) for name in available() if name not in MODELS)
     return (
         _HEAD
         + _table(detectors, titles)
         + _SEGMENTORS
         + _table(segmentors, columns)
+        + _CLASSIFIERS
+        + _table(classifiers, of_classifiers)
         + _OTHERS.format(others=others, url=OFFICIAL_URL)
         + _table(backbones, ("name", "crop", "top-1", "authors' file", "timm's"))
         + "\n"

@@ -65,7 +65,7 @@ def resnest_options(cfg: CfgNode) -> Dict[str, Any]:
 
 @BACKBONE_REGISTRY.register()
 def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeSt:
-    """Build ResNeSt with the features of MODEL.RESNETS.OUT_FEATURES.
+    """Build ResNeSt with the features of MODEL.RESNETS.OUT_FEATURES, such as ``linear`` for a classifier.
 
     Args:
         input_shape: shape of the images; its channels are the stem's input channels.
@@ -73,10 +73,14 @@ def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeSt:
     Raises:
         OptionError: an option cannot work; the message names the key, its value and the remedy.
     """
+    options = resnest_options(cfg)
+    if "linear" in options["out_features"]:
+        options["num_classes"] = cfg.MODEL.CLASSIFIER.NUM_CLASSES
     try:
-        return ResNeSt(in_channels=input_shape.channels, **resnest_options(cfg))
+        return ResNeSt(in_channels=input_shape.channels, **options)
     except OptionError as e:
-        raise e.renamed({name: f"MODEL.{key}" for name, key in _KEYS.items()}) from None
+        names = {**_KEYS, "num_classes": "CLASSIFIER.NUM_CLASSES"}
+        raise e.renamed({name: f"MODEL.{key}" for name, key in names.items()}) from None
 
 
 @BACKBONE_REGISTRY.register()

@@ -1,7 +1,10 @@
 """Figures and weights that others have published, as data; none are ours."""
 
+from .classifiers import CLASSIFIERS
 from .detectors import DETECTORS
 from .segmentors import SEGMENTORS
 
-#: All published rows, by the names of their configurations.
-MODELS = {**DETECTORS, **SEGMENTORS}
+#: Rows whose trained models are files of their own, by the names of their configurations.
+TRAINED = {**DETECTORS, **SEGMENTORS}
+#: All published rows. Classifiers are the published backbones.
+MODELS = {**TRAINED, **CLASSIFIERS}

@@ -59,6 +59,27 @@ def own_data(train: Tuple[Path, Path], val: Tuple[Path, Path]) -> List[str]:
     return [str(word) for word in words]
 
 
+#: The same for image classification.
+CLASSIFICATION = (
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", 32, "MODEL.RESNETS.BOTTLENECK_WIDTH", 16, "SOLVER.IMS_PER_BATCH", 4),
+    *("INPUT.CLASSIFICATION.TRAIN_CROP", 32, "INPUT.CLASSIFICATION.TEST_CROP", 32),
+    *("SOLVER.CHECKPOINT_PERIOD", 4, "SOLVER.CHECKPOINTS_TO_KEEP", 2, "SEED", 1, "SOLVER.WARMUP_ITERS", 0),
+)
+
+
+def make_folders(folder: Path) -> List[str]:
+    """12 + 6 images of three colours in a folder for each, and the arguments that name them."""
+    rng, words = np.random.default_rng(0), []
+    for split, count in (("train", 4), ("val", 2)):
+        for i, name in enumerate(("blue", "green", "red")):
+            (folder / split / name).mkdir(parents=True)
+            for j in range(count):
+                pixels = rng.integers(0, 100, (40, 48, 3)) + 150 * np.eye(3, dtype=int)[2 - i]
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{j}.png")
+        words += [f"--{split}-images", str(folder / split)]
+    return words
+
+
 def make_masks(folder: Path) -> List[str]:
     """12 + 4 images of coloured squares with their label maps, and the arguments that name them."""
     rng, words = np.random.default_rng(0), []
@@ -82,10 +103,13 @@ def command(
     data: List[str], output: Path, iterations: int, *settings: object, flags: tuple = ()
 ) -> List[str]:
     """The arguments of ``train_net.py``, for the kind of the data."""
-    segments = "--train-masks" in data
-    config = "segmentation/deeplabv3_resnest14_small" if segments else "quickstart"
+    config, of_task = "quickstart", SETTINGS
+    if "--train-masks" in data:
+        config, of_task = "segmentation/deeplabv3_resnest14_small", SEGMENTATION
+    elif "--train-images" in data and "--train-json" not in data:
+        config, of_task = "classification/resnest14_small", CLASSIFICATION
     words = [ROOT / "tools/train_net.py", "--config-file", ROOT / f"configs/{config}.yaml", *flags, *data]
-    words += [*(SEGMENTATION if segments else SETTINGS), "OUTPUT_DIR", output]
+    words += [*of_task, "OUTPUT_DIR", output]
     words += ["SOLVER.MAX_ITER", iterations, *settings]
     return [str(word) for word in words]
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Union
 
 from ...errors import UserError, check_number, needs
 from ...files import atomic_write_text, check_writable, writing
 from ..labels import label
-from .load import load_evaluation
-from .measure import Evaluation
+from .classification import ClassificationEvaluation
+from .load import AnyEvaluation, load_evaluation
 from .semantic import SemanticEvaluation
 from .text import figure
 
@@ -19,9 +18,7 @@ _REMEDY = "make room, or name another file with --output"
 _MOST_PICTURES = 200  # best or worst ones: makes a page of 50 MB
 
 
-def write_report(
-    evaluation: Union[Evaluation, SemanticEvaluation], output: Path, num_pictures: int = 6
-) -> None:
+def write_report(evaluation: AnyEvaluation, output: Path, num_pictures: int = 6) -> None:
     """Write the page.
 
     Args:
@@ -37,8 +34,9 @@ def write_report(
     with needs("jinja2", "a report"):
         import jinja2
     with needs("matplotlib", "a report"):
-        from . import charts, detection, semantic_page
-    page = semantic_page if isinstance(evaluation, SemanticEvaluation) else detection
+        from . import charts, classification_page, detection, semantic_page
+    pages = {SemanticEvaluation: semantic_page, ClassificationEvaluation: classification_page}
+    page = pages.get(type(evaluation), detection)
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -64,11 +64,11 @@ def draw(evaluation: Evaluation, picture: Picture, kind: str) -> Dict[str, Any]:
     }
 
 
-def read(path: Path, size: Tuple[int, int]) -> np.ndarray:
+def read(path: Path, size: Optional[Tuple[int, int]] = None) -> np.ndarray:
     """Read an image as (H, W, 3) RGB, rotated according to its EXIF data.
 
     Args:
-        size: height and width that the annotations are for.
+        size: height and width that the annotations are for; None for any.
 
     Raises:
         UserError: the image is missing, unreadable or of another size.
@@ -78,7 +78,7 @@ def read(path: Path, size: Tuple[int, int]) -> np.ndarray:
         pixels = read_image(str(path), "RGB")
     except Exception as e:  # a broken file makes Pillow raise almost anything
         raise UserError(f"cannot be decoded ({type(e).__name__}: {e})") from None
-    if pixels.shape[:2] != size:
+    if size and pixels.shape[:2] != size:
         raise UserError(
             f"has {pixels.shape[1]}x{pixels.shape[0]} pixels, but its annotations are for {size[1]}x{size[0]}"
         )

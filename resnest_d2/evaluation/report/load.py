@@ -10,16 +10,27 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
 from ...errors import UserError, nearest
-from ...published import DETECTORS, MODELS
+from ...published import CLASSIFIERS, MODELS, SEGMENTORS
+from ..classification import FILE as CLASSIFICATION
 from ..results import read_results
 from ..semantic import FILE as SEMANTIC
+from .classification import ClassificationEvaluation, read_classification
 from .inputs import comparable, read_detections, read_metrics, read_truth, remedied
 from .measure import Evaluation
 from .semantic import SemanticEvaluation, read_semantic
 
 logger = logging.getLogger(__name__)
 
+#: What an evaluation may be of.
+AnyEvaluation = Union[Evaluation, SemanticEvaluation, ClassificationEvaluation]
 _DETECTIONS = "coco_instances_results.json"
+
+
+#: By the file of an evaluation: its reader, the published rows of its kind, and what it is of.
+_READERS = {
+    SEMANTIC: (read_semantic, SEGMENTORS, "semantic segmentation"),
+    CLASSIFICATION: (read_classification, CLASSIFIERS, "classification"),
+}
 
 
 def load_evaluation(
@@ -27,8 +38,8 @@ def load_evaluation(
     annotations: Optional[Path] = None,
     images: Optional[Path] = None,
     row: Optional[str] = None,
-) -> Union[Evaluation, SemanticEvaluation]:
-    """Find and read the files of an evaluation: of detections, or else of semantic segmentation.
+) -> AnyEvaluation:
+    """Find and read the files of an evaluation: of detections, semantic segmentation or classification.
 
     Args:
         folder: OUTPUT_DIR of a run, or its folder of detections.
@@ -48,6 +59,7 @@ def load_evaluation(
     if not found:  # the newest, since the training that was last may have been without TEST.AUG
         found = _find(folder, SEMANTIC, "inference_TTA", "inference")
         found.sort(key=lambda path: -path.stat().st_mtime)
+    found = found or _find(folder, CLASSIFICATION, "inference")
     file = next(iter(found), None)
     if len({path.parent.name for path in found} - {"inference", "inference_TTA"}) > 1:
         logger.warning(
@@ -55,7 +67,8 @@ def load_evaluation(
         )
     if file is None:
         raise UserError(
-            f"{folder} has neither inference/{_DETECTIONS} nor inference/{SEMANTIC}; evaluate into it first"
+            f"{folder} has no inference/{_DETECTIONS}, inference/{SEMANTIC} or inference/{CLASSIFICATION}; "
+            "evaluate into it first"
         )
     root = folder if file.parent != folder or os.path.exists(folder / "results.json") else folder.parent
     run: Dict[str, Any] = {}
@@ -68,15 +81,14 @@ def load_evaluation(
             metrics = read_metrics(root / "metrics.json")
     row = row or _config_of(run.get("command") or "")
     name, published = row or root.resolve().name, row if row in MODELS else None
-    if file.name == SEMANTIC:
-        if row in DETECTORS:
-            raise UserError(
-                f"--row {row} is of a detector, and {file} of semantic segmentation; name its row"
-            )
+    if file.name in _READERS:
+        read, rows, what = _READERS[file.name]
+        if row in MODELS and row not in rows:
+            raise UserError(f"--row {row} is not of {what}, unlike {file}; name its row")
         if annotations or images:
-            raise UserError("--annotations and --images are for detections; label maps name their images")
+            raise UserError(f"--annotations and --images are for detections; {file} names its images")
         with remedied("evaluate again"):
-            return read_semantic(file, name, run, metrics, published)
+            return read(file, name, run, metrics, published)
     noted = run.get("datasets") or [{}]
     dataset = next((d for d in noted if d.get("name") == file.parent.name), noted[0])
     what, annotations = "--annotations" if annotations else "", annotations or dataset.get("json_file")

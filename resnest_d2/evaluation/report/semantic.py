@@ -8,12 +8,8 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
-from ...errors import UserError
-from ...files import read_json
 from ..results import is_number, refuse
-
-#: Limits of a file: bytes, and number of classes, the square of which are numbers in the matrix.
-_MOST_BYTES, _MOST_CLASSES = 1 << 30, 5000
+from .counted import read_counted
 
 
 @dataclass
@@ -55,38 +51,16 @@ def read_semantic(
     Raises:
         UserError: the file cannot be read, or an entry cannot be shown.
     """
-    content = read_json(file, limit=_MOST_BYTES)
-    if not isinstance(content, dict) or "confusion" not in content:
-        raise UserError(f"{file} is not an evaluation of semantic segmentation: it has no confusion")
-    classes, dataset = content.get("classes"), content.get("dataset")
-    if not isinstance(dataset, str):
-        raise refuse(file, "dataset", "must be a name", dataset)
-    if not isinstance(classes, list) or not classes or not all(isinstance(c, str) for c in classes):
-        raise refuse(file, "classes", "must be a list of names", classes)
-    if len(classes) > _MOST_CLASSES:
-        raise UserError(f"{file}: classes must be at most {_MOST_CLASSES}, got {len(classes)}")
-    results = content.get("results")
-    if not isinstance(results, dict) or not all(v is None or is_number(v) for v in results.values()):
-        raise refuse(file, "results", "must be finite numbers or null by name", results)
-    rows = content["confusion"]
-    square = isinstance(rows, list) and len(rows) == len(classes)
-    if not square or not all(isinstance(row, list) and len(row) == len(classes) for row in rows):
-        raise refuse(file, "confusion", f"must be {len(classes)} lists of as many counts", rows)
-    for i, row in enumerate(rows):
-        if not all(type(count) is int and 0 <= count < 2**53 for count in row):
-            raise refuse(file, f"confusion[{i}]", "must be counts", row)
-    images = content.get("images")
-    if not isinstance(images, list):
-        raise refuse(file, "images", "must be a list", images)
+    counted = read_counted(file, "semantic segmentation")
     return SemanticEvaluation(
         name=name,
         folder=file.parent,
-        dataset=dataset,
-        classes=classes,
-        colours=_colours(file, content.get("colours"), len(classes)),
-        results=results,
-        confusion=np.array(rows, np.int64),
-        images=[_image(file, f"images[{i}]", entry) for i, entry in enumerate(images)],
+        dataset=counted.dataset,
+        classes=counted.classes,
+        colours=_colours(file, counted.content.get("colours"), len(counted.classes)),
+        results=counted.results,
+        confusion=counted.confusion,
+        images=[_image(file, f"images[{i}]", entry) for i, entry in enumerate(counted.images)],
         run=run,
         metrics=metrics,
         published=published,

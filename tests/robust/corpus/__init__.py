@@ -24,6 +24,7 @@ from .annotations import ANNOTATIONS
 from .case import Case
 from .commands import COMMANDS
 from .config import CONFIG
+from .folders import FOLDERS
 from .images import IMAGES
 from .masks import MASKS
 from .reports import REPORTS
@@ -37,6 +38,7 @@ CASES: Dict[str, Dict[str, Callable]] = {
     "images": IMAGES,
     "annotations": ANNOTATIONS,
     "masks": MASKS,
+    "folders": FOLDERS,
     "configuration": CONFIG,
     "weights": WEIGHTS,
     "runs": RUNS,
