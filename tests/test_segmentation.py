@@ -182,6 +182,12 @@ def test_settings_that_cannot_work_are_named(key, value, rule):
         config("deeplabv3_resnest50_ade20k", key, value)
 
 
+def test_a_norm_that_does_not_fit_the_heads_channels_is_named_with_its_key():
+    words = ("MODEL.SEM_SEG_HEAD.NORM", "GN", "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS", "8")
+    with pytest.raises(OptionError, match=r"MODEL\.SEM_SEG_HEAD\.NORM does not fit 8 channels"):
+        built(config("deeplabv3_resnest50_ade20k", *words))
+
+
 def test_an_option_of_detectron2s_head_that_this_one_lacks_is_refused():
     cfg = config("deeplabv3_resnest50_ade20k", "MODEL.SEM_SEG_HEAD.USE_DEPTHWISE_SEPARABLE_CONV", "True")
     with pytest.raises(OptionError, match="USE_DEPTHWISE_SEPARABLE_CONV must be False"):

@@ -171,6 +171,10 @@ class ResNeStDeepLabV3Head(nn.Module):
         if head.AUX_LOSS_WEIGHT:
             features["MODEL.SEM_SEG_HEAD.AUX_FEATURE"] = head.AUX_FEATURE
         _check_features(features, input_shape, "MODEL.RESNETS.OUT_FEATURES")
+        try:
+            get_norm(head.NORM, head.ASPP_CHANNELS)
+        except OptionError as e:
+            raise e.renamed({"norm": "MODEL.SEM_SEG_HEAD.NORM"}) from None
         return {
             "input_shape": input_shape,
             "in_feature": head.IN_FEATURES[0],
