@@ -83,9 +83,9 @@ _DROP_BLOCK = {
 }
 
 _CLASSIFICATION = {
-    # Of ImageClassifier: height and width in pixels of random crops in training, their least part of the
-    # image's area, how they are resized (bilinear or bicubic), AutoAugment's ImageNet policies before the
-    # crop, the strength of changes of brightness, contrast and saturation, and the standard deviation of
+    # Of ImageClassifier: height and width in pixels of random crops in training, the smallest fraction of
+    # the image they cover, how they are resized (bilinear or bicubic), AutoAugment's ImageNet policies before
+    # the crop, the strength of changes of brightness, contrast and saturation, and the standard deviation of
     # colours added along the principal components. RANDOM_FLIP applies, too.
     "TRAIN_CROP": 224,
     "TRAIN_AREA": 0.08,

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -89,6 +90,10 @@ def test_published_accuracies_are_those_of_the_fact_sheet(facts):
     table3 = facts("imagenet_and_sizes")["paper_table3_at_224"]
     released["resnest101_fast"] = table3["resnest101_fast"]["top1_224"]
     assert {name.removeprefix("classification/"): row.top1 for name, row in CLASSIFIERS.items()} == released
+    for name, (params, gmacs) in sheet["measured_here"]["rows"].items():
+        row = CLASSIFIERS.get(f"classification/{name.split('@')[0]}")
+        if row and row.crop == int(f"{name}@224".split("@")[1]):
+            assert (row.params, row.gmacs) == pytest.approx((params, gmacs), abs=0.006)
 
 
 def test_recipes_are_those_of_the_authors_commands(facts):
@@ -202,18 +207,21 @@ def test_drop_block_drops_squares_that_all_images_share_and_keeps_the_mean(size,
     assert torch.equal(dropped[0], dropped[1])
     assert dropped.mean() == pytest.approx(1, abs=1e-5)
     zero = (dropped[0] == 0).float()
-    assert 0 < zero.mean() < 0.5 and not (zero == zero[0]).all()
-    # Each zero lies in a whole square of zeros.
+    assert 0 < zero.mean() < 0.6 and not (zero == zero[0]).all()
+    # Each zero lies in a square of zeros, of which a part may lie beyond the map.
     side = min(size, *shape)
-    squares = (F.avg_pool2d(zero[None], side, 1) == 1).float()
-    covered = F.max_pool2d(F.pad(squares, [side - 1] * 4), side, 1)
-    assert torch.equal(covered[0], zero)
+    around = F.pad(zero[None], [side - 1] * 4, value=1.0)
+    squares = (F.avg_pool2d(around, side, 1) == 1).float()
+    assert torch.equal(F.max_pool2d(squares, side, 1)[0], zero)
 
 
-def test_drop_block_drops_the_part_asked_for_where_squares_do_not_overlap():
+def test_drop_block_drops_as_much_as_the_authors():
+    """Their seeds lie on the whole map, at a rate that is right for those away from its border."""
     torch.manual_seed(0)
-    part = (drop_block(torch.ones(1, 4000, 14, 14), 0.02, 3) == 0).float().mean()
-    assert float(part) == pytest.approx(0.02, rel=0.1)
+    dropped = (drop_block(torch.ones(1, 4000, 14, 14), 0.02, 3) == 0).float()
+    rate = 0.02 / 9 * 14**2 / 12**2
+    assert float(dropped[:, :, 1:-1, 1:-1].mean()) == pytest.approx(1 - (1 - rate) ** 9, rel=0.05)
+    assert float(dropped[:, :, 0, 0].mean()) == pytest.approx(1 - (1 - rate) ** 4, rel=0.2)
 
 
 def test_drop_block_grows_linearly_and_sits_in_three_places_of_the_last_two_stages(monkeypatch):
@@ -321,9 +329,10 @@ def test_a_model_of_other_features_or_tests_is_refused():
 
 
 def test_a_copy_of_a_classifier_drops_its_own_pixels():
-    """Hooks hold no module, so that a copied or moved model is one of its own."""
+    """Hooks hold no module, so that a copied or saved model is one of its own."""
     model = small(drop_block=0.5, dropout=0.5)
     twin = copy.deepcopy(model)
     twin.eval()
     model.train()
     assert torch.equal(twin(batch())[0]["probabilities"], twin(batch())[0]["probabilities"])
+    assert pickle.loads(pickle.dumps(model)).state_dict().keys() == model.state_dict().keys()

@@ -1,8 +1,10 @@
 """Training, testing and handing over image classifiers, by the same commands as detectors."""
 
+import errno
 import json
 import logging
 import os
+import re
 import shutil
 
 import forks
@@ -10,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 from robust import kills, tiny
 from scipy.io import savemat
 from support import ROOT, assert_one_line_error
@@ -19,7 +20,7 @@ from test_processes import Two, losses, run
 from resnest_d2 import UserError, model_zoo
 from resnest_d2.data.image_folder import check_image_folder, class_names, load_image_folder
 from resnest_d2.data.imagenet import read_devkit
-from resnest_d2.data.loader import SkipBadFiles
+from resnest_d2.data.loader import CheckedMapper, SkipBadFiles, _Packed, in_shared_memory
 from resnest_d2.data.own import ClassFolders, own_data
 
 pytestmark = pytest.mark.long
@@ -63,6 +64,8 @@ def test_it_learns_and_writes_what_it_predicted(trained):
     assert content["classes"] == ["blue", "green", "red"] and np.sum(content["confusion"]) == 6
     right = [image["label"] == image["top5"][0] for image in content["images"]]
     assert results["top1"] == pytest.approx(100 * np.mean(right))
+    assert all(line["images_per_second"] > 0 for line in lines if line["iteration"] == 39)
+    assert len(re.findall(r"\d images/s: 0\.\d\d hours, without", (trained / "log.txt").read_text())) == 1
     assert all(os.path.basename(os.path.dirname(i["file_name"])) == content["classes"][i["label"]]
                for i in content["images"])  # fmt: skip
 
@@ -105,6 +108,20 @@ def test_two_processes_lose_and_score_as_one(data, tmp_path):
     pages = [json.loads((o / "inference/classification_evaluation.json").read_text()) for o in outputs]
     assert pages[0]["confusion"] == pages[1]["confusion"]
     assert [i["file_name"] for i in pages[0]["images"]] == [i["file_name"] for i in pages[1]["images"]]
+
+
+def test_two_processes_with_statistics_of_their_own_score_as_their_checkpoint(data, tmp_path):
+    """As the recipes have it: BN in each process, and mixup."""
+    settings = ("MODEL.DEVICE", "cpu", "SOLVER.BASE_LR", 0.02, "SOLVER.IMS_PER_BATCH", 8)
+    run(tiny.command(data, tmp_path / "two", 12, *settings), tmp_path / "two.log", Two)
+    weights = ("MODEL.WEIGHTS", tmp_path / "two/model_final.pth")
+    run(tiny.command(data, tmp_path / "one", 1, *weights, flags=("--eval-only",)), tmp_path / "one.log")
+    pages = [
+        json.loads((tmp_path / n / "inference/classification_evaluation.json").read_text())
+        for n in ("one", "two")
+    ]
+    for one, two in zip(*(page["images"] for page in pages)):
+        assert two["probabilities"] == pytest.approx(one["probabilities"], abs=1e-5)
 
 
 def detector(few_shapes, output, weights, *settings):
@@ -181,11 +198,15 @@ def test_weights_of_other_classes_are_not_evaluated(trained, data, tmp_path):
     )
     words += ["MODEL.WEIGHTS", str(trained / "model_final.pth")]
     run([words[0], "--eval-only", *words[1:]], tmp_path / "log")  # all three classes, one without images
-    words = tiny.command(["--val-images", str(tmp_path / "val")], tmp_path / "b", 1, flags=("--eval-only",))
-    words[2] = model_zoo.get_config_file("classification/resnest14_small")
+    config = ["--config-file", model_zoo.get_config_file("classification/resnest14_small"), "--eval-only"]
     settings = [*map(str, tiny.CLASSIFICATION), "MODEL.WEIGHTS", str(trained / "model_final.pth")]
-    words = [*words[:3], "--eval-only", "--val-images", str(tmp_path / "val"), *settings]
-    refused([*words, "OUTPUT_DIR", str(tmp_path / "b")], tmp_path, "holds no weights for backbone.linear")
+    words = [words[0], *config, "--val-images", str(tmp_path / "val"), *settings]
+    words += ["OUTPUT_DIR", str(tmp_path / "b")]
+    refused(words, tmp_path, "holds no weights for backbone.linear")
+    shutil.copytree(data[3] + "/red", tmp_path / "val/yellow")
+    refused(
+        words, tmp_path, "the classes of user_val_1 are not those of the training: 'yellow' is where 'red'"
+    )
 
 
 @pytest.mark.parametrize(
@@ -226,6 +247,30 @@ def test_images_by_class_are_listed_with_their_labels(data, tmp_path):
     assert isinstance(own_data({"train_images": [data[1]]}), ClassFolders)
 
 
+def test_links_between_classes_give_no_image_another_label(data, tmp_path):
+    shutil.copytree(data[1], tmp_path / "train")
+    for link, target in (
+        ("red/all", "."),
+        ("red/other", "blue"),
+        ("red/own", "red"),
+        ("blue/more", "../more"),
+    ):
+        (tmp_path / "train" / link).symlink_to(tmp_path / "train" / target)
+    shutil.copytree(data[1] + "/blue", tmp_path / "more")
+    records = load_image_folder(str(tmp_path / "train"), ["blue", "green", "red"])
+    assert [r["label"] for r in records] == [0] * 8 + [1] * 4 + [2] * 4
+
+
+def test_images_of_one_size_reach_another_process_in_one_piece():
+    batch = in_shared_memory([{"image": torch.full((3, 4, 4), i), "label": i} for i in range(5)])
+    assert isinstance(batch, list) and not isinstance(batch, _Packed)  # there is no worker here
+    packed = _Packed(batch)
+    function, (images, rest) = packed.__reduce__()
+    assert images.shape == (5, 3, 4, 4) and images.is_shared() and all("image" not in r for r in rest)
+    for record, same in zip(batch, function(images, rest)):
+        assert record["label"] == same["label"] and torch.equal(record["image"], same["image"])
+
+
 def test_bad_files_are_named_once_replaced_and_limited(caplog):
     def mapper(record):
         if record["file_name"].startswith("bad"):
@@ -243,6 +288,26 @@ def test_bad_files_are_named_once_replaced_and_limited(caplog):
         skip({"file_name": "bad3"})
     with pytest.raises(UserError, match=r"^bad1 is damaged$"):
         SkipBadFiles(mapper, 0)({"file_name": "bad1"})
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+def test_failures_of_the_machine_are_not_taken_for_bad_files(error, data):
+    def mapper(record):
+        raise error
+
+    record = load_image_folder(data[1], ["blue", "green", "red"])[0]
+    with pytest.raises(UserError, match=r"0\.png cannot be used"):
+        SkipBadFiles(CheckedMapper(mapper), 100)(record)
+
+
+def test_a_resume_that_is_refused_leaves_the_file_of_the_backbone(trained, data, tmp_path):
+    shutil.copytree(trained, tmp_path / "out")
+    words = tiny.command(data, tmp_path / "out", 50, "MODEL.RESNETS.AVD_FIRST", True, flags=("--resume",))
+    refused(words, tmp_path, "AVD_FIRST is True, in the checkpoint False")
+    content = yaml.safe_load((tmp_path / "out/backbone.yaml").read_text())
+    assert content["MODEL"]["RESNETS"]["AVD_FIRST"] is False
+    run(tiny.command(data, tmp_path / "out", 1), tmp_path / "log")  # a new training moves it with the old
+    assert (tmp_path / "out/previous_1/backbone.yaml").exists()
 
 
 def test_training_goes_on_past_a_damaged_image_within_the_limit(data, tmp_path):
@@ -264,7 +329,7 @@ def test_a_warm_up_as_long_as_the_training_is_refused(data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnest26", "resnest50_fast_2s2x40d", "resnet50d"])
 def test_rows_train_and_are_tested_in_a_smoke_run(name, data, tmp_path):
-    folder = tmp_path / "data/imagenet"
+    folder = tmp_path / "data/imagenet"  # a few images of three classes
     folder.mkdir(parents=True)
     for i, split in ((1, "train"), (3, "val")):
         (folder / split).symlink_to(data[i])
@@ -274,7 +339,6 @@ def test_rows_train_and_are_tested_in_a_smoke_run(name, data, tmp_path):
     result = forks.run(words, cwd=tmp_path, environment=environment, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "top-1" in result.stdout
-    Image.open(next((folder / "val").rglob("*.png"))).close()
 
 
 def imagenet(folder):

@@ -56,7 +56,7 @@ def test_it_is_found_by_its_name_in_the_folder_and_its_hash_is_sha_1(authors, tm
     digest = hashlib.sha1((tmp_path / "file").read_bytes()).hexdigest()[:8]
     row, name = SEGMENTORS["segmentation/deeplabv3_resnest50_ade20k"], f"deeplab_resnest50_ade-{digest}.pth"
     records = {"segmentation/deeplabv3_resnest50_ade20k": row._replace(released=name)}
-    monkeypatch.setattr("resnest_d2.checkpoint.resolve.MODELS", records)
+    monkeypatch.setattr("resnest_d2.checkpoint.resolve.TRAINED", records)
     (tmp_path / "file").rename(tmp_path / name)
     weights = "resnest://segmentation/deeplabv3_resnest50_ade20k"
     load_model(config("MODEL.WEIGHTS", weights, "OUTPUT_DIR", tmp_path))

@@ -462,7 +462,7 @@ def test_validation_masks_alone_are_for_evaluation(folder):
         (["--train-masks", "m", "--train-images", "i", "--val-json", "j", "--val-images", "i"], "--val-json names objects and --train-masks"),
         (["--classes", "c"], "--classes names the labels of masks; give --train-masks"),
         (["--classes", "c", "--train-json", "j", "--train-images", "i"], "--classes names the labels of masks"),
-        (["--epochs", 3], "--epochs needs --train-json or --train-masks"),
+        (["--epochs", 3], "--epochs needs --train-json, --train-masks or --train-images"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_belong_together_are_refused(given, message):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train and evaluate a detector, or with --eval-only only evaluate it.
+"""Train and evaluate a detector, a segmentation network or a classifier; with --eval-only only evaluate it.
 
 8 GPUs            %(prog)s --num-gpus 8 --config-file configs/cascade_resnest101.yaml
 one GPU           %(prog)s --config-file configs/cascade_resnest101.yaml \\
@@ -7,6 +7,8 @@ one GPU           %(prog)s --config-file configs/cascade_resnest101.yaml \\
 resume            %(prog)s --config-file configs/cascade_resnest101.yaml --resume
 evaluate          %(prog)s --config-file configs/cascade_resnest101.yaml --eval-only \\
                       MODEL.WEIGHTS output/model_final.pth
+your own data     %(prog)s --config-file configs/quickstart.yaml --epochs 10 \\
+                      --train-json A.json --train-images DIR --val-json B.json --val-images DIR
 two machines      %(prog)s --num-machines 2 --machine-rank 0 --dist-url tcp://HOST:PORT \\
                       --num-gpus 8 --config-file configs/cascade_resnest101.yaml
 """

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 
 from ..errors import UserError
 from ..files import atomic_write_text, read_text
+from ..modeling.resnest import STEM_WIDTH
 
 #: Its name, in OUTPUT_DIR.
 FILE = "backbone.yaml"
@@ -30,10 +31,14 @@ def write_backbone(cfg: CfgNode) -> None:
 
 
 def _section(cfg: CfgNode) -> Dict[str, Any]:
+    resnets = {key: cfg.MODEL.RESNETS[key] for key in _KEYS}
+    if resnets["DEEP_STEM"]:
+        resnets["STEM_WIDTH"] = resnets["STEM_WIDTH"] or STEM_WIDTH.get(resnets["DEPTH"], 0)
+        del resnets["STEM_OUT_CHANNELS"]  # of the plain stem
     model = {
         "PIXEL_MEAN": list(cfg.MODEL.PIXEL_MEAN),
         "PIXEL_STD": list(cfg.MODEL.PIXEL_STD),
-        "RESNETS": {key: cfg.MODEL.RESNETS[key] for key in _KEYS},
+        "RESNETS": resnets,
     }
     return {"MODEL": model, "INPUT": {"FORMAT": cfg.INPUT.FORMAT}, "VERSION": 2}
 
@@ -44,7 +49,7 @@ def check_backbone(cfg: CfgNode) -> None:
     Pools have no weights, so a file of weights does not show where a network downsamples, nor which images
     it has seen.
     """
-    weights = Path(cfg.MODEL.WEIGHTS)
+    weights = Path(cfg.MODEL.WEIGHTS) if "\0" not in cfg.MODEL.WEIGHTS else Path()
     file = weights.parent / FILE
     if not cfg.MODEL.WEIGHTS or not weights.is_file() or not file.is_file():
         return
@@ -52,7 +57,7 @@ def check_backbone(cfg: CfgNode) -> None:
         noted = yaml.safe_load(read_text(file))
         theirs = {**noted["MODEL"]["RESNETS"], **{k: noted["MODEL"][k] for k in ("PIXEL_MEAN", "PIXEL_STD")}}
         theirs["FORMAT"] = noted["INPUT"]["FORMAT"]
-    except (yaml.YAMLError, LookupError, TypeError, RecursionError):
+    except (yaml.YAMLError, LookupError, TypeError, ValueError, RecursionError):
         raise UserError(f"{file} holds no keys of a backbone; remove it, or train again") from None
     section = _section(cfg)["MODEL"]
     ours = {**section.pop("RESNETS"), **section, "FORMAT": cfg.INPUT.FORMAT}

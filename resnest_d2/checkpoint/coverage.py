@@ -80,7 +80,7 @@ class Coverage(NamedTuple):
             other = f"; {self._seems()}" if self.backbone or self.misplaced else ""
             raise UserError(
                 f"MODEL.WEIGHTS: {self.file} holds no weights for {self.parts}, which would stay "
-                f"{'zero' if offsets else 'random'}{other}; name a trained detector, "
+                f"{'zero' if offsets else 'random'}{other}; name a trained model, "
                 "or give --allow-random-weights"
             )
         if self.backbone or self.misplaced or self.norms:

@@ -59,6 +59,8 @@ def check_datasets(names: Iterable[str], key: str) -> None:
 
 def _preparation(name: str, missing: Sequence[str]) -> str:
     """Say how to get the files of a dataset that has to be prepared; empty for others."""
+    if name.startswith("imagenet_"):
+        return "; it needs a folder for each class; tools/prepare_imagenet.py sorts validation images"
     if not name.startswith("ade20k_"):
         return ""
     root = MetadataCatalog.get(name).get("image_root", "").partition("/images/")[0]
@@ -84,8 +86,11 @@ def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
     Args:
         names: registered datasets.
     """
+    names = list(names)
     for name in names:
         _check_labels(cfg, name)
+    if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER:
+        _check_same_classes(names)
     if cfg.MODEL.META_ARCHITECTURE not in _CLASSES:
         return
     key, section = _CLASSES[cfg.MODEL.META_ARCHITECTURE]
@@ -104,6 +109,14 @@ def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
                 cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS,
                 f"must be {len(points)}, the number of keypoints of {name}",
             )
+
+
+def _check_same_classes(names: Sequence[str]) -> None:
+    """Raise UserError unless datasets of images by class have the same classes in the same order."""
+    for name in names[1:]:
+        for first, other in zip(image_classes(names[0]), image_classes(name)):
+            if first != other:
+                raise UserError(f"{name} has the class {other!r} where {names[0]} has {first!r}; rename it")
 
 
 def _check_labels(cfg: CfgNode, name: str) -> None:

@@ -137,7 +137,7 @@ def check_registered(cfg: CfgNode, train: Sequence[str], test: Sequence[str]) ->
         metadata = MetadataCatalog.get(name)
         kind = metadata.get("evaluator_type")
         sizes = [max_size_of(cfg, use) for use, names in ((True, train), (False, test)) if name in names]
-        if kind == KIND:
+        if kind == KIND and metadata.get("image_root"):
             notes += check_image_folder(metadata.image_root, image_classes(name), name in train)
         if kind in SEMANTIC:
             notes += check_registered_masks(cfg, name, min(sizes))

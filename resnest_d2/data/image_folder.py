@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Set
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
@@ -31,7 +31,10 @@ def class_names(folder: str) -> List[str]:
     except OSError as e:
         raise UserError(f"cannot read {folder} ({e.strerror}); name a folder of images by class") from None
     if not names:
-        raise UserError(f"{folder} holds no folders; it needs one for each class, with the images in it")
+        raise UserError(
+            f"{folder} holds no folders; it needs one for each class, with the images in it "
+            "(tools/prepare_imagenet.py sorts those of ImageNet)"
+        )
     return names
 
 
@@ -47,18 +50,21 @@ def load_image_folder(folder: str, classes: Sequence[str]) -> List[Dict[str, Any
     other = sorted({*class_names(folder)} - {*classes})
     if other:
         raise UserError(f"{folder} has a folder {other[0]!r}, which is not one of the {len(classes)} classes")
+    # Links from one class to another or to all of them would give their images another label.
+    places = [os.path.realpath(os.path.join(folder, name)) for name in classes]
+    others = {os.path.realpath(folder), *places}
     records = [
         {"file_name": path, "label": label}
-        for label, name in enumerate(classes)
-        for path in _images(os.path.join(folder, name))
+        for label, (name, place) in enumerate(zip(classes, places))
+        for path in _images(os.path.join(folder, name), others - {place})
     ]
     if not records:
         raise UserError(f"there are no images in {folder}; they are files named {', '.join(EXTENSIONS)}")
     return records
 
 
-def _images(folder: str) -> List[str]:
-    files = files_below(folder, set()) if os.path.isdir(folder) else ()
+def _images(folder: str, others: Set[str]) -> List[str]:
+    files = files_below(folder, others) if os.path.isdir(folder) else ()
     return [path for path in files if os.path.splitext(path)[1].lower() in EXTENSIONS]
 
 
@@ -74,15 +80,15 @@ def register_image_folder(name: str, metadata: Dict[str, Any], classes: str, ima
 
 
 def register_imagenet(root: Optional[Path] = None) -> None:
-    """Register ``imagenet_train`` and ``imagenet_val``: ImageNet-1k in a folder for each class.
+    """Register ``imagenet_1k_train`` and ``imagenet_1k_val``: images in a folder for each class.
 
     Args:
         root: folder of the datasets; None for :func:`datasets_root`.
     """
     for split in ("train", "val"):
         folder = str((root or datasets_root()) / "imagenet" / split)
-        DatasetCatalog.register(f"imagenet_{split}", partial(_load_imagenet, folder))
-        MetadataCatalog.get(f"imagenet_{split}").set(evaluator_type=KIND, image_root=folder)
+        DatasetCatalog.register(f"imagenet_1k_{split}", partial(_load_imagenet, folder))
+        MetadataCatalog.get(f"imagenet_1k_{split}").set(evaluator_type=KIND, image_root=folder)
 
 
 def _load_imagenet(folder: str) -> List[Dict[str, Any]]:
@@ -92,7 +98,10 @@ def _load_imagenet(folder: str) -> List[Dict[str, Any]]:
 def image_classes(name: str) -> List[str]:
     """Return the names of a registered dataset's classes: those in its metadata, or else of its folders."""
     metadata = MetadataCatalog.get(name)
-    return list(metadata.get("image_classes") or class_names(metadata.image_root))
+    classes, root = metadata.get("image_classes"), metadata.get("image_root")
+    if not classes and not root:
+        raise UserError(f"{name} has neither image_classes nor image_root in its metadata; set the former")
+    return list(classes or class_names(root))
 
 
 def check_image_folder(folder: str, classes: Sequence[str], train: bool) -> List[str]:

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from ..errors import UserError, needs
 from ..files import check_readable, inside, read_text, writing
 
-#: Numbers of validation images and of classes.
-IMAGES, CLASSES = 50_000, 1000
+#: Number of classes; the devkit has numbers of groups of them, too.
+CLASSES = 1000
 _TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 _META = "data/meta.mat"
 _WNID = re.compile(r"n\d{8}")
@@ -50,7 +50,11 @@ def read_solution(file: Path) -> Dict[str, str]:
         UserError: the file is missing or malformed.
     """
     names = {}
-    for i, row in enumerate(csv.reader(read_text(check_readable(file)).splitlines()), 1):
+    try:
+        rows = list(csv.reader(read_text(check_readable(file)).splitlines()))
+    except csv.Error as e:
+        raise UserError(f"{file} is no list as LOC_val_solution.csv ({e})") from None
+    for i, row in enumerate(rows, 1):
         if row and row[0] == "ImageId":
             continue
         wnid = row[1].split(" ")[0] if len(row) > 1 else ""

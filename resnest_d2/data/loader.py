@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import logging
 import os
 import random
 import signal
 import threading
+from functools import partial
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 import torch
@@ -36,6 +39,8 @@ logger = logging.getLogger(__name__)
 SHARED_MEMORY = "/dev/shm"
 #: Batches that each worker loads ahead: PyTorch's default.
 PREFETCHED = 2
+#: Errors of the machine, not of a file.
+_OF_THE_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)
 #: Number of consecutive images for which a mapper may return None.
 _REJECTED = 100
 
@@ -65,8 +70,10 @@ class ResumableBatchSampler(Sampler):
     def __iter__(self) -> Iterator[List[Tuple[int, int]]]:
         rank, world_size = comm.get_rank(), comm.get_world_size()
         filling: Dict[int, List[Tuple[int, int]]] = {}
-        batches = 0
-        for position, index in enumerate(self._sampler):
+        batches, samples = 0, enumerate(self._sampler)
+        if self._groups is None:  # the first samples fill the first batches, so that they can be skipped
+            batches, samples = self.start, itertools.islice(samples, self.start * self._batch_size, None)
+        for position, index in samples:
             group = 0 if self._groups is None else self._groups[index]
             batch = filling.setdefault(group, [])
             batch.append((rank + position * world_size, index))
@@ -153,6 +160,9 @@ class SkipBadFiles:
         try:
             return self._mapper(record)
         except UserError as e:
+            cause = e.__context__
+            if isinstance(cause, MemoryError) or getattr(cause, "errno", None) in _OF_THE_SYSTEM:
+                raise
             new = record["file_name"] not in self._bad
             self._bad.add(record["file_name"])
             if len(self._bad) > self._limit:
@@ -164,8 +174,27 @@ class SkipBadFiles:
             return None
 
 
-def in_shared_memory(batch: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+class _Packed(list):
+    """Records whose images, of one size, go to another process as one tensor, with one file descriptor."""
+
+    def __init__(self, records: List[Dict[str, Any]]) -> None:
+        super().__init__(records)
+        self.images = torch.stack([record["image"] for record in records]).share_memory_()
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        rest = [{key: value for key, value in record.items() if key != "image"} for record in self]
+        return _unpack, (self.images, rest)
+
+
+def _unpack(images: torch.Tensor, records: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    return [{**record, "image": image} for record, image in zip(records, images)]
+
+
+def in_shared_memory(batch: List[Dict[str, Any]], pack: bool = False) -> List[Dict[str, Any]]:
     """Move a worker's batch to shared memory, where the training process reads it.
+
+    Args:
+        pack: all images have one size, so that they can be moved together.
 
     The queue would do so in its own thread, drop the batch if there is no space, and leave the training
     process waiting for it forever.
@@ -176,6 +205,8 @@ def in_shared_memory(batch: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
     if get_worker_info() is None:
         return batch
     try:
+        if pack:
+            return _Packed(batch)
         for record in batch:
             for value in record.values():
                 fields = value.get_fields().values() if isinstance(value, Instances) else [value]
@@ -237,21 +268,21 @@ def build_train_loader(cfg: CfgNode, mapper: Optional[Any] = None) -> DataLoader
         ),
         batch_sampler=ResumableBatchSampler(sampler, batch_size, groups),
         num_workers=config["num_workers"],
-        collate_fn=in_shared_memory,
+        collate_fn=partial(in_shared_memory, pack=cfg.MODEL.META_ARCHITECTURE == CLASSIFIER),
         worker_init_fn=_outlive_group_signals,
     )
 
 
 def build_test_loader(cfg: CfgNode, dataset: str) -> DataLoader:
     """Build detectron2's test loader with :class:`CheckedMapper`; of classifiers in batches."""
-    batch_size = cfg.TEST.IMS_PER_BATCH if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER else 1
+    classifies = cfg.MODEL.META_ARCHITECTURE == CLASSIFIER
     with loading([dataset]):
         config = build_detection_test_loader.from_config(cfg, dataset, mapper=build_mapper(cfg, False))
     return DataLoader(
         MapDataset(DatasetFromList(config["dataset"]), CheckedMapper(config["mapper"])),
-        batch_size=batch_size,
+        batch_size=cfg.TEST.IMS_PER_BATCH if classifies else 1,
         sampler=config["sampler"],
         num_workers=config["num_workers"],
-        collate_fn=in_shared_memory,
+        collate_fn=partial(in_shared_memory, pack=classifies),
         worker_init_fn=_outlive_group_signals,
     )

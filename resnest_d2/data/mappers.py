@@ -19,7 +19,7 @@ Mapper = Callable[[Dict[str, Any]], Dict[str, Any]]
 
 
 def build_mapper(cfg: CfgNode, train: bool) -> Mapper:
-    """Build the mapper of a meta-architecture: detectron2's DatasetMapper, unless it is one of the below."""
+    """Build the mapper of a meta-architecture; detectron2's DatasetMapper for detectors."""
     if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER:
         return build_classification_mapper(cfg, train)
     if cfg.MODEL.META_ARCHITECTURE != SEGMENTOR:

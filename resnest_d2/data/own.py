@@ -152,9 +152,7 @@ class ClassFolders(OwnData):
     kind, _register = "images", register_image_folder
 
     def check_files(self) -> None:
-        for folder, _ in (*self.train, *self.val):
-            if not os.path.isdir(folder):
-                raise UserError(f"there is no folder of images {os.path.abspath(folder)}")
+        pass  # folders alone say less of a mistake than that the recipe needs annotations
 
     def check(self, cfg: CfgNode) -> List[str]:
         if cfg.MODEL.META_ARCHITECTURE != CLASSIFIER:
@@ -163,10 +161,12 @@ class ClassFolders(OwnData):
                 f"--{split}-images needs the annotations: --{split}-json or --{split}-masks; images in a "
                 "folder for each class are for the recipes in configs/classification"
             )
-        classes = self._classes()
         for folder, _ in (*self.train, *self.val):
+            if not os.path.isdir(folder):
+                raise UserError(f"there is no folder of images {os.path.abspath(folder)}")
             if lies_in(cfg.OUTPUT_DIR, folder):
                 raise UserError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} is in {folder}; name another")
+        classes = self._classes()
         return [
             line
             for pairs, train in ((self.train, True), (self.val, False))

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from ..config import SEGMENTOR, flatten
+from ..config import CLASSIFIER, SEGMENTOR, flatten
 from ..errors import UserError, one_line
 from ..files import atomic_write_text
 from .values import COMPONENTS
@@ -121,6 +121,12 @@ def _out_of_memory(cfg: CfgNode) -> str:
             f"not enough memory; a smaller SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}), "
             f"INPUT.SCALE_CROP.CROP_SIZE ({cfg.INPUT.SCALE_CROP.CROP_SIZE}), INPUT.MAX_SIZE_TEST "
             f"({cfg.INPUT.MAX_SIZE_TEST}) or TEST.AUG.LONG_SIZE ({cfg.TEST.AUG.LONG_SIZE}) needs less"
+        )
+    if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER:
+        return (
+            f"not enough memory; a smaller SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}), "
+            f"INPUT.CLASSIFICATION.TRAIN_CROP ({cfg.INPUT.CLASSIFICATION.TRAIN_CROP}) or TEST.IMS_PER_BATCH "
+            f"({cfg.TEST.IMS_PER_BATCH}) needs less"
         )
     amp = "" if cfg.SOLVER.AMP.ENABLED or cfg.MODEL.DEVICE == "cpu" else " SOLVER.AMP.ENABLED True,"
     return (

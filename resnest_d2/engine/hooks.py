@@ -49,13 +49,14 @@ class Throughput(HookBase):
 
     Args:
         images: number of images in an iteration of all processes.
+        on_gpus: whether each process has a GPU.
     """
 
     #: Iterations after which the estimate is logged.
     AFTER = 40
 
-    def __init__(self, images: int) -> None:
-        self._images = images
+    def __init__(self, images: int, on_gpus: bool) -> None:
+        self._images, self._on_gpus = images, on_gpus
 
     def after_step(self) -> None:
         times = self.trainer.storage.histories().get("time")
@@ -65,12 +66,8 @@ class Throughput(HookBase):
         self.trainer.storage.put_scalar("images_per_second", rate, smoothing_hint=False)
         if self.trainer.iter + 1 == self.trainer.start_iter + self.AFTER:
             hours = (self.trainer.max_iter - self.trainer.start_iter) * self._images / rate / 3600
-            logger.info(
-                "%.0f images/s: %.1f hours, %.1f GPU-hours, without evaluations",
-                rate,
-                hours,
-                hours * comm.get_world_size(),
-            )
+            of_gpus = f", {hours * comm.get_world_size():.1f} GPU-hours" if self._on_gpus else ""
+            logger.info("%.1f images/s: %.2f hours%s, without evaluations", rate, hours, of_gpus)
 
 
 class GiveBackMemory(HookBase):

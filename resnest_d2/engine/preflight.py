@@ -80,9 +80,7 @@ def preflight(args: Namespace) -> Preflight:
         notes += fit_to_machine(cfg, processes)
     notes += fit_workers(cfg, processes, processes_here(args), train)
     notes += _check_data(cfg, train, own=bool(metadata))
-    _fetch_weights(cfg, train, resume)
-    if not args.allow_random_weights:
-        check_backbone(cfg)
+    _fetch_weights(cfg, train, resume, args.allow_random_weights)
     reasons = keep_comparable(cfg, recipe, args)
     notes += [f"Not compared with the published figures: {reason}" for reason in reasons]
     cfg.freeze()
@@ -166,11 +164,13 @@ def _check_data(cfg: CfgNode, train: bool, own: bool) -> List[str]:
     return [] if own else check_registered(cfg, names, cfg.DATASETS.TEST)
 
 
-def _fetch_weights(cfg: CfgNode, train: bool, resume: bool) -> None:
-    """Fetch and cache MODEL.WEIGHTS once here, rather than in every process."""
+def _fetch_weights(cfg: CfgNode, train: bool, resume: bool, allow_random: bool) -> None:
+    """Fetch and cache MODEL.WEIGHTS once here, not in every process, and check their backbone.yaml."""
     if resume and Checkpointer(nn.Identity(), cfg.OUTPUT_DIR).has_checkpoint():
         return
     if cfg.MODEL.WEIGHTS:
         local_weights(cfg.MODEL.WEIGHTS)
     elif not train:
         raise UserError('MODEL.WEIGHTS is "", and --eval-only would evaluate random weights; name a file')
+    if not allow_random:
+        check_backbone(cfg)

@@ -12,6 +12,7 @@ from detectron2.data import MetadataCatalog
 
 from ..checkpoint import Checkpointer
 from ..config import CLASSIFIER, SEGMENTOR, flatten
+from ..data.image_folder import image_classes
 from ..errors import UserError
 
 #: Keys, or their beginnings, of what a network computes, and those among them that change nothing of it.
@@ -60,8 +61,9 @@ def check_same(
 
 def class_names(cfg: CfgNode) -> List[str]:
     """Return the names of the classes of the first training set; empty if its metadata has none."""
-    keys = {SEGMENTOR: "stuff_classes", CLASSIFIER: "image_classes"}
-    key = keys.get(cfg.MODEL.META_ARCHITECTURE, "thing_classes")
+    if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER:
+        return image_classes(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else []
+    key = "stuff_classes" if cfg.MODEL.META_ARCHITECTURE == SEGMENTOR else "thing_classes"
     return list(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get(key) or []) if cfg.DATASETS.TRAIN else []
 
 

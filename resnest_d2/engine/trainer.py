@@ -10,9 +10,11 @@ import weakref
 from collections import OrderedDict
 from contextlib import nullcontext, suppress
 from functools import partial
+from itertools import zip_longest
 from typing import Any, Dict, List, Mapping, Optional
 
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
@@ -28,6 +30,7 @@ from torch.utils.data import DataLoader
 from ..checkpoint import Checkpointer, Coverage, write_backbone
 from ..checkpoint.read import WeightsError
 from ..config import CLASSIFIER
+from ..data.image_folder import image_classes
 from ..data.loader import build_test_loader, build_train_loader
 from ..errors import OptionError, UserError
 from ..evaluation import build_augmented_evaluator, build_evaluator
@@ -92,8 +95,6 @@ class Trainer(DefaultTrainer):
             run=secrets.token_hex(8),
             trainer=weakref.proxy(self),
         )
-        if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER and comm.is_main_process():
-            write_backbone(cfg)
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
         self._signals = Signals()
         self._stop = StopOnSignal(lambda: self._trainer.signal)
@@ -109,7 +110,7 @@ class Trainer(DefaultTrainer):
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
-            Throughput(cfg.SOLVER.IMS_PER_BATCH),
+            Throughput(cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.DEVICE != "cpu"),
             self._stop,
             PreciseBN(
                 cfg.TEST.EVAL_PERIOD,
@@ -134,6 +135,7 @@ class Trainer(DefaultTrainer):
 
     def _evaluate(self) -> OrderedDict:
         self._last_eval_results = OrderedDict()  # if it fails, no earlier results may remain
+        _share_statistics(self.model)
         with blames_configuration(self.cfg, "evaluation"):
             self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
@@ -165,6 +167,8 @@ class Trainer(DefaultTrainer):
             for note in found_by_main(lambda: leave_branch(self.checkpointer, self.start_iter - 1)):
                 logger.warning(note)
         self.data_loader.batch_sampler.start = self.start_iter
+        if self.cfg.MODEL.META_ARCHITECTURE == CLASSIFIER and comm.is_main_process():
+            write_backbone(self.cfg)
 
     def state_dict(self) -> Dict[str, Any]:
         return {**super().state_dict(), "config": self.cfg.dump(), "classes": class_names(self.cfg)}
@@ -298,6 +302,17 @@ class Trainer(DefaultTrainer):
         return OrderedDict((f"{task}_TTA", metrics) for task, metrics in results.items())
 
 
+def _share_statistics(model: nn.Module) -> None:
+    """Give all processes the running statistics of the main one, which are those in its checkpoints.
+
+    Without a synchronised norm, each process has its own, and would evaluate another model.
+    """
+    if comm.get_world_size() > 1:
+        for module in get_bn_modules(model):
+            for statistics in (module.running_mean, module.running_var):
+                dist.broadcast(statistics, 0)
+
+
 def load_model(
     cfg: CfgNode,
     resume: bool = False,
@@ -321,15 +336,30 @@ def load_model(
     checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
     checkpointer.check = None if allow_random else Coverage.check_all
     try:
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        content = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     except AssertionError as e:  # fvcore's; the file existed when the configuration was checked
         raise UserError(
             f"{e} A training removes those beyond SOLVER.CHECKPOINTS_TO_KEEP; try again, or name another"
         ) from None
+    if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER and not allow_random:
+        _check_classes(cfg, content)
     if optimize or half:
         dtype = (torch.bfloat16 if cfg.MODEL.DEVICE == "cpu" else torch.float16) if half else None
         optimize_for_inference(model, dtype=dtype)
     return model
+
+
+def _check_classes(cfg: CfgNode, content: Mapping[str, Any]) -> None:
+    """Raise UserError if a checkpoint was trained on other classes than those of the test sets."""
+    state = content.get("trainer")
+    trained = state.get("classes") if isinstance(state, dict) else None
+    for name in cfg.DATASETS.TEST if trained else ():
+        if image_classes(name) != list(trained):
+            was, now = next(pair for pair in zip_longest(trained, image_classes(name)) if pair[0] != pair[1])
+            raise UserError(
+                f"MODEL.WEIGHTS: the classes of {name} are not those of the training: {now!r} is where "
+                f"{was!r} was; name images of the same classes"
+            )
 
 
 def evaluate(cfg: CfgNode, **options: bool) -> OrderedDict:

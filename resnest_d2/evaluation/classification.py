@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
-from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from tabulate import tabulate
@@ -21,11 +20,12 @@ logger = logging.getLogger(__name__)
 
 #: The file of an evaluation, in its folder.
 FILE = "classification_evaluation.json"
-_LISTED = 50  # classes in the log; more than ImageNet's would fill it
+#: Most classes whose own accuracies are among the results and in the log.
+_LISTED = 50
 
 
 class ClassificationEvaluator(DatasetEvaluator):
-    """Top-1 and top-5 accuracy, and the accuracy of each class, in percent.
+    """Top-1 and top-5 accuracy, and of up to 50 classes the accuracy of each, in percent.
 
     ``top5`` is left out for fewer than six classes. ``mean_class_top1`` averages over the classes that have
     images.
@@ -38,7 +38,6 @@ class ClassificationEvaluator(DatasetEvaluator):
     def __init__(self, dataset: str, output_dir: Optional[str] = None) -> None:
         self._dataset, self._output_dir = dataset, output_dir
         self._classes = image_classes(dataset)
-        self._files = [record["file_name"] for record in DatasetCatalog.get(dataset)] if output_dir else []
         self.reset()
 
     def reset(self) -> None:
@@ -63,8 +62,7 @@ class ClassificationEvaluator(DatasetEvaluator):
         if not comm.is_main_process():
             return None
         images = [image for part in gathered for image in part]
-        place = {file: i for i, file in enumerate(self._files)}
-        images.sort(key=lambda image: place.get(image["file_name"], 0))
+        images.sort(key=lambda image: (image["label"], image["file_name"]))
         size = len(self._classes)
         counts = np.zeros((size, size), np.int64)
         for image in images:
@@ -95,8 +93,9 @@ class ClassificationEvaluator(DatasetEvaluator):
         results["mean_class_top1"] = float(there.mean()) if len(there) else float("nan")
         summary = ", ".join(f"{name} {value:.2f}" for name, value in results.items())
         logger.info("%s, %d images: %s", self._dataset, len(images), summary)
-        if len(self._classes) <= _LISTED:
-            rows = zip(self._classes, by_class, counts.sum(1))
-            logger.info("\n%s", tabulate(rows, ("class", "top1", "images"), "github", floatfmt=".2f"))
+        if len(self._classes) > _LISTED:
+            return results
+        rows = zip(self._classes, by_class, counts.sum(1))
+        logger.info("\n%s", tabulate(rows, ("class", "top1", "images"), "github", floatfmt=".2f"))
         named = {f"top1-{name}": float(value) for name, value in zip(self._classes, by_class)}
         return {**results, **named}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Sequence
+from functools import partial
+from typing import Any, Dict, List, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -152,7 +153,11 @@ def zero_last_norms(backbone: Backbone) -> None:
 
 def add_dropout(layer: nn.Module, probability: float) -> None:
     """Drop inputs of a layer in training, without another module, which would change names of weights."""
-    layer.register_forward_pre_hook(lambda module, args: F.dropout(args[0], probability, module.training))
+    layer.register_forward_pre_hook(partial(_drop_input, probability))
+
+
+def _drop_input(probability: float, module: nn.Module, args: Tuple[Tensor, ...]) -> Tensor:
+    return F.dropout(args[0], probability, module.training)
 
 
 def add_drop_block(
@@ -178,11 +183,7 @@ def add_drop_block(
     if not set(stages) <= set(STAGES):
         raise OptionError("drop_block_stages", stages, f"must be some of {', '.join(STAGES)}")
 
-    def drop(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        if not module.training:
-            return output
-        return drop_block(output, probability * (get_event_storage().iter + 1) / max_iter, size)
-
+    drop = partial(_drop_output, probability, size, max_iter)
     for stage in stages:
         for block in getattr(backbone, stage):
             if getattr(block, "checkpoint", None):
@@ -195,22 +196,32 @@ def add_drop_block(
                 module.register_forward_hook(drop)
 
 
+def _drop_output(
+    probability: float, size: int, max_iter: int, module: nn.Module, args: Any, output: Tensor
+) -> Tensor:
+    if not module.training:
+        return output
+    return drop_block(output, probability * (get_event_storage().iter + 1) / max_iter, size)
+
+
 def drop_block(x: Tensor, probability: float, size: int) -> Tensor:
     """Set squares of ``x`` to 0, and scale the rest up for the mean to stay.
 
-    The squares differ from channel to channel, and are the same for all images, as in the authors' code.
+    The squares differ from channel to channel, are the same for all images, and may reach beyond the map, as
+    in the authors' code, so that a little more is dropped than the probability says.
 
     Args:
         x: (N, C, H, W).
-        probability: expected part of the values in squares, where these do not overlap.
+        probability: of a value to be in a square, if all squares lay in the map and none overlapped.
         size: height and width of a square in pixels; at most those of the map.
 
-    Source: arXiv 1810.12890.
+    Source: arXiv 1810.12890, and the border from ``resnest/gluon/dropblock.py`` of zhanghang1989/ResNeSt.
     """
     height, width = x.shape[2:]
     size = min(size, height, width)
     places = (height - size + 1) * (width - size + 1)
-    seeds = x.new_empty(1, x.shape[1], height - size + 1, width - size + 1, dtype=torch.float32)
+    seeds = x.new_empty(1, *x.shape[1:], dtype=torch.float32)
     seeds.bernoulli_(min(1.0, probability * height * width / size**2 / places))
-    kept = 1 - F.max_pool2d(F.pad(seeds, [size - 1] * 4), size, stride=1)
+    before, after = (size - 1) // 2, size // 2
+    kept = 1 - F.max_pool2d(F.pad(seeds, (before, after, before, after)), size, stride=1)
     return x * (kept * (kept.numel() / kept.sum().clamp(min=1))).to(x.dtype)

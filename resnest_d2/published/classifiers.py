@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, Optional
 
+#: The name and the number of images of the validation set.
+VALIDATION = ("imagenet_1k_val", 50_000)
+
 
 class PublishedClassifier(NamedTuple):
     """One row of the published classification tables.

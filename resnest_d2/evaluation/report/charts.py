@@ -133,9 +133,16 @@ def bars(rows: Sequence[Mapping[str, Any]], value: str, text: Callable[[Mapping]
     return _chart(draw, unit)
 
 
-def confusion(counts: np.ndarray, names: Sequence[str]) -> str:
-    """Draw a matrix of pixels by true and predicted class, in percent of the true class."""
-    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+def confusion(counts: np.ndarray, names: Sequence[str], shown: np.ndarray) -> str:
+    """Draw a matrix by true and predicted class, in percent of all that is of the true class.
+
+    Args:
+        counts: (classes, classes); rows are true classes.
+        names: of all classes.
+        shown: indices of the classes that are drawn.
+    """
+    share = (100 * counts / np.maximum(counts.sum(1, keepdims=True), 1))[shown][:, shown]
+    names = [names[i] for i in shown]
     few = len(names) <= 12
 
     def draw(axes: Axes) -> None:
@@ -159,13 +166,13 @@ def training(metrics: Sequence[Dict[str, Any]]) -> List[Dict[str, str]]:
     """Plot the losses, learning rate and AP in the metrics by iteration. Returns titles and images."""
     losses = sorted({k for line in metrics for k in line if "loss" in k and "/" not in k})
     losses = [k for k in losses if k != "total_loss"][:_MOST_LINES]
-    ap = sorted({k for line in metrics for k in line if k.split("/")[-1] in ("AP", "PQ", "mIoU")})[
+    ap = sorted({k for line in metrics for k in line if k.split("/")[-1] in ("AP", "PQ", "mIoU", "top1")})[
         :_MOST_LINES
     ]
     groups = [
         ("Total loss", ["total_loss"], "loss"),
         ("Parts of the loss", losses, "loss"),
-        ("AP or IoU during training", ap, "%"),
+        ("AP, IoU or accuracy during training", ap, "%"),
         ("Learning rate", ["lr"], "learning rate"),
     ]
     charts = []

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import UserError
-from ...published.classifiers import CLASSIFIERS
+from ...published.classifiers import CLASSIFIERS, VALIDATION
 from ..labels import label
 from . import charts, gallery
 from .classification import ClassificationEvaluation
@@ -17,7 +17,6 @@ from .classification import ClassificationEvaluation
 TEMPLATE = "classification.html.j2"
 _MEANS = ("top1", "top5", "mean_class_top1")
 _MOST_CLASSES = 25  # in the chart of confusion
-_VALIDATION = ("imagenet_val", 50_000)  # of the published figures
 
 
 def content(evaluation: ClassificationEvaluation, num_pictures: int) -> Dict[str, Any]:
@@ -36,13 +35,13 @@ def content(evaluation: ClassificationEvaluation, num_pictures: int) -> Dict[str
     ranked = sorted(evaluation.images, key=certainty, reverse=True)
     return {
         "row": row,
-        "full": (evaluation.dataset, len(evaluation.images)) == _VALIDATION,
+        "full": (evaluation.dataset, len(evaluation.images)) == VALIDATION,
         "summary": {n: evaluation.results[n] for n in _MEANS if n in evaluation.results},
         "rows": [
             {"name": n, "images": int(true[i]), "recall": float(recall[i]), "precision": float(precision[i])}
             for i, n in enumerate(names)
         ],
-        "confusion": charts.confusion(counts[most][:, most], [names[i] for i in most]),
+        "confusion": charts.confusion(counts, names, most),
         "shown": len(most),
         "left_out": len(names) > len(most),
         "gallery": gallery.shelves(ranked, num_pictures, lambda image: _entry(image, names)),

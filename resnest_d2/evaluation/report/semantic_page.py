@@ -46,7 +46,7 @@ def content(evaluation: SemanticEvaluation, num_pictures: int) -> Dict[str, Any]
             }
             for i, name in enumerate(names)
         ],
-        "confusion": charts.confusion(evaluation.confusion[most][:, most], [names[i] for i in most]),
+        "confusion": charts.confusion(evaluation.confusion, names, most),
         "shown": len(most),
         "left_out": len(names) > len(most),
         "gallery": _gallery(evaluation, colours, num_pictures),
