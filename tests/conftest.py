@@ -24,8 +24,12 @@ def pytest_configure(config) -> None:
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """The longest first, so that no process has one of them left when the other has nothing."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """The longest first, so that no process has one of them left when the other has nothing.
+
+    Those of minutes are marked with their number.
+    """
+    marked = {item: item.get_closest_marker("long") for item in items}
+    items.sort(key=lambda item: -max((0, *marked[item].args)) if marked[item] else 1)
 
 
 @pytest.fixture(scope="session", autouse=True)

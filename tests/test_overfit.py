@@ -8,7 +8,7 @@ from support import of_images
 
 from resnest_d2 import engine, model_zoo
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.long(5)
 NUM_IMAGES = 6
 
 

@@ -8,7 +8,7 @@ import pytest
 from support import ROOT
 
 
-@pytest.mark.long
+@pytest.mark.long(15)
 @pytest.mark.slow
 @pytest.mark.timeout(2400)  # beside other tests, and on one processor
 def test_make_quickstart_reaches_its_ap_and_draws():
