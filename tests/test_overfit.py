@@ -8,7 +8,8 @@ from support import of_images
 
 from resnest_d2 import engine, model_zoo
 
-pytestmark = pytest.mark.long(5)
+# Beside other tests, and on one processor.
+pytestmark = [pytest.mark.long(5), pytest.mark.timeout(2400)]
 NUM_IMAGES = 6
 
 
