@@ -81,8 +81,12 @@ def _killed(killed: kills.Kills) -> Told:
 
 
 def stops(folder: Path, args: argparse.Namespace, say: Say) -> Told:
-    numbers = [signal.SIGTERM, signal.SIGINT] * args.stops
-    outcomes = kills.stop_and_go_on(folder, numbers, args.seed, say)
+    """SIGTERM of a detector's training, and SIGINT of a segmentation network's."""
+    outcomes = []
+    for number, make in ((signal.SIGTERM, tiny.make_data), (signal.SIGINT, tiny.make_masks)):
+        place = folder / str(number)
+        place.mkdir()
+        outcomes += kills.stop_and_go_on(place, [number] * args.stops, args.seed, say, make)
     rows = [[signal.Signals(s.signal).name, s.status, s.seconds, s.equal] for s in outcomes]
     columns = ("signal", "status", "seconds to the end", "weights equal after --resume")
     return (

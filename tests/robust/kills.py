@@ -116,10 +116,15 @@ def stop_and_go_on(
     numbers: List[int],
     seed: int,
     report: Callable[[str], None] = print,
+    make: Callable[[Path], List[str]] = tiny.make_data,
 ) -> List[Stop]:
-    """Stop runs by signals at random moments of training, go on with ``--resume``, and compare the weights."""
+    """Stop runs by signals at random moments of training, go on with ``--resume``, and compare the weights.
+
+    Args:
+        make: as for :func:`kill_until`.
+    """
     rng = random.Random(seed)
-    data = tiny.make_data(folder)
+    data = make(folder)
     # So few checkpoints that the one at the signal counts.
     settings = ("SOLVER.CHECKPOINT_PERIOD", 1000, "DATALOADER.NUM_WORKERS", 1)
     reference = tiny.command(data, folder / "reference", _ITERATIONS, *settings)
