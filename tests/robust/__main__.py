@@ -48,7 +48,7 @@ def soak_with_evaluations(folder: Path, args: argparse.Namespace, say: Say) -> T
 
 
 def soak_with_sizes(folder: Path, args: argparse.Namespace, say: Say) -> Told:
-    return _soaked(soak.soak(folder, args.iterations // 5, *soak.SIZES, report=say))
+    return _soaked(soak.soak(folder, args.iterations * 3 // 10, *soak.SIZES, report=say))
 
 
 def _soaked(run: soak.Soak) -> Told:
