@@ -75,7 +75,7 @@ def test_pictures_and_a_report_are_made_from_it(trained, data, tmp_path):
         tmp_path / "log",
     )
     page = (tmp_path / "page.html").read_text()
-    for part in ("mIoU", "Confusion", "Best images", "ground", "Total loss", "AP or IoU during training"):
+    for part in ("mIoU", "Confusion", "Best images", "ground", "Total loss", "accuracy during training"):
         assert part in page, part
     assert page.count("data:image/jpeg") == 8 and "Not shown" not in page
     assert not re.search(r"(?:src|href)=\"(?!data:|#)", page)
