@@ -420,3 +420,12 @@ def test_recipes_of_classification_bring_their_own_number_of_processes(tmp_path)
     assert "SOLVER.REFERENCE_WORLD_SIZE" not in rows.command("classification/resnest50")
     assert "instead of 64" in rows.scaling(["classification/resnest50"])
     assert rows.scaling(["classification/resnest14", "mask_resnest50"]).count("instead of 8") == 1
+
+
+def test_an_accuracy_that_is_no_number_is_refused_not_subtracted(tmp_path):
+    rows = reproduction(tmp_path)
+    folder = tmp_path / "classification/resnest50"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps({"results": {"classification": {"top1": "81"}}}))
+    with pytest.raises(UserError, match="top1"):
+        rows.finished("classification/resnest50")

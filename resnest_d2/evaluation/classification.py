@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import OrderedDict
 from pathlib import Path
@@ -14,7 +13,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from ..data.image_folder import image_classes
-from ..files import atomic_write_text
+from .results import write_counts
 
 logger = logging.getLogger(__name__)
 
@@ -69,16 +68,8 @@ class ClassificationEvaluator(DatasetEvaluator):
             counts[image["label"], image["top5"][0]] += 1
         results = self._results(counts, images)
         if self._output_dir:
-            content = {
-                "dataset": self._dataset,
-                "classes": self._classes,
-                "results": {name: None if np.isnan(value) else value for name, value in results.items()},
-                "confusion": counts.tolist(),
-                "images": images,
-            }
-            path = Path(self._output_dir, FILE)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write_text(path, json.dumps(content))
+            rest = {"dataset": self._dataset, "classes": self._classes, "images": images}
+            write_counts(Path(self._output_dir, FILE), results, counts, **rest)
         return OrderedDict(classification=results)
 
     def _results(self, counts: np.ndarray, images: Sequence[Dict[str, Any]]) -> Dict[str, float]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
 import shlex
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Mapping
+
+import numpy as np
 
 from ..errors import UserError
-from ..files import read_json
+from ..files import atomic_write_text, read_json
 
 #: Metrics of each task that are shown in tables.
 SHOWN = {
@@ -17,6 +20,7 @@ SHOWN = {
     "panoptic_seg": ("PQ",),
     "sem_seg": ("mIoU", "pACC"),
     "sem_seg_TTA": ("mIoU", "pACC"),
+    "classification": ("top1",),
 }
 #: Numbers larger than this cannot be measurements.
 LARGEST = 1e15
@@ -30,6 +34,19 @@ def is_number(value: object) -> bool:
 def refuse(file: object, where: str, rule: str, value: object) -> UserError:
     """Make the error for a file's entry that breaks a rule."""
     return UserError(f"{file}: {where} {rule}, got {reprlib.repr(value)}")
+
+
+def write_counts(file: Path, results: Mapping[str, float], confusion: np.ndarray, **rest: Any) -> None:
+    """Write the file of an evaluation that counts true and predicted classes, from which the report is made.
+
+    Args:
+        results: metrics by name; NaN for undefined ones, which JSON lacks.
+        confusion: (classes, classes) counts by true and predicted class.
+        rest: what else belongs to the evaluation.
+    """
+    shown = {name: None if np.isnan(value) else value for name, value in results.items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(file, json.dumps({**rest, "results": shown, "confusion": confusion.tolist()}, indent=1))
 
 
 def read_results(file: Path) -> Dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections import OrderedDict
@@ -20,7 +19,8 @@ from torch.nn import functional as F
 
 from ..data.semantic_masks import check_range, check_size, read_labels
 from ..errors import UserError
-from ..files import atomic_write_text, atomic_writer
+from ..files import atomic_writer
+from .results import write_counts
 
 logger = logging.getLogger(__name__)
 
@@ -177,17 +177,13 @@ class SemanticEvaluator(DatasetEvaluator):
             logger.warning("%s: no pixel of %d label maps is labelled", self._dataset, len(images))
         results = self._results(counts, edges)
         if self._output_dir:
-            content = {
+            rest = {
                 "dataset": self._dataset,
                 "classes": self._classes,
                 "colours": self._colours,
-                "results": {name: None if np.isnan(value) else value for name, value in results.items()},
-                "confusion": counts.tolist(),
                 "images": images,
             }
-            path = Path(self._output_dir, FILE)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write_text(path, json.dumps(content, indent=1))
+            write_counts(Path(self._output_dir, FILE), results, counts, **rest)
         return OrderedDict(sem_seg=results)
 
     def _results(self, counts: np.ndarray, edges: np.ndarray) -> Dict[str, float]:

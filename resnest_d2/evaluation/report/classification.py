@@ -2,56 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional
-
-import numpy as np
+from typing import Any
 
 from ..results import is_number, refuse
-from .counted import read_counted
+from .counted import SHARED, CountedEvaluation, read_counted
 
 
-@dataclass
-class ClassificationEvaluation:
-    """The files of one evaluation of a classifier.
+class ClassificationEvaluation(CountedEvaluation):
+    """The files of one evaluation of a classifier, which counts images.
 
     Attributes:
-        name: name of the folder or the configuration.
-        dataset: name of the dataset.
-        classes: their names.
-        results: metrics by name, in percent; None for undefined ones.
-        confusion: (classes, classes) images by true and predicted class.
         images: of each image its path, ``label``, and the indices and ``probabilities`` of the ``top5``.
-        run: content of ``results.json``; empty if there is none.
-        metrics: lines of ``metrics.json``; empty if nothing was trained.
-        published: name of the published row to compare with.
     """
 
-    name: str
-    dataset: str
-    classes: List[str]
-    results: Dict[str, Optional[float]]
-    confusion: np.ndarray
-    images: List[Dict[str, Any]]
-    run: Dict[str, Any]
-    metrics: List[Dict[str, Any]]
-    published: Optional[str]
 
-
-def read_classification(
-    file: Path, name: str, run: Dict[str, Any], metrics: List[Dict[str, Any]], published: Optional[str]
-) -> ClassificationEvaluation:
+def read_classification(file: Path, **known: Any) -> ClassificationEvaluation:
     """Read what :class:`ClassificationEvaluator` has written.
+
+    Args:
+        known: the fields that are not in the file.
 
     Raises:
         UserError: the file cannot be read, or an entry cannot be shown.
     """
-    counted = read_counted(file, "classification")
-    for i, entry in enumerate(counted.images):
-        _check_image(file, f"images[{i}]", entry, len(counted.classes))
-    rest = (run, metrics, published)
-    return ClassificationEvaluation(name, *counted[1:], *rest)
+    content = read_counted(file, "classification")
+    for i, entry in enumerate(content["images"]):
+        _check_image(file, f"images[{i}]", entry, len(content["classes"]))
+    return ClassificationEvaluation(
+        images=content["images"], **{key: content[key] for key in SHARED}, **known
+    )
 
 
 def _check_image(file: Path, where: str, entry: Any, classes: int) -> None:

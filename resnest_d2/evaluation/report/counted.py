@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 
@@ -11,35 +12,47 @@ from ...errors import UserError
 from ...files import read_json
 from ..results import is_number, refuse
 
+#: Fields of :class:`CountedEvaluation` that are in the file as they are.
+SHARED = ("dataset", "classes", "results", "confusion")
 #: Limits of a file: bytes, and number of classes, the square of which are numbers in the matrix.
 _MOST_BYTES, _MOST_CLASSES = 1 << 30, 5000
 
 
-class Counted(NamedTuple):
-    """The common content of such a file.
+@dataclass(kw_only=True)
+class CountedEvaluation:
+    """The files of one such evaluation.
 
     Attributes:
-        content: all of it.
+        name: name of the folder or the configuration.
         dataset: name of the dataset.
         classes: their names.
         results: metrics by name, in percent; None for undefined ones.
         confusion: (classes, classes) counts by true and predicted class.
-        images: entries of the images, which are not checked.
+        images: an entry of each image.
+        run: content of ``results.json``; empty if there is none.
+        metrics: lines of ``metrics.json``; empty if nothing was trained.
+        published: name of the published row to compare with.
     """
 
-    content: Dict[str, Any]
+    name: str
     dataset: str
     classes: List[str]
     results: Dict[str, Optional[float]]
     confusion: np.ndarray
-    images: List[Any]
+    images: List[Dict[str, Any]]
+    run: Dict[str, Any]
+    metrics: List[Dict[str, Any]]
+    published: Optional[str]
 
 
-def read_counted(file: Path, what: str) -> Counted:
+def read_counted(file: Path, what: str) -> Dict[str, Any]:
     """Read the file of an evaluation.
 
     Args:
         what: kind of evaluation, for error messages.
+
+    Returns:
+        The content, with ``confusion`` as an array; entries of images are not checked.
 
     Raises:
         UserError: the file cannot be read, or an entry cannot be shown.
@@ -64,7 +77,6 @@ def read_counted(file: Path, what: str) -> Counted:
     for i, row in enumerate(rows):
         if not all(type(count) is int and 0 <= count < 2**53 for count in row):
             raise refuse(file, f"confusion[{i}]", "must be counts", row)
-    images = content.get("images")
-    if not isinstance(images, list):
-        raise refuse(file, "images", "must be a list", images)
-    return Counted(content, dataset, classes, results, np.array(rows, np.int64), images)
+    if not isinstance(content.get("images"), list):
+        raise refuse(file, "images", "must be a list", content.get("images"))
+    return {**content, "confusion": np.array(rows, np.int64)}

@@ -88,7 +88,7 @@ def load_evaluation(
         if annotations or images:
             raise UserError(f"--annotations and --images are for detections; {file} names its images")
         with remedied("evaluate again"):
-            return read(file, name, run, metrics, published)
+            return read(file, name=name, run=run, metrics=metrics, published=published)
     noted = run.get("datasets") or [{}]
     dataset = next((d for d in noted if d.get("name") == file.parent.name), noted[0])
     what, annotations = "--annotations" if annotations else "", annotations or dataset.get("json_file")

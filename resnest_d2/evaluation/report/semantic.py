@@ -6,64 +6,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-import numpy as np
-
 from ..results import is_number, refuse
-from .counted import read_counted
+from .counted import SHARED, CountedEvaluation, read_counted
 
 
-@dataclass
-class SemanticEvaluation:
-    """The files of one evaluation of semantic segmentation.
+@dataclass(kw_only=True)
+class SemanticEvaluation(CountedEvaluation):
+    """The files of one evaluation of semantic segmentation, which counts pixels.
 
     Attributes:
-        name: name of the folder or the configuration.
         folder: folder of the file, which has the predictions below it.
-        dataset: name of the dataset.
-        classes: their names.
-        colours: (R, G, B) of each, if the dataset has any.
-        results: metrics by name, in percent; None for undefined ones.
-        confusion: (classes, classes) pixels by true and predicted class.
+        colours: (R, G, B) of each class, if the dataset has any.
         images: of each image, the paths of itself, its label map and its prediction, and its ``mIoU``.
-        run: content of ``results.json``; empty if there is none.
-        metrics: lines of ``metrics.json``; empty if nothing was trained.
-        published: name of the published row to compare with.
     """
 
-    name: str
     folder: Path
-    dataset: str
-    classes: List[str]
     colours: Optional[List[Tuple[int, int, int]]]
-    results: Dict[str, Optional[float]]
-    confusion: np.ndarray
-    images: List[Dict[str, Any]]
-    run: Dict[str, Any]
-    metrics: List[Dict[str, Any]]
-    published: Optional[str]
 
 
-def read_semantic(
-    file: Path, name: str, run: Dict[str, Any], metrics: List[Dict[str, Any]], published: Optional[str]
-) -> SemanticEvaluation:
+def read_semantic(file: Path, **known: Any) -> SemanticEvaluation:
     """Read what :class:`SemanticEvaluator` has written.
+
+    Args:
+        known: the fields that are not in the file.
 
     Raises:
         UserError: the file cannot be read, or an entry cannot be shown.
     """
-    counted = read_counted(file, "semantic segmentation")
+    content = read_counted(file, "semantic segmentation")
     return SemanticEvaluation(
-        name=name,
         folder=file.parent,
-        dataset=counted.dataset,
-        classes=counted.classes,
-        colours=_colours(file, counted.content.get("colours"), len(counted.classes)),
-        results=counted.results,
-        confusion=counted.confusion,
-        images=[_image(file, f"images[{i}]", entry) for i, entry in enumerate(counted.images)],
-        run=run,
-        metrics=metrics,
-        published=published,
+        colours=_colours(file, content.get("colours"), len(content["classes"])),
+        images=[_image(file, f"images[{i}]", entry) for i, entry in enumerate(content["images"])],
+        **{key: content[key] for key in SHARED},
+        **known,
     )
 
 
