@@ -6,7 +6,8 @@ import difflib
 import math
 import re
 from contextlib import contextmanager
-from typing import Iterable, Iterator, Mapping, Optional
+from itertools import zip_longest
+from typing import Any, Iterable, Iterator, Mapping, Optional, Tuple
 
 
 class UserError(ValueError):
@@ -58,6 +59,11 @@ def check_number(
     if not finite or not all(holds(bound) for bound, _, holds in given):
         rule = " and ".join(f"{sign} {bound:g}" for bound, sign, _ in given)
         raise OptionError(option, value, f"must be {rule}" if rule else "must be finite")
+
+
+def first_difference(one: Iterable[Any], other: Iterable[Any]) -> Optional[Tuple[Any, Any]]:
+    """Return the first pair of entries that differ, with None for what one of them lacks; None if none do."""
+    return next((pair for pair in zip_longest(one, other) if pair[0] != pair[1]), None)
 
 
 def nearest(name: object, names: Iterable[str], limit: int = 20) -> str:

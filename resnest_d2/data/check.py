@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ..config import CLASSIFIER, SEGMENTOR
-from ..errors import OptionError, UserError, nearest, one_line
+from ..errors import OptionError, UserError, first_difference, nearest, one_line
 from ..files import check_readable
 from .annotations import read_coco
 from .image_folder import KIND, image_classes
@@ -114,9 +114,9 @@ def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
 def _check_same_classes(names: Sequence[str]) -> None:
     """Raise UserError unless datasets of images by class have the same classes in the same order."""
     for name in names[1:]:
-        for first, other in zip(image_classes(names[0]), image_classes(name)):
-            if first != other:
-                raise UserError(f"{name} has the class {other!r} where {names[0]} has {first!r}; rename it")
+        if pair := first_difference(image_classes(names[0]), image_classes(name)):
+            first, other = pair
+            raise UserError(f"{name} has the class {other!r} where {names[0]} has {first!r}; rename it")
 
 
 def _check_labels(cfg: CfgNode, name: str) -> None:

@@ -67,6 +67,21 @@ class OwnData(ABC):
             UserError: the recipe cannot learn from such data.
         """
 
+    def _check_output(self, cfg: CfgNode) -> None:
+        """Raise UserError if OUTPUT_DIR lies in one of the folders, whose files are data."""
+        for folder in (folder for pair in (*self.train, *self.val) for folder in pair):
+            if lies_in(cfg.OUTPUT_DIR, folder):
+                raise UserError(
+                    f"OUTPUT_DIR {cfg.OUTPUT_DIR} is in {folder}, among whose files its own would be; name "
+                    "another"
+                )
+
+    def _use(self, cfg: CfgNode, metadata: Dict[str, Any], images: int, epochs: Optional[float]) -> List[str]:
+        """Register the datasets, point ``cfg`` at them, and fit the schedule to the number of images."""
+        train, val = map(tuple, self.register(metadata))
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = train or cfg.DATASETS.TRAIN, val
+        return fit_schedule(cfg, images, epochs) if train else []
+
     def register(self, metadata: Dict[str, Any]) -> Tuple[List[str], List[str]]:
         """Register the datasets, also again, and return the names of the training and validation sets."""
         train, val = (
@@ -112,12 +127,7 @@ class SemanticData(OwnData):
         read_classes(self._classes)
 
     def check(self, cfg: CfgNode) -> List[str]:
-        for folder in (folder for pair in (*self.train, *self.val) for folder in pair):
-            if lies_in(cfg.OUTPUT_DIR, folder):
-                raise UserError(
-                    f"OUTPUT_DIR {cfg.OUTPUT_DIR} is in {folder}, among whose files its own would be; name "
-                    "another"
-                )
+        self._check_output(cfg)
         return [
             line
             for pairs, is_train in ((self.train, True), (self.val, False))
@@ -140,10 +150,8 @@ class SemanticData(OwnData):
             )
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(classes.names)
         cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = classes.ignored
-        train, val = map(tuple, self.register(classes.metadata))
-        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = train or cfg.DATASETS.TRAIN, val
-        images = sum(len(pair_files(masks, images).pairs) for masks, images in self.train)
-        return notes + (fit_schedule(cfg, images, epochs) if train else []), classes.metadata
+        count = sum(len(pair_files(masks, images).pairs) for masks, images in self.train)
+        return notes + self._use(cfg, classes.metadata, count, epochs), classes.metadata
 
 
 class ClassFolders(OwnData):
@@ -164,8 +172,7 @@ class ClassFolders(OwnData):
         for folder, _ in (*self.train, *self.val):
             if not os.path.isdir(folder):
                 raise UserError(f"there is no folder of images {os.path.abspath(folder)}")
-            if lies_in(cfg.OUTPUT_DIR, folder):
-                raise UserError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} is in {folder}; name another")
+        self._check_output(cfg)
         classes = self._classes()
         return [
             line
@@ -177,10 +184,8 @@ class ClassFolders(OwnData):
     def fit(self, cfg: CfgNode, epochs: Optional[float]) -> Tuple[List[str], Dict[str, Any]]:
         metadata = {"image_classes": self._classes()}
         cfg.MODEL.CLASSIFIER.NUM_CLASSES = len(metadata["image_classes"])
-        train, val = map(tuple, self.register(metadata))
-        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = train or cfg.DATASETS.TRAIN, val
-        images = sum(len(load_image_folder(folder, metadata["image_classes"])) for folder, _ in self.train)
-        return (fit_schedule(cfg, images, epochs) if train else []), metadata
+        count = sum(len(load_image_folder(folder, metadata["image_classes"])) for folder, _ in self.train)
+        return self._use(cfg, metadata, count, epochs), metadata
 
     def _classes(self) -> List[str]:
         """Return the names of the classes: those of the first folder, which the others of its split share."""
@@ -202,18 +207,15 @@ def own_data(values: Mapping[str, Any]) -> OwnData:
             f"{given['json'][0]} names objects and {given['masks'][0]} labels, of which a model learns one; "
             "leave the others out"
         )
-    kind = "masks" if given["masks"] else "json"
-    if not any(given.values()) and any(values.get(f"{split}_images") for split in _SPLITS):
-        if values.get("classes"):
-            raise UserError("--classes names the labels of masks; give --train-masks or --val-masks too")
-        train, val = ([(folder, folder) for folder in values.get(f"{s}_images") or []] for s in _SPLITS)
-        return ClassFolders(train, val)
-    train, val = (pairs_of(values, split, kind) for split in _SPLITS)
-    if kind == "masks":
+    if given["masks"]:
+        train, val = (pairs_of(values, split, "masks") for split in _SPLITS)
         return SemanticData(train, val, values.get("classes"))
     if values.get("classes"):
         raise UserError("--classes names the labels of masks; give --train-masks or --val-masks too")
-    return CocoData(train, val)
+    if not given["json"]:  # images alone, or nothing
+        train, val = ([(folder, folder) for folder in values.get(f"{s}_images") or []] for s in _SPLITS)
+        return ClassFolders(train, val) if train or val else CocoData((), ())
+    return CocoData(*(pairs_of(values, split, "json") for split in _SPLITS))
 
 
 def pairs_of(values: Mapping[str, Any], split: str, kind: str = "json") -> List[Pair]:

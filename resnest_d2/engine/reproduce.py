@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -20,7 +19,7 @@ from .. import model_zoo
 from ..data import check_datasets
 from ..data.panoptic import add_panoptic_of_instances
 from ..data.shapes import datasets_root
-from ..errors import UserError, check_number, nearest
+from ..errors import UserError, check_number, first_difference, nearest
 from ..evaluation.labels import label
 from ..evaluation.results import read_results
 from ..files import atomic_write_text, check_writable, read_json, read_text, writing
@@ -62,12 +61,10 @@ _SMOKE_SEGMENTOR = {
 }
 #: Of classification.
 _SMOKE_CLASSIFIER = {
-    **{key: _SMOKE[key] for key in ("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "MODEL.WEIGHTS")},
-    "SOLVER.REFERENCE_WORLD_SIZE": 0,
+    **{key: _SMOKE[key] for key in _SMOKE if key.startswith(("SOLVER.", "DATALOADER.", "MODEL.WEIGHTS"))},
     "SOLVER.WARMUP_ITERS": 1,
     "INPUT.CLASSIFICATION.TRAIN_CROP": 64,
     "INPUT.CLASSIFICATION.TEST_CROP": 64,
-    "DATALOADER.NUM_WORKERS": 0,
 }
 
 
@@ -323,13 +320,12 @@ class Reproduction:
                 f"{noted} holds no command ({e}); remove it if the folder is this row's, or choose another "
                 "--output"
             ) from None
-        for theirs, ours in zip_longest(there, self.command(name)) if there else ():
-            if theirs != ours:
-                says, here = ("nothing more" if w is None else repr(label(w, 300)) for w in (theirs, ours))
-                raise UserError(
-                    f"{noted} is of another command: it has {says} where this one has {here}; choose another "
-                    "--output"
-                )
+        if there and (pair := first_difference(there, self.command(name))):
+            says, here = ("nothing more" if word is None else repr(label(word, 300)) for word in pair)
+            raise UserError(
+                f"{noted} is of another command: it has {says} where this one has {here}; choose another "
+                "--output"
+            )
         return bool(there)
 
     def _train(self, name: str) -> int:

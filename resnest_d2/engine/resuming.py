@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
 from typing import Any, Dict, List, Mapping
 
 import torch
@@ -13,7 +12,7 @@ from detectron2.data import MetadataCatalog
 from ..checkpoint import Checkpointer
 from ..config import CLASSIFIER, SEGMENTOR, flatten
 from ..data.image_folder import image_classes
-from ..errors import UserError
+from ..errors import UserError, first_difference
 
 #: Keys, or their beginnings, of what a network computes, and those among them that change nothing of it.
 #: Norms are fitted to the number of processes.
@@ -40,8 +39,8 @@ def check_same(
     misfits = [*checkpointer.missing_keys, *checkpointer.unexpected_keys]
     solver = "SOLVER.OPTIMIZER"
     classes, before = class_names(cfg), state.get("classes")
-    if before and classes and list(before) != classes:
-        was, now = next(pair for pair in zip_longest(before, classes) if pair[0] != pair[1])
+    if before and classes and (pair := first_difference(before, classes)):
+        was, now = pair
         raise UserError(
             f"--resume: the classes of {cfg.DATASETS.TRAIN[0]} are not those of {checkpointer.file}: {now!r} "
             f"is where {was!r} was; train on the same classes in the same order, or start without --resume"
@@ -57,6 +56,23 @@ def check_same(
         f"--resume: {checkpointer.file} is of another model or optimizer ({what}); use the settings of that "
         "run, name another checkpoint in last_checkpoint, or start again without --resume"
     )
+
+
+def check_classes_of_weights(cfg: CfgNode, content: Mapping[str, Any]) -> None:
+    """Raise UserError if a classifier's checkpoint was trained on other classes than those of the test sets.
+
+    Args:
+        content: of the checkpoint; that of other programs has no ``classes``.
+    """
+    state = content.get("trainer")
+    trained = state.get("classes") if isinstance(state, dict) else None
+    for name in cfg.DATASETS.TEST if trained else ():
+        if pair := first_difference(trained, image_classes(name)):
+            was, now = pair
+            raise UserError(
+                f"MODEL.WEIGHTS: the classes of {name} are not those of the training: {now!r} is where "
+                f"{was!r} was; name images of the same classes"
+            )
 
 
 def class_names(cfg: CfgNode) -> List[str]:

@@ -10,7 +10,6 @@ import weakref
 from collections import OrderedDict
 from contextlib import nullcontext, suppress
 from functools import partial
-from itertools import zip_longest
 from typing import Any, Dict, List, Mapping, Optional
 
 import torch
@@ -30,7 +29,6 @@ from torch.utils.data import DataLoader
 from ..checkpoint import Checkpointer, Coverage, write_backbone
 from ..checkpoint.read import WeightsError
 from ..config import CLASSIFIER
-from ..data.image_folder import image_classes
 from ..data.loader import build_test_loader, build_train_loader
 from ..errors import OptionError, UserError
 from ..evaluation import build_augmented_evaluator, build_evaluator
@@ -47,7 +45,7 @@ from .hooks import (
     Throughput,
 )
 from .results import RecordRun, write_results
-from .resuming import check_same, class_names
+from .resuming import check_classes_of_weights, check_same, class_names
 from .signals import Signals
 from .step import TrainStep
 from .trial import try_evaluation
@@ -342,24 +340,11 @@ def load_model(
             f"{e} A training removes those beyond SOLVER.CHECKPOINTS_TO_KEEP; try again, or name another"
         ) from None
     if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER and not allow_random:
-        _check_classes(cfg, content)
+        check_classes_of_weights(cfg, content)
     if optimize or half:
         dtype = (torch.bfloat16 if cfg.MODEL.DEVICE == "cpu" else torch.float16) if half else None
         optimize_for_inference(model, dtype=dtype)
     return model
-
-
-def _check_classes(cfg: CfgNode, content: Mapping[str, Any]) -> None:
-    """Raise UserError if a checkpoint was trained on other classes than those of the test sets."""
-    state = content.get("trainer")
-    trained = state.get("classes") if isinstance(state, dict) else None
-    for name in cfg.DATASETS.TEST if trained else ():
-        if image_classes(name) != list(trained):
-            was, now = next(pair for pair in zip_longest(trained, image_classes(name)) if pair[0] != pair[1])
-            raise UserError(
-                f"MODEL.WEIGHTS: the classes of {name} are not those of the training: {now!r} is where "
-                f"{was!r} was; name images of the same classes"
-            )
 
 
 def evaluate(cfg: CfgNode, **options: bool) -> OrderedDict:
