@@ -133,6 +133,24 @@ def bars(rows: Sequence[Mapping[str, Any]], value: str, text: Callable[[Mapping]
     return _chart(draw, unit)
 
 
+def groups(values: Mapping[str, Sequence[float]], unit: str) -> str:
+    """Draw a row for each group: a dot for each value, a line at their mean."""
+
+    def draw(axes: Axes) -> None:
+        for y, group in enumerate(values.values()):
+            mean = float(np.mean(group))
+            axes.plot(group, [y] * len(group), "o", color=_COLOURS[0], alpha=0.55, markersize=7)
+            axes.plot([mean] * 2, [y - 0.28, y + 0.28], color=_COLOURS[1])
+            axes.annotate(
+                f"{mean:.1f}", (mean, y - 0.28), (0, 3), textcoords="offset points", ha="center", size=8.5
+            )
+        axes.set_yticks(range(len(values)), map(_in_legend, values))
+        axes.set(xlabel=unit, ylim=(len(values) - 0.4, -0.75))
+        axes.margins(x=0.08)
+
+    return _chart(draw, unit, (4.6, 0.8 + 0.5 * len(values)))
+
+
 def confusion(counts: np.ndarray, names: Sequence[str], shown: np.ndarray) -> str:
     """Draw a matrix by true and predicted class, in percent of all that is of the true class.
 
