@@ -4,6 +4,7 @@ from .annotations import load_coco
 from .check import check_classes, check_datasets
 from .coco_check import check_coco
 from .custom import check_pairs, check_registered, fit_config, max_size_of, register_pairs
+from .folder_check import check_folder
 from .image_folder import register_imagenet
 from .own import OwnData, own_data, pairs_of
 from .semantic_check import check_semantic
@@ -18,6 +19,7 @@ __all__ = [
     "check_classes",
     "check_coco",
     "check_datasets",
+    "check_folder",
     "check_pairs",
     "check_registered",
     "check_semantic",
