@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import List
+from typing import Callable, List
 
 import torch
 from detectron2.utils.events import EventStorage
@@ -37,12 +37,26 @@ SMALL = {
     **{"MODEL.RESNETS.DEPTH": 14, "MODEL.FPN.OUT_CHANNELS": 32, "MODEL.ROI_BOX_HEAD.FC_DIM": 64},
     **{"MODEL.ROI_MASK_HEAD.CONV_DIM": 16, "MODEL.ROI_BOX_HEAD.CONV_DIM": 16},
     **{"MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 32, "MODEL.RESNETS.FUSED_KERNELS": False},
+    **{"MODEL.SEM_SEG_HEAD.ASPP_CHANNELS": 32, "MODEL.RESNETS.RES2_OUT_CHANNELS": 64},
+    "MODEL.RESNETS.BOTTLENECK_WIDTH": 16,
 }
 
 
-def losses(place: Place, settings: dict, iterations: int) -> List[float]:
-    """Of Mask R-CNN with ResNeSt-50 on one batch of two 800x1216 images."""
-    cfg = model_zoo.get_config("mask_resnest50")
+def detection_batch(place: Place) -> List[dict]:
+    """Two images with objects, of the size that recipes train on."""
+    request = {"task": "detector training", "batch": 2, "size": (64, 96) if place.small else (800, 1216)}
+    return worker.inputs({**request, "device": place.device.type})
+
+
+def losses(
+    place: Place,
+    settings: dict,
+    iterations: int,
+    name: str = "mask_resnest50",
+    make_batch: Callable[[Place], List[dict]] = detection_batch,
+) -> List[float]:
+    """Of a recipe of ResNeSt-50 on one batch."""
+    cfg = model_zoo.get_config(name)
     words = {"MODEL.WEIGHTS": "", "MODEL.DEVICE": place.device.type, "INPUT.MASK_FORMAT": "bitmask"}
     words.update({"SOLVER.IMS_PER_BATCH": 2, "SOLVER.REFERENCE_WORLD_SIZE": 0, "SOLVER.BASE_LR": 0.005})
     words.update({**(SMALL if place.small else {}), **settings})
@@ -50,8 +64,7 @@ def losses(place: Place, settings: dict, iterations: int) -> List[float]:
     fit_to_machine(cfg, processes=1)
     torch.manual_seed(0)
     model = Trainer.build_model(cfg).train()
-    request = {"task": "detector training", "batch": 2, "size": (64, 96) if place.small else (800, 1216)}
-    batch = worker.inputs({**request, "device": place.device.type})
+    batch = make_batch(place)
     optimizer = torch.optim.SGD(model.parameters(), lr=cfg.SOLVER.BASE_LR, momentum=0.9)
     options = {"amp": True, "seed": 0, "max_skipped": 0}
     with tempfile.TemporaryDirectory() as folder, EventStorage() as storage:
@@ -89,6 +102,37 @@ def mixed_precision_deformable(place: Place) -> str:
     """From weights that differ from plain ones, as offsets are drawn too."""
     stages = [False, True, True, True]
     values = losses(place, {"MODEL.RESNETS.DEFORM_ON_PER_STAGE": stages}, ITERATIONS)
+    assert_falls(values)
+    return "loss " + ", ".join(f"{value:.3f}" for value in values)
+
+
+def labelled_images(place: Place) -> List[dict]:
+    size = (64, 64) if place.small else (224, 224)
+    batch = 4 if place.small else 64
+    images = torch.randint(0, 255, (batch, 3, *size), dtype=torch.uint8)
+    return [{"image": image, "label": i % 10} for i, image in enumerate(images)]
+
+
+@check()
+def mixed_precision_classifier(place: Place) -> str:
+    """With mixup, smoothed labels and DropBlock, as in the recipe."""
+    settings = {"MODEL.CLASSIFIER.DROP_BLOCK.PROB": 0.1, "SOLVER.BASE_LR": 0.05}
+    values = losses(place, settings, ITERATIONS, "classification/resnest50", labelled_images)
+    assert_falls(values)
+    return "loss " + ", ".join(f"{value:.3f}" for value in values)
+
+
+def labelled_pixels(place: Place) -> List[dict]:
+    size = (64, 64) if place.small else (480, 480)
+    images = torch.randint(0, 255, (4, 3, *size), dtype=torch.uint8)
+    labels = (images[:, 0] > 127).long()
+    return [{"image": image, "sem_seg": sem_seg} for image, sem_seg in zip(images, labels)]
+
+
+@check()
+def mixed_precision_segmentation(place: Place) -> str:
+    """DeepLabV3 with dilated stages and its auxiliary head."""
+    values = losses(place, {}, ITERATIONS, "segmentation/deeplabv3_resnest50_ade20k", labelled_pixels)
     assert_falls(values)
     return "loss " + ", ".join(f"{value:.3f}" for value in values)
 
