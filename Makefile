@@ -44,7 +44,7 @@ test: env ## run the tests not marked slow
 test-slow: env ## run the tests marked slow: training to an AP, the deepest networks
 	$(PYTEST) -m slow
 
-robust: env ## kill, interrupt and starve training, feed it bad input, and print the results (13 minutes, 2 cores)
+robust: env ## kill, interrupt and starve training, feed it bad input, and print the results (11 minutes, 2 cores)
 	cd tests && ../$(PY) -W ignore -m robust
 
 gpu: env ## test and time everything on this machine's GPUs (10 minutes): output/gpu, docs/BENCHMARKS.md

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 def pytest_configure(config) -> None:
     """A folder of datasets for all processes of the tests: of the generated ones, few images are enough there."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores, also for all that tests start
     if not hasattr(config, "workerinput"):  # xdist's workers inherit it
         os.environ["DETECTRON2_DATASETS"] = folder = tempfile.mkdtemp()
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))

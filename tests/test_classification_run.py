@@ -94,7 +94,7 @@ def test_a_report_shows_classes_confusion_and_images(trained, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_training_ends_with_the_weights_of_one_that_was_not(tmp_path):
-    killed = kills.kill_until(tmp_path, 1, seed=3, make=tiny.make_folders)
+    killed = kills.kill_until(tmp_path, 1, seed=3, make=tiny.make_folders, iterations=16)
     assert (killed.kills, killed.equal) == (1, killed.runs)
 
 

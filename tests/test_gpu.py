@@ -48,6 +48,7 @@ def test_without_a_gpu_it_says_so():
         main(parser().parse_args([]))
 
 
+@pytest.mark.slow
 def test_a_rehearsal_prints_and_writes_what_came_of_each_check(run_python, tmp_path):
     file = tmp_path / "checks.json"
     result = run_python("-m", "gpu", "--cpu", "--only", "kernels_run,graph", "--json", file, cwd=TESTS)

@@ -166,24 +166,20 @@ def test_torchrun_restarts_after_a_worker_is_killed_and_the_run_ends_as_if_it_we
     assert tiny.equal(tiny.weights(tmp_path / "whole"), tiny.weights(tmp_path / "out"))
 
 
-def test_two_processes_stop_by_a_signal_where_they_can_go_on_from_and_nobody_is_left(tmp_path):
-    check_stops(tmp_path, {"SIGTERM to the launcher": 143})
-
-
 @pytest.mark.slow
-def test_two_processes_stop_whoever_is_told_of_them_and_torchrun(tmp_path):
-    """By a scheduler, which tells all; and by SIGKILL, after which nobody is left either."""
-    statuses = {"SIGKILL to the launcher": -signal.SIGKILL, "SIGTERM to the group": 143}
-    # torchrun ends by an exception of its own.
-    check_stops(tmp_path, {**statuses, "SIGTERM to torchrun and all under it": 1})
-
-
-def check_stops(folder, statuses):
-    stops, equal = kills.stop_processes(folder, [*statuses], seed=1, whole=Two)
+def test_two_processes_stop_by_a_signal_where_they_can_go_on_from_and_nobody_is_left(tmp_path):
+    """Also by a scheduler, which tells all; and by SIGKILL, after which nobody is left either."""
+    statuses = {
+        "SIGTERM to the launcher": 143,
+        "SIGKILL to the launcher": -signal.SIGKILL,
+        "SIGTERM to the group": 143,
+        "SIGTERM to torchrun and all under it": 1,  # torchrun ends by an exception of its own
+    }
+    stops, equal = kills.stop_processes(tmp_path, [*statuses], seed=1, whole=Two)
     assert [stop.status for stop in stops] == [*statuses.values()]
     assert [(stop.way, stop.lost, stop.left) for stop in stops if stop.lost or stop.left] == []
     assert equal
-    assert json.loads((folder / "stopped/results.json").read_text())["processes"] == 2
+    assert json.loads((tmp_path / "stopped/results.json").read_text())["processes"] == 2
 
 
 def _parent(pid):

@@ -96,7 +96,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(file, monkeypatch):
     """Knows one weight, resnest_test, as the authors would publish it, and timm on the hub."""
     with Server() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         official = f"resnest_test-{hashlib.sha256(file).hexdigest()[:8]}.pth"
         server.files[official] = file
         monkeypatch.setitem(BACKBONES, "resnest_test", PretrainedWeights(official, "timm/test"))
@@ -199,7 +199,7 @@ def test_a_link_is_fetched_or_said_in_one_line(server, file, cache, monkeypatch)
 
 def test_links_to_files_of_one_name_on_two_hosts_are_two_files(server, cache):
     with Server() as other:
-        threading.Thread(target=other.serve_forever, daemon=True).start()
+        threading.Thread(target=other.serve_forever, args=(0.01,), daemon=True).start()
         for host, value in ((server, 1.0), (other, 2.0)):
             buffer = io.BytesIO()
             torch.save({"model": {"weight": torch.full((1, 1), value)}}, buffer)

@@ -83,7 +83,7 @@ def test_pictures_and_a_report_are_made_from_it(trained, data, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_training_ends_with_the_weights_of_one_that_was_not(tmp_path):
-    killed = kills.kill_until(tmp_path, 1, seed=3, make=tiny.make_masks)
+    killed = kills.kill_until(tmp_path, 1, seed=3, make=tiny.make_masks, iterations=16)
     assert (killed.kills, killed.equal) == (1, killed.runs)
 
 

@@ -114,7 +114,7 @@ def test_a_seed_that_was_drawn_is_drawn_once(data, run_python, tmp_path):
 
 
 def test_killed_runs_end_with_the_weights_of_one_that_was_not(tmp_path):
-    outcome = kills.kill_until(tmp_path, 2, seed=5)  # as it writes, and as it trains
+    outcome = kills.kill_until(tmp_path, 2, seed=5, iterations=16)  # as it writes, and as it trains
     assert outcome.kills == 2 and outcome.equal == outcome.runs
 
 
@@ -186,6 +186,7 @@ def test_a_full_disk_loses_nothing(tmp_path):
     assert outcome["checkpoints"] and outcome["undamaged"] and outcome["equal"]
 
 
+@pytest.mark.slow
 def test_nobody_is_left_after_ctrl_c(tmp_path):
     assert all(outcome.left == 0 for outcome in soak.ctrl_c(tmp_path, 1, seed=2))
 

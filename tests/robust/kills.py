@@ -40,6 +40,7 @@ def kill_until(
     seed: int,
     report: Callable[[str], None] = print,
     make: Callable[[Path], List[str]] = tiny.make_data,
+    iterations: int = _ITERATIONS,
 ) -> Kills:
     """Carry runs to their end under SIGKILLs at random moments until there have been so many.
 
@@ -48,13 +49,13 @@ def kill_until(
     """
     rng = random.Random(seed)
     data = make(folder)
-    words = tiny.command(data, folder / "reference", _ITERATIONS)
+    words = tiny.command(data, folder / "reference", iterations)
     tiny.finish(words, folder / "reference.log")
     expected = tiny.weights(folder / "reference")
     runs = done = writing = equal = 0
     while done < kills:
         output = folder / f"run{runs}"
-        words = tiny.command(data, output, _ITERATIONS, flags=("--resume",))
+        words = tiny.command(data, output, iterations, flags=("--resume",))
         while not (output / "results.json").exists():
             process = tiny.fork(words, folder / f"run{runs}.log")
             if done < kills and _kill(process, output, rng):
