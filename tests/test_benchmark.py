@@ -363,8 +363,10 @@ def test_options_that_are_none_are_named():
         build("ours+wings", request())
 
 
-def test_loader_and_training_are_measured(tmp_path, monkeypatch):
-    monkeypatch.setitem(PIPELINES, "quickstart", (((192, 128),), 8))
-    pipeline = measure_pipeline("quickstart", tmp_path / "shapes", "cpu", seconds=0.05)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["quickstart", "classification/resnest14_small"])
+def test_loader_and_training_are_measured(name, tmp_path, monkeypatch):
+    monkeypatch.setitem(PIPELINES, name, (((192, 128),), 8))
+    pipeline = measure_pipeline(name, tmp_path / "shapes", "cpu", seconds=0.05)
     assert set(pipeline.loaded) == {"0", "1", "2"}
     assert all(images > 0 for images in (*pipeline.loaded.values(), pipeline.trained))

@@ -146,6 +146,7 @@ def test_backbones_keyed_as_detectron2_keys_them(expected, prefix):
     check_equal(conversion.state, expected)
 
 
+@pytest.mark.slow
 def test_whole_released_detectors(released):
     conversion = convert({"model": released})
     assert conversion.source == "a whole detector" and conversion.is_detector
@@ -260,6 +261,7 @@ def test_foreign_file_loads_directly_into_a_detector(timm14, tmp_path):
     check_equal(model.backbone.bottom_up.state_dict(), convert(timm14).state)
 
 
+@pytest.mark.slow
 def test_released_detector_loads_completely(released, tmp_path):
     torch.save({"model": released}, tmp_path / "released.pth")
     cfg = get_cfg()

@@ -119,16 +119,19 @@ def test_wheel_does_not_depend_on_a_distribution_of_detectron2(wheel):
     assert not any("detectron2>" in line or " detectron2" in line.split(";")[0] for line in required)
 
 
+@pytest.mark.slow
 def test_installed_wheel_finds_its_configurations(stranger, clean_python):
     package = Path(stranger["package"]).parent
     assert clean_python.parent.parent in package.parents
     assert Path(stranger["config"]).parent == package / "configs" and stranger["depth"] == 101
 
 
+@pytest.mark.slow
 def test_strangers_project_builds_and_runs_a_detector_without_compiled_extension_or_pkg_resources(stranger):
     assert stranger["found"] == ["instances"]
 
 
+@pytest.mark.slow
 def test_import_loads_no_module_beside_what_detectron2_loads(stranger):
     """`import resnest_d2` is as fast as detectron2's own imports, because it adds little to them."""
     assert "resnest_d2" in stranger["loaded"]

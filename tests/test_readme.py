@@ -98,6 +98,7 @@ def few_grocery(grocery, folder):
                 (folder / split / of_class.name / file.name).symlink_to(file)
 
 
+@pytest.mark.slow
 def test_tool_commands_run_in_their_order(few_coco, coco_root, tmp_path):
     """On few real images, one process, few iterations, a shallow backbone; else as written."""
 

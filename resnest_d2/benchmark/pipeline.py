@@ -12,7 +12,9 @@ from detectron2.utils.events import EventStorage
 from tqdm import tqdm
 
 from .. import model_zoo
+from ..config import CLASSIFIER
 from ..data import generate_shapes, register_pairs
+from ..data.image_folder import register_image_folder
 from ..data.loader import build_train_loader
 from ..engine.fit import fit_to_machine
 from ..engine.trainer import Trainer
@@ -20,7 +22,11 @@ from ..engine.trainer import Trainer
 #: Numbers of worker processes; with 0 the training process loads the images itself.
 WORKERS = (0, 1, 2)
 #: For each configuration, the (width, height) in pixels of its images, and their number.
-PIPELINES = {"quickstart": (((192, 128), (128, 192)), 64), "mask_resnest50": (((640, 480), (480, 640)), 32)}
+PIPELINES = {
+    "quickstart": (((192, 128), (128, 192)), 64),
+    "mask_resnest50": (((640, 480), (480, 640)), 32),
+    "classification/resnest50": (((500, 375), (375, 500)), 64),
+}
 
 
 class Pipeline(NamedTuple):
@@ -49,11 +55,11 @@ def measure_pipeline(name: str, folder: Path, device: str, seconds: float = 10) 
     """
     sizes, count = PIPELINES[name]
     generate_shapes(folder, num_images={"train": count}, sizes=sizes)
-    pair = (str(folder / "annotations/instances_train.json"), str(folder / "train"))
     cfg = model_zoo.get_config(name)
-    cfg.DATASETS.TRAIN = register_pairs("train", [pair], {})
+    cfg.DATASETS.TRAIN = _register(cfg, folder)
     cfg.SEED, cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = 0, "", device
-    cfg.SOLVER.IMS_PER_BATCH = batch = min(cfg.SOLVER.IMS_PER_BATCH, 16 if device == "cuda" else 2)
+    batch = (128 if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER else 16) if device == "cuda" else 2
+    cfg.SOLVER.IMS_PER_BATCH = batch = min(cfg.SOLVER.IMS_PER_BATCH, batch)
     cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
     fit_to_machine(cfg, processes=1)
     loaded = {}
@@ -67,6 +73,17 @@ def measure_pipeline(name: str, folder: Path, device: str, seconds: float = 10) 
         loaded[str(workers)] = images / (time.perf_counter() - start)
         del batches
     return Pipeline(name, " or ".join(f"{w}x{h}" for w, h in sizes), batch, loaded, _trained(cfg, some))
+
+
+def _register(cfg: CfgNode, folder: Path) -> List[str]:
+    """Register the images with their objects, or for a classifier in one folder of a class."""
+    if cfg.MODEL.META_ARCHITECTURE != CLASSIFIER:
+        pair = (str(folder / "annotations/instances_train.json"), str(folder / "train"))
+        return register_pairs("train", [pair], {})
+    (folder / "classes").mkdir()
+    (folder / "train").rename(folder / "classes/shapes")
+    pair = (str(folder / "classes"),) * 2
+    return register_pairs("train", [pair], {"image_classes": ["shapes"]}, register_image_folder)
 
 
 def _trained(cfg: CfgNode, batch: List[Dict[str, Any]]) -> float:
