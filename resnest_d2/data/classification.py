@@ -83,7 +83,8 @@ class Lighting:
     def __call__(self, image: Image.Image) -> Image.Image:
         factors = torch.normal(0.0, self.deviation, (3,)).numpy()
         colour = _COMPONENTS @ (factors * _DEVIATIONS)
-        return Image.fromarray((np.asarray(image) + colour).round().clip(0, 255).astype(np.uint8))
+        table = np.arange(256) + colour[:, None]  # by channel and value: faster than adding to all pixels
+        return image.point(table.round().clip(0, 255).astype(np.uint8).ravel().tolist())
 
 
 class CenterCrop:
