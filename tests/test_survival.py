@@ -245,9 +245,9 @@ def test_the_gradients_norm_is_among_the_metrics(data, run_python, tmp_path):
 
 
 def test_bad_input_is_refused_or_handled(tmp_path):
-    """Every 32nd case of the corpus."""
-    outcomes = corpus.run_corpus(tmp_path, 0, every=32)
-    assert len(outcomes) > 50
+    """Every 64th case of the corpus; `make robust` has all."""
+    outcomes = corpus.run_corpus(tmp_path, 0, every=64)
+    assert len(outcomes) >= 30
     assert [o for o in outcomes if not o.good] == []
 
 

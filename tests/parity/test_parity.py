@@ -16,8 +16,8 @@ def slow_if(slow, names):
 
 
 def is_deep(name):
-    """Of more blocks like those of ResNeSt-101, which take most of the time."""
-    return bool(re.search("200|269", name))
+    """Of more blocks like those of ResNeSt-50, which take most of the time."""
+    return bool(re.search("101e|200|269", name))
 
 
 @pytest.fixture(scope="module")
