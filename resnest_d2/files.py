@@ -280,6 +280,7 @@ def atomic_writer(
     target: PathLike,
     before: Callable[[], Any] = lambda: None,
     remedy: str = "make room, or name another place",
+    ending: str = "",
 ) -> Iterator[BinaryIO]:
     """Open a temporary file that gets its name at the end of the block, so that readers see all or nothing.
 
@@ -290,6 +291,7 @@ def atomic_writer(
     Args:
         before: called when the file is safely on disk, before it gets its name.
         remedy: see :func:`writing`.
+        ending: of the temporary path, for programs that open it themselves and go by its extension.
 
     Raises:
         UserError: the target is a folder, FIFO or device, or the file cannot be written.
@@ -297,7 +299,9 @@ def atomic_writer(
     with writing(target, remedy):
         target = check_writable(target, remedy)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name[:50]}-{secrets.token_hex(4)}")  # fits in 255 bytes
+        temporary = target.with_name(
+            f".{target.name[:50]}-{secrets.token_hex(4)}{ending}"
+        )  # fits in 255 bytes
         file = open(temporary, "xb")
         try:
             with file:

@@ -77,6 +77,17 @@ _CLASSES = {
 }
 
 
+def count_classes(cfg: CfgNode) -> int:
+    """Return the number of classes that a model tells apart; of PanopticFPN, those of objects.
+
+    0 for models of other projects.
+    """
+    model = cfg.MODEL.META_ARCHITECTURE
+    if model in (SEGMENTOR, CLASSIFIER):
+        return (cfg.MODEL.SEM_SEG_HEAD if model == SEGMENTOR else cfg.MODEL.CLASSIFIER).NUM_CLASSES
+    return cfg.MODEL[_CLASSES[model][1]].NUM_CLASSES if model in _CLASSES else 0
+
+
 def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
     """Raise UserError unless the model has as many classes and keypoints as each dataset.
 

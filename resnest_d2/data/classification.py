@@ -9,6 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data.detection_utils import read_image
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms import v2
 
 #: Principal components of the colours of ImageNet's pixels, RGB in rows, and their standard deviations.
@@ -33,12 +34,21 @@ class ClassificationMapper:
 
     def __call__(self, record: Dict[str, Any]) -> Dict[str, Any]:
         """Return the record with ``image``, (C, H, W) uint8."""
-        grey = self._format == "L"
         # Turned by its EXIF orientation, as everywhere in detectron2.
-        pixels = read_image(record["file_name"], "L" if grey else "RGB")
-        image = np.asarray(self._transform(Image.fromarray(pixels[..., 0] if grey else pixels)))
-        image = image[..., None] if grey else image[..., ::-1] if self._format == "BGR" else image
-        return {**record, "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))}
+        return {**record, "image": self.transform(read_image(record["file_name"], self._format))}
+
+    def transform(self, pixels: np.ndarray) -> Tensor:
+        """Transform an image, (H, W, C) uint8 in the mapper's format, to (C, h, w)."""
+        if self._format == "L":
+            return as_tensor(np.asarray(self._transform(Image.fromarray(pixels[..., 0])))[..., None])
+        step = -1 if self._format == "BGR" else 1  # transforms know RGB
+        image = self._transform(Image.fromarray(np.ascontiguousarray(pixels[..., ::step])))
+        return as_tensor(np.asarray(image)[..., ::step])
+
+
+def as_tensor(image: np.ndarray) -> Tensor:
+    """Return an image, (H, W, C), as a tensor of its own, (C, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def build_classification_mapper(cfg: CfgNode, train: bool) -> ClassificationMapper:

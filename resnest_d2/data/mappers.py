@@ -9,10 +9,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
+from torch import Tensor
 
 from ..config import CLASSIFIER, SEGMENTOR
 from .augmentations import scale_and_crop
-from .classification import build_classification_mapper
+from .classification import as_tensor, build_classification_mapper
 from .semantic_masks import check_range, check_size, read_labels
 
 Mapper = Callable[[Dict[str, Any]], Dict[str, Any]]
@@ -34,6 +35,24 @@ def build_mapper(cfg: CfgNode, train: bool) -> Mapper:
             augmentations.insert(0, T.RandomCrop_CategoryAreaConstraint(*crop))
     head = cfg.MODEL.SEM_SEG_HEAD
     return SemanticMapper(augmentations, cfg.INPUT.FORMAT, train, head.NUM_CLASSES, head.IGNORE_VALUE)
+
+
+def build_test_transform(cfg: CfgNode) -> Callable[[np.ndarray], Tensor]:
+    """Build what the mapper of a test does with an image that it has read.
+
+    Returns:
+        A function from the image, (H, W, C) in INPUT.FORMAT, to the model's ``image``, (C, h, w).
+    """
+    if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER:
+        return build_classification_mapper(cfg, train=False).transform
+    augment = T.AugmentationList(detection_utils.build_augmentation(cfg, is_train=False))
+
+    def transform(pixels: np.ndarray) -> Tensor:
+        inputs = T.AugInput(pixels)
+        augment(inputs)
+        return as_tensor(inputs.image)
+
+    return transform
 
 
 class SemanticMapper:
@@ -79,7 +98,7 @@ class SemanticMapper:
             check_range(file, labels, self._classes, self._ignored)
         inputs = T.AugInput(image, sem_seg=labels)
         self._augment(inputs)
-        record["image"] = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
+        record["image"] = as_tensor(inputs.image)
         if self._train:
             record["sem_seg"] = torch.from_numpy(inputs.sem_seg.astype(np.int64))
         return record

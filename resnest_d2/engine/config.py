@@ -60,7 +60,7 @@ def read_config(config_file: str, overrides: Sequence[str] = ()) -> Tuple[CfgNod
         cfg.merge_from_list(list(overrides))
     check_values(cfg)
     _expand_paths(cfg)
-    _find_device(cfg, "MODEL.DEVICE" in overrides)
+    find_device(cfg, "MODEL.DEVICE" in overrides)
     for node in (cfg, recipe):
         sizes = node.INPUT.MIN_SIZE_TRAIN
         if node.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) == 1:
@@ -78,7 +78,7 @@ def _expand_paths(cfg: CfgNode) -> None:
         node[name] = expanded(value) if isinstance(value, str) else tuple(map(expanded, value))
 
 
-def _find_device(cfg: CfgNode, asked: bool) -> None:
+def find_device(cfg: CfgNode, asked: bool) -> None:
     """Raise UserError unless MODEL.DEVICE exists. If it was not asked for, the CPU replaces it."""
     name, visible = cfg.MODEL.DEVICE, torch.cuda.device_count()
     device = re.fullmatch(r"cpu|cuda(?::(\d{1,4}))?", name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping
+from typing import Any, Dict, List, Mapping, Sequence
 
 import torch
 import yaml
@@ -58,14 +58,20 @@ def check_same(
     )
 
 
-def check_classes_of_weights(cfg: CfgNode, content: Mapping[str, Any]) -> None:
+def trained_classes(content: Mapping[str, Any]) -> List[str]:
+    """Return the names of the classes that a checkpoint was trained on; empty in files of other programs."""
+    state = content.get("trainer")
+    classes = state.get("classes") if isinstance(state, dict) else None
+    sound = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    return classes if sound else []
+
+
+def check_classes_of_weights(cfg: CfgNode, trained: Sequence[str]) -> None:
     """Raise UserError if a classifier's checkpoint was trained on other classes than those of the test sets.
 
     Args:
-        content: of the checkpoint; that of other programs has no ``classes``.
+        trained: the classes of the training, if known.
     """
-    state = content.get("trainer")
-    trained = state.get("classes") if isinstance(state, dict) else None
     for name in cfg.DATASETS.TEST if trained else ():
         if pair := first_difference(trained, image_classes(name)):
             was, now = pair

@@ -10,7 +10,7 @@ import weakref
 from collections import OrderedDict
 from contextlib import nullcontext, suppress
 from functools import partial
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
 import torch.distributed as dist
@@ -45,7 +45,7 @@ from .hooks import (
     Throughput,
 )
 from .results import RecordRun, write_results
-from .resuming import check_classes_of_weights, check_same, class_names
+from .resuming import check_classes_of_weights, check_same, class_names, trained_classes
 from .signals import Signals
 from .step import TrainStep
 from .trial import try_evaluation
@@ -329,6 +329,24 @@ def load_model(
             of the model at their random initialisation, unless ``allow_random``. The weights of a backbone
             alone leave the detector random, which then finds nothing.
     """
+    model, classes = load_with_classes(cfg, resume, allow_random, optimize, half)
+    if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER and not allow_random:
+        check_classes_of_weights(cfg, classes)
+    return model
+
+
+def load_with_classes(
+    cfg: CfgNode,
+    resume: bool = False,
+    allow_random: bool = False,
+    optimize: bool = False,
+    half: bool = False,
+) -> Tuple[nn.Module, List[str]]:
+    """Like :func:`load_model`, for any images: DATASETS need not exist.
+
+    Returns:
+        The model, and the names of the classes of its training; empty if the file does not hold them.
+    """
     with blames_configuration(cfg, "building the model"):
         model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
@@ -339,12 +357,10 @@ def load_model(
         raise UserError(
             f"{e} A training removes those beyond SOLVER.CHECKPOINTS_TO_KEEP; try again, or name another"
         ) from None
-    if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER and not allow_random:
-        check_classes_of_weights(cfg, content)
     if optimize or half:
         dtype = (torch.bfloat16 if cfg.MODEL.DEVICE == "cpu" else torch.float16) if half else None
         optimize_for_inference(model, dtype=dtype)
-    return model
+    return model, trained_classes(content)
 
 
 def evaluate(cfg: CfgNode, **options: bool) -> OrderedDict:
