@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Set, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Sequence, Set, Tuple
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image, transform_instance_annotations
 from detectron2.data.transforms import ResizeTransform, TransformList
+from detectron2.structures import Instances
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from tqdm import tqdm
@@ -23,7 +24,7 @@ from ..data.semantic_masks import check_size, read_labels
 from ..errors import UserError, needs, one_line
 from ..files import atomic_writer, unused_name, writing
 from .label_maps import class_colours, overlay
-from .labels import plain_text
+from .labels import label, plain_text
 
 if TYPE_CHECKING:
     from detectron2.utils.visualizer import VisImage, Visualizer
@@ -92,8 +93,8 @@ def draw_predictions(
         if "instances" in output:
             instances = output["instances"].to("cpu")
             instances = instances[instances.scores >= score_threshold]
+            predicted = draw_objects(image, instances, metadata)
             with plain_text():
-                predicted = _visualizer(image, metadata).draw_instance_predictions(instances).get_image()
                 truth = _draw_truth(
                     _visualizer(image, metadata), record, resize, (height, _WIDTH)
                 ).get_image()
@@ -115,6 +116,37 @@ def draw_predictions(
             page.save(file, "PNG")
         paths.append(folder / name)
     return paths
+
+
+def draw_objects(
+    pixels: np.ndarray, instances: Instances, metadata: Metadata, jittering: bool = True
+) -> np.ndarray:
+    """Draw predicted objects over an image.
+
+    Args:
+        pixels: (H, W, 3) uint8, RGB.
+        instances: on the CPU, in pixels of the image.
+        metadata: names, and colours if there are any, of the classes and keypoints.
+        jittering: vary the colours of a class, so that its objects can be told apart; not for videos, where
+            they would flicker.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+    """
+    with plain_text():
+        drawn = _visualizer(pixels, metadata).draw_instance_predictions(instances, jittering)
+        return drawn.get_image()
+
+
+def draw_classes(pixels: np.ndarray, lines: Sequence[str]) -> np.ndarray:
+    """Write lines of text into the upper left corner of an image, (H, W, 3) uint8 RGB, and return it."""
+    page = Image.fromarray(np.ascontiguousarray(pixels))
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(max(10, page.height // 24))
+    text = "\n".join(label(line) for line in lines)
+    left, top, right, bottom = draw.multiline_textbbox((4, 4), text, font)
+    draw.rectangle((left - 4, top - 4, right + 4, bottom + 4), "black")
+    draw.multiline_text((4, 4), text, "white", font)
+    return np.asarray(page)
 
 
 def _visualizer(image: np.ndarray, metadata: Metadata) -> Visualizer:
