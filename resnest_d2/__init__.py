@@ -14,6 +14,7 @@ if prerequisites.met():
 
 __all__ = [
     "OptionError",
+    "Predictor",
     "ResNeSt",
     "SplitAttentionConv2d",
     "UserError",
@@ -24,3 +25,11 @@ __all__ = [
     "model_zoo",
     "optimize_for_inference",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "Predictor":  # imported when it is used, since the engine takes as long as the rest
+        from .prediction import Predictor
+
+        return Predictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
