@@ -27,6 +27,7 @@ from detectron2.modeling import build_model
 before = set(sys.modules)
 import resnest_d2
 loaded = sorted({name.split(".")[0] for name in set(sys.modules) - before})
+with_engine = "resnest_d2.engine" in sys.modules
 import resnest_d2.engine
 
 cfg = get_cfg()
@@ -51,6 +52,8 @@ print(json.dumps({
     "config": resnest_d2.model_zoo.get_config_file("cascade_resnest101"),
     "depth": resnest_d2.model_zoo.get_config("cascade_resnest101").MODEL.RESNETS.DEPTH,
     "loaded": loaded,
+    "with_engine": with_engine,
+    "predictor": resnest_d2.Predictor.__name__,
     "found": list(found),
 }))
 """
@@ -134,7 +137,8 @@ def test_strangers_project_builds_and_runs_a_detector_without_compiled_extension
 @pytest.mark.slow
 def test_import_loads_no_module_beside_what_detectron2_loads(stranger):
     """`import resnest_d2` is as fast as detectron2's own imports, because it adds little to them."""
-    assert "resnest_d2" in stranger["loaded"]
+    assert "resnest_d2" in stranger["loaded"] and not stranger["with_engine"]
+    assert stranger["predictor"] == "Predictor"  # which imports it
     assert {*stranger["loaded"]} <= {
         *("resnest_d2", "detectron2", "fvcore", "torchvision", "contourpy", "safetensors"),
     }

@@ -25,7 +25,16 @@ from resnest_d2 import UserError, model_zoo
 from resnest_d2.data import own_data
 from resnest_d2.engine import Trainer, load_config
 from resnest_d2.engine.resuming import class_names
-from resnest_d2.prediction import Outputs, Predictor, find_inputs, predict_files, read_inputs, split_overrides
+from resnest_d2.engine.signals import ended_at_once
+from resnest_d2.prediction import (
+    Outputs,
+    Predictor,
+    find_inputs,
+    inputs,
+    predict_files,
+    read_inputs,
+    split_overrides,
+)
 from resnest_d2.prediction.classes import find_classes
 from resnest_d2.prediction.files import _annotations
 from resnest_d2.prediction.video import SUFFIX, Video, video_writer
@@ -421,7 +430,8 @@ def test_nothing_that_is_there_is_replaced_unless_asked(predicted, detector):
     assert (folder / "drawn/1.png").read_text() == "mine"
     result = tool(folder, detector, "photos/1.jpg", "--overwrite", threshold=1)
     assert result.returncode == 0, result.stderr
-    assert Image.open(folder / "drawn/1.png").size == Image.open(folder / "photos/1.jpg").size
+    drawn, plain = (np.asarray(Image.open(folder / name)) for name in ("drawn/1.png", "photos/1.jpg"))
+    assert (drawn == plain).all()  # in the same colours, as there is nothing to draw
     content = json.loads((folder / "found.json").read_text())
     assert len(content["images"]) == 1 and content["annotations"] == []
 
@@ -516,6 +526,31 @@ def test_ctrl_c_leaves_no_half_written_file(detector, tmp_path):
     assert "stopped by SIGINT" in (tmp_path / "log").read_text()
     left = {path.name for path in tmp_path.rglob("*")}
     assert left == {"config.yaml", "log", "drawn", f"clip{SUFFIX}"}
+
+
+def test_ctrl_c_ends_a_camera_and_keeps_what_it_has_seen(segmentor, tmp_path, monkeypatch):
+    class Camera(Video):
+        """A file in place of the device that the machine lacks, while whose fifth frame somebody types Ctrl-C."""
+
+        def __init__(self, place):
+            super().__init__(str(tmp_path / "clip.mp4") if place == 0 else place)
+
+        def __iter__(self):
+            for number, frame in enumerate(super().__iter__()):
+                if number == 4:
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield frame
+
+    clip(tmp_path / "clip.mp4", frames=9)
+    monkeypatch.setattr(inputs, "Video", Camera)
+    outputs = Outputs(tmp_path / "drawn", tmp_path / "found.json")
+    before = signal.getsignal(signal.SIGINT)
+    with ended_at_once():
+        done = predict_files(Predictor(segmentor), find_inputs(["0"]), outputs, quiet=True)
+    signal.signal(signal.SIGINT, before)
+    assert done == (0, 4, 0)
+    assert Video(str(tmp_path / "drawn/camera-0.mp4")).count == 4
+    assert len(json.loads((tmp_path / "found.json").read_text())["images"]) == 4
 
 
 @pytest.mark.slow

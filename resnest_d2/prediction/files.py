@@ -223,7 +223,7 @@ def _results(outputs: Outputs, predictor: Predictor) -> Iterator[Add]:
                 entry["sem_seg_file_name"] = target.relative_to(outputs.results.parent).as_posix()
             images.add(entry)
             for annotation in _annotations(prediction.output, classes.ids):
-                annotations.add({**annotation, "id": annotations.length + 1, "image_id": number})
+                annotations.add({"id": annotations.length + 1, **annotation, "image_id": number})
 
         yield add
         file.write(b'],\n"images": [')
