@@ -12,7 +12,7 @@ from ..errors import UserError, needs
 from ..files import PathLike, atomic_writer, check_readable
 
 #: Extension and codec (MPEG-4 part 2) of the videos that are written. OpenCV's wheels have no encoder of
-#: H.264, and that of VP9 takes thirty times as long.
+#: H.264, and that of VP9 is far slower.
 SUFFIX, _CODEC = ".mp4", "mp4v"
 #: Frames per second where a file or a camera does not say, and the most that are believed.
 _RATE, _FASTEST = 25.0, 1000.0
