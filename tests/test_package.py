@@ -51,6 +51,7 @@ print(json.dumps({
     "package": resnest_d2.__file__,
     "config": resnest_d2.model_zoo.get_config_file("cascade_resnest101"),
     "depth": resnest_d2.model_zoo.get_config("cascade_resnest101").MODEL.RESNETS.DEPTH,
+    "lazy depth": resnest_d2.model_zoo.get_lazy_config("cascade_resnest101").model.backbone.bottom_up.depth,
     "loaded": loaded,
     "with_engine": with_engine,
     "predictor": resnest_d2.Predictor.__name__,
@@ -108,7 +109,9 @@ def test_wheel_carries_all_configurations_and_modules_but_benchmarks_and_nothing
     assert {n[len("resnest_d2/configs/") :] for n in names if n.endswith(".yaml")} == configs
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "resnest_d2").rglob("*.py")}
     benchmarks = {name for name in modules if name.startswith("resnest_d2/benchmark/")}
-    assert benchmarks and {n for n in names if n.endswith(".py")} == modules - benchmarks
+    lazy = {f"resnest_d2/configs/lazy/{p.name}" for p in (ROOT / "configs/lazy").glob("*.py")}
+    assert benchmarks and {n for n in names if n.endswith(".py")} == modules - benchmarks | lazy
+    assert len(lazy) > 20
     assert len(configs) > 20 and len(modules) > 20
     assert {n.split("/")[0].split("-")[0] for n in names} == {"resnest_d2"}
 
@@ -126,7 +129,8 @@ def test_wheel_does_not_depend_on_a_distribution_of_detectron2(wheel):
 def test_installed_wheel_finds_its_configurations(stranger, clean_python):
     package = Path(stranger["package"]).parent
     assert clean_python.parent.parent in package.parents
-    assert Path(stranger["config"]).parent == package / "configs" and stranger["depth"] == 101
+    assert Path(stranger["config"]).parent == package / "configs"
+    assert stranger["depth"] == stranger["lazy depth"] == 101
 
 
 @pytest.mark.slow

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import List, Optional
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, LazyConfig
 from detectron2.modeling import build_model
+from omegaconf import DictConfig
 from torch import nn
 
 from ..checkpoint import Checkpointer
@@ -39,11 +40,15 @@ def get_config_file(name: str) -> str:
     Raises:
         UserError: there is no configuration of that name.
     """
-    name = str(name)[:100].removesuffix(".yaml")
-    if name not in available():
-        hint = nearest(name, available(), limit=50)
-        raise UserError(f"no configuration {name!r} in {config_dir()}; {hint}")
-    return str(config_dir() / f"{name}.yaml")
+    return _file(config_dir(), name, ".yaml", available())
+
+
+def _file(folder: Path, name: str, suffix: str, names: List[str]) -> str:
+    name = str(name)[:100].removesuffix(suffix)
+    if name not in names:
+        hint = nearest(name, names, limit=50)
+        raise UserError(f"no configuration {name!r} in {folder}; {hint}")
+    return str(folder / f"{name}{suffix}")
 
 
 def get_config(name: str, trained: bool = False) -> CfgNode:
@@ -60,6 +65,23 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
     if trained:
         cfg.MODEL.WEIGHTS = get_checkpoint_url(name)
     return cfg
+
+
+def available_lazy() -> List[str]:
+    """List the names of the configurations that :func:`get_lazy_config` knows."""
+    return sorted(path.stem for path in (config_dir() / "lazy").glob("*.py") if path.stem != "common")
+
+
+def get_lazy_config(name: str) -> DictConfig:
+    """Return the configuration ``name`` in detectron2's lazy form, with the settings of its YAML file.
+
+    Its parts are ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier`` and ``train``, as detectron2's
+    ``lazyconfig_train_net.py`` takes them.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    return LazyConfig.load(_file(config_dir() / "lazy", name, ".py", available_lazy()))
 
 
 def get_checkpoint_url(name: str) -> str:

@@ -1,0 +1,3 @@
+from .common import cascade, resnest
+
+model, dataloader, optimizer, lr_multiplier, train = cascade(resnest(101), masks=True)

@@ -1,0 +1,3 @@
+from .common import cascade, resnet
+
+model, dataloader, optimizer, lr_multiplier, train = cascade(resnet(101))

@@ -1,0 +1,3 @@
+from .common import faster, resnest
+
+model, dataloader, optimizer, lr_multiplier, train = faster(resnest(50))

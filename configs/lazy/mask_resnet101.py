@@ -1,0 +1,3 @@
+from .common import faster, resnet
+
+model, dataloader, optimizer, lr_multiplier, train = faster(resnet(101), masks=True)
