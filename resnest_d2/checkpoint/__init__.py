@@ -2,8 +2,9 @@
 
 from .backbone_file import check_backbone, write_backbone
 from .checkpointer import Checkpointer
-from .convert import Conversion, averaged, check_target, convert, write_weights
+from .convert import Conversion, as_safetensors, averaged, check_target, convert, write_weights
 from .coverage import Coverage
+from .hub import HubHandler, check_model_name
 from .links import LinkHandler, local_weights, register_handlers
 from .read import read_weights
 from .resolve import ResNeStHandler
@@ -14,10 +15,13 @@ __all__ = [
     "Checkpointer",
     "Conversion",
     "Coverage",
+    "HubHandler",
     "LinkHandler",
     "ResNeStHandler",
+    "as_safetensors",
     "averaged",
     "check_backbone",
+    "check_model_name",
     "check_target",
     "convert",
     "local_weights",

@@ -209,11 +209,13 @@ def write_weights(conversion: Conversion, path: str) -> None:
         if Path(path).suffix == ".pth":
             torch.save(conversion.checkpoint(), file)
         else:
-            tensors = {  # safetensors forbids shared memory
-                key: value.clone(memory_format=torch.contiguous_format)
-                for key, value in conversion.state.items()
-            }
-            file.write(safetensors.torch.save(tensors, {"source": conversion.source}))
+            file.write(as_safetensors(conversion.state, {"source": conversion.source}))
+
+
+def as_safetensors(state: State, metadata: Dict[str, str]) -> bytes:
+    """Return the content of a ``.safetensors`` file, which takes no strided and no shared memory."""
+    copies = {key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items()}
+    return safetensors.torch.save(copies, metadata)
 
 
 def unwrap(content: Dict[str, Any], name: str, own: Container[str] = ()) -> State:

@@ -15,6 +15,7 @@ from iopath.common.file_io import PathHandler, get_cache_dir
 
 from ..errors import UserError, one_line
 from ..files import check_link, check_readable
+from .hub import HubHandler
 from .read import read_weights
 from .resolve import TIMEOUT, ResNeStHandler, TransferError, download
 
@@ -151,9 +152,9 @@ def _lost(weights: str, error: Exception) -> UserError:
 
 
 def register_handlers() -> None:
-    """Register ``resnest://`` and the released links with detectron2."""
+    """Register ``resnest://``, ``hf://`` and the released links with detectron2."""
     weights = ResNeStHandler()
-    for handler in (weights, LinkHandler(weights)):
+    for handler in (weights, HubHandler(), LinkHandler(weights)):
         PathManager.register_handler(handler, allow_override=True)
 
 

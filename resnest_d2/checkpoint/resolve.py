@@ -14,6 +14,7 @@ import urllib.request
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from urllib.parse import quote
 
 import portalocker
 import torch
@@ -54,8 +55,7 @@ class ResNeStHandler(PathHandler):
         cache: folder for downloaded and converted files; None for ``resnest_d2`` in iopath's cache,
             which is ``~/.torch/iopath_cache`` unless $FVCORE_CACHE says otherwise.
         official_url: URL of the authors' files.
-        hub_url: URL of a hub model's weights, with ``{model}`` for its id and ``{endpoint}`` for the hub or
-            the mirror that HF_ENDPOINT names.
+        hub_url: URL of a hub model's weights, for :func:`hub_link`.
     """
 
     PREFIX = "resnest://"
@@ -157,9 +157,7 @@ class ResNeStHandler(PathHandler):
         if record.official:
             sources.append((self.official_url + record.official, record.official))
         if record.hub:
-            endpoint = os.getenv("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-            hub = self.hub_url.format(endpoint=endpoint, model=record.hub)
-            sources.append((hub, f"{name}.safetensors"))
+            sources.append((hub_link(record.hub, url=self.hub_url), f"{name}.safetensors"))
         failures: List[str] = []
         content: List[Dict[str, Any]] = []
         for url, file in sources:
@@ -185,25 +183,57 @@ class ResNeStHandler(PathHandler):
         Args:
             content: converted content of the file, if already read.
         """
-        stat = check_readable(source).stat()
-        identity = f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-        stem = f"{Path(name).name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+        stem = Path(name).name
         if name in TRAINED:
-            note = self.cache / f"{stem}.checked"
+            note = self.cache / f"{_stem(stem, source)}.checked"
             if not note.is_file():
                 _check_hash(source, source.name)
                 with suppress(UserError):  # works without a cache
                     atomic_write_text(note, f"{source}\n")
             return source
-        target = self.cache / f"{stem}.d2.pth"
-        if not target.is_file() or damage(target):
-            if content is None:
-                _check_hash(source, source.name)
-                content = _read(name, source)
-            with atomic_writer(target) as file:
-                torch.save(content, file)
-            logger.info("Converted %s to %s", source, target)
-        return target
+
+        def read() -> Dict[str, Any]:
+            if content is not None:
+                return content
+            _check_hash(source, source.name)
+            return _read(name, source)
+
+        return stock_copy(source, stem, self.cache, read)
+
+
+def stock_copy(source: Path, name: str, cache: Path, read: Callable[[], Dict[str, Any]]) -> Path:
+    """Return the cached copy of a file that detectron2's stock checkpointer loads, made if there is none.
+
+    Args:
+        name: start of its file name.
+        read: returns the converted content of the file.
+    """
+    target = cache / f"{_stem(name, source)}.d2.pth"
+    if not target.is_file() or damage(target):
+        content = read()
+        with atomic_writer(target) as file:
+            torch.save(content, file)
+        logger.info("Converted %s to %s", source, target)
+    return target
+
+
+def _stem(name: str, source: Path) -> str:
+    """Return a file name for what was made of a file, which changes with it."""
+    stat = check_readable(source).stat()
+    identity = f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    return f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+
+def hub_link(model: str, revision: str = "main", url: str = HUB_URL) -> str:
+    """Return the address of a model's weights on the Hugging Face hub, or the mirror that HF_ENDPOINT names.
+
+    Args:
+        model: its id.
+        revision: branch, tag or commit.
+        url: the address, with ``{endpoint}``, ``{model}`` and ``{revision}``.
+    """
+    endpoint = os.getenv("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    return url.format(endpoint=endpoint, model=model, revision=quote(revision, safe=""))
 
 
 class TransferError(Exception):

@@ -7,7 +7,7 @@ from typing import NamedTuple, Optional, Tuple
 #: Release assets of zhanghang1989/ResNeSt, tag weights_step1.
 OFFICIAL_URL = "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step1/"
 #: Files of a model on the Hugging Face hub.
-HUB_URL = "{endpoint}/{model}/resolve/main/model.safetensors"
+HUB_URL = "{endpoint}/{model}/resolve/{revision}/model.safetensors"
 
 
 class PretrainedWeights(NamedTuple):
