@@ -83,7 +83,15 @@ _refused("a value that is nested deep", ("SEED", "[" * 5000 + "]" * 5000), "SEED
 _refused("a value of many signs", ("SEED", "-" * 100_000 + "1"), "command line")
 _refused("a key of two lines", ("SEED\nX", 3), "unknown key SEED X")
 _refused("optimize in training", ("--optimize",), "--optimize")
-for name in ("catalog://x", "resnest://x", "resnest://", "{folder}", "nowhere.pth", "nowhere\n.pth"):
+for name in (
+    "catalog://x",
+    "resnest://x",
+    "resnest://",
+    "hf://x",
+    "{folder}",
+    "nowhere.pth",
+    "nowhere\n.pth",
+):
     _refused(f"MODEL.WEIGHTS {name}", ("MODEL.WEIGHTS", name), "MODEL.WEIGHTS")
 _refused("weights to evaluate in a folder", ("--eval-only", "MODEL.WEIGHTS", "{folder}"), "MODEL.WEIGHTS")
 # A rank that was left in the environment keeps nobody from saying what is wrong.

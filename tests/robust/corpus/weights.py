@@ -428,6 +428,8 @@ _NAMES: Dict[str, tuple] = {
     "https://127.0.0.1:99999/x.pth": ("99999",),
     "resnest://": ("resnest://",),
     "resnest://../weights": ("resnest://../weights",),
+    "hf://../weights": ("hf://../weights",),
+    "hf://user/name/model.safetensors": ("USER/NAME",),
     "/dev/zero": ("/dev/zero",),
     "/": (),
     "?": (),
