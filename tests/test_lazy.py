@@ -122,8 +122,7 @@ def test_weights_data_and_schedule_are_those_of_the_yaml_file(name):
     assert len(set(instantiate(test.mapper).augmentations.augs[0].short_edge_length)) == 1
     # What is not set is detectron2's default, which is the YAML file's.
     loader = inspect.signature(build_detection_train_loader.__wrapped__).parameters
-    assert {**train, "sampler": loader["sampler"].default}["sampler"] is None
-    assert cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler"
+    assert loader["sampler"].default is None and cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler"
     assert loader["aspect_ratio_grouping"].default == cfg.DATALOADER.ASPECT_RATIO_GROUPING
     assert set(train) == {"_target_", "dataset", "mapper", "total_batch_size", "num_workers"}
     assert (train.total_batch_size, train.num_workers) == (

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, List, Optional, Tuple
 from urllib.parse import quote
 
-from detectron2.utils.logger import log_first_n
 from iopath.common.file_io import PathHandler, get_cache_dir
 
 from ..errors import UserError
@@ -17,6 +16,8 @@ from ..files import check_readable
 from .convert import as_checkpoint
 from .read import read_weights
 from .resolve import TransferError, download, hub_link, stock_copy
+
+logger = logging.getLogger(__name__)
 
 #: The file of a model's weights on the hub.
 FILE = "model.safetensors"
@@ -58,8 +59,7 @@ class HubHandler(PathHandler):
         model, revision = _parsed(path)
         source = check_readable(_of_huggingface(model, revision) or self._fetched(path, model, revision))
         date = time.strftime("%Y-%m-%d", time.localtime(source.stat().st_mtime))
-        message = f"{path} was fetched on {date}; remove {source} to fetch it anew"
-        log_first_n(logging.INFO, message, name=__name__, key="message")
+        logger.info("%s was fetched on %s; remove %s to fetch it anew", path, date, source)
         name = f"{model}-{revision}".replace("/", "--")[:100]
         return str(
             stock_copy(source, name, self.cache, lambda: as_checkpoint(read_weights(source), str(source)))
