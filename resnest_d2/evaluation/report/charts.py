@@ -16,17 +16,17 @@ from ..labels import label, plain_text
 from .measure import SCORE_THRESHOLD, Task
 
 # Distinguishable with any colour vision (Okabe and Ito), darkened to be legible as thin lines on white.
-_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#b5599a", "#a8741a", "#56708a"]
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#b5599a", "#a8741a", "#56708a"]
 _MOST_LINES = 16  # per chart
 _MOST_POINTS = 3000  # per line; a chart is 600 pixels wide
-RIGHT, WRONG, MISSED = _COLOURS[2], _COLOURS[1], _COLOURS[3]
+RIGHT, WRONG, MISSED = COLOURS[2], COLOURS[1], COLOURS[3]
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: crisp, small and selectable
     "svg.hashsalt": "resnest_d2",  # the same data give the same page
     "font.family": "sans-serif",
     "font.sans-serif": ["system-ui", "DejaVu Sans", "sans-serif"],
     "font.size": 10,
-    "axes.prop_cycle": matplotlib.cycler(color=_COLOURS),
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#888",
@@ -41,20 +41,30 @@ _STYLE = {
 }
 
 
-def _chart(draw: Callable[[Axes], Any], title: str, size: Tuple[float, float] = (4.6, 3.1)) -> str:
+def chart(draw: Callable[[Axes], Any], title: str, size: Tuple[float, float] = (4.6, 3.1)) -> str:
     """Draw an SVG image of that size in inches, which scales to the width that it is given."""
-    with matplotlib.rc_context(_STYLE), plain_text():
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.subplots())
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    svg = file.getvalue()
+    file = _saved(lambda figure: draw(figure.subplots()), size, format="svg", metadata={"Date": None})
+    svg = file.getvalue().decode()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
     return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
 
 
-def _in_legend(name: str) -> str:
+def raster(draw: Callable[[Figure], Any], size: Tuple[float, float]) -> bytes:
+    """Draw a PNG image of that size in inches, 150 pixels each, in the style of the charts."""
+    return _saved(draw, size, format="png", dpi=150).getvalue()
+
+
+def _saved(draw: Callable[[Figure], Any], size: Tuple[float, float], **options: Any) -> io.BytesIO:
+    with matplotlib.rc_context(_STYLE), plain_text():
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        file = io.BytesIO()
+        figure.savefig(file, **options)
+    return file
+
+
+def in_legend(name: str) -> str:
     """Shorten a name to leave space for lines. matplotlib omits names that begin with an underscore."""
     text = label(name, 24)
     return f" {text}" if text.startswith("_") else text
@@ -65,12 +75,12 @@ def precision_recall(curves: Mapping[str, np.ndarray], title: str) -> str:
 
     def draw(axes: Axes) -> None:
         for name, precision in curves.items():
-            axes.plot(np.linspace(0, 100, len(precision)), precision, label=_in_legend(name))
+            axes.plot(np.linspace(0, 100, len(precision)), precision, label=in_legend(name))
         axes.set(xlim=(0, 101), ylim=(0, 102), xlabel="recall (%)", ylabel="precision (%)")
         if curves:
             axes.legend(loc="best")
 
-    return _chart(draw, title)
+    return chart(draw, title)
 
 
 def scores(task: Task) -> str:
@@ -91,7 +101,7 @@ def scores(task: Task) -> str:
         axes.set_ylim(0, 3 * axes.get_ylim()[1])  # space for the legend
         axes.legend(loc="upper center", ncols=2)
 
-    return _chart(draw, "scores of right and wrong detections")
+    return chart(draw, "scores of right and wrong detections")
 
 
 def trade_off(task: Task, objects: int) -> str:
@@ -112,7 +122,7 @@ def trade_off(task: Task, objects: int) -> str:
         axes.set(xlim=(0, 1), ylim=(0, 102), xlabel="score threshold", ylabel="%")
         axes.legend(loc="best")
 
-    return _chart(draw, "precision and recall by score threshold")
+    return chart(draw, "precision and recall by score threshold")
 
 
 def bars(rows: Sequence[Mapping[str, Any]], value: str, text: Callable[[Mapping], str], unit: str) -> str:
@@ -120,7 +130,7 @@ def bars(rows: Sequence[Mapping[str, Any]], value: str, text: Callable[[Mapping]
 
     def draw(axes: Axes) -> None:
         values = [0 if np.isnan(row[value]) else row[value] for row in rows]
-        axes.barh(range(len(rows)), values, color=_COLOURS[0], height=0.62)
+        axes.barh(range(len(rows)), values, color=COLOURS[0], height=0.62)
         axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
@@ -130,7 +140,7 @@ def bars(rows: Sequence[Mapping[str, Any]], value: str, text: Callable[[Mapping]
                 text(row), (values[y], y), (4, 0), textcoords="offset points", va="center", size=8.5
             )
 
-    return _chart(draw, unit)
+    return chart(draw, unit)
 
 
 def groups(values: Mapping[str, Sequence[float]], unit: str) -> str:
@@ -139,16 +149,16 @@ def groups(values: Mapping[str, Sequence[float]], unit: str) -> str:
     def draw(axes: Axes) -> None:
         for y, group in enumerate(values.values()):
             mean = float(np.mean(group))
-            axes.plot(group, [y] * len(group), "o", color=_COLOURS[0], alpha=0.55, markersize=7)
-            axes.plot([mean] * 2, [y - 0.28, y + 0.28], color=_COLOURS[1])
+            axes.plot(group, [y] * len(group), "o", color=COLOURS[0], alpha=0.55, markersize=7)
+            axes.plot([mean] * 2, [y - 0.28, y + 0.28], color=COLOURS[1])
             axes.annotate(
                 f"{mean:.1f}", (mean, y - 0.28), (0, 3), textcoords="offset points", ha="center", size=8.5
             )
-        axes.set_yticks(range(len(values)), map(_in_legend, values))
+        axes.set_yticks(range(len(values)), map(in_legend, values))
         axes.set(xlabel=unit, ylim=(len(values) - 0.4, -0.75))
         axes.margins(x=0.08)
 
-    return _chart(draw, unit, (4.6, 0.8 + 0.5 * len(values)))
+    return chart(draw, unit, (4.6, 0.8 + 0.5 * len(values)))
 
 
 def confusion(counts: np.ndarray, names: Sequence[str], shown: np.ndarray) -> str:
@@ -167,9 +177,9 @@ def confusion(counts: np.ndarray, names: Sequence[str], shown: np.ndarray) -> st
         axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=10)  # the root shows rare confusions, too
         axes.grid(visible=False)
         axes.set_xticks(
-            range(len(names)), map(_in_legend, names), rotation=60, ha="right", size=8 if few else 5
+            range(len(names)), map(in_legend, names), rotation=60, ha="right", size=8 if few else 5
         )
-        axes.set_yticks(range(len(names)), map(_in_legend, names), size=8 if few else 5)
+        axes.set_yticks(range(len(names)), map(in_legend, names), size=8 if few else 5)
         axes.set(xlabel="predicted", ylabel="true")
         for y, x in np.argwhere(share >= (0.05 if few else 1)):
             colour = "white" if share[y, x] > 40 else "black"
@@ -177,7 +187,7 @@ def confusion(counts: np.ndarray, names: Sequence[str], shown: np.ndarray) -> st
                 f"{share[y, x]:.0f}", (x, y), ha="center", va="center", color=colour, size=8 if few else 4
             )
 
-    return _chart(draw, "confusion of classes", (7, 5.6))
+    return chart(draw, "confusion of classes", (7, 5.6))
 
 
 def training(metrics: Sequence[Dict[str, Any]]) -> List[Dict[str, str]]:
@@ -201,17 +211,17 @@ def training(metrics: Sequence[Dict[str, Any]]) -> List[Dict[str, str]]:
         }
         series = {key: points[:: -(-len(points) // _MOST_POINTS)] for key, points in series.items() if points}
         if any(len(points) > 1 for points in series.values()):
-            charts.append({"title": title, "svg": _chart(partial(_lines, series, unit), title)})
+            charts.append({"title": title, "svg": chart(partial(_lines, series, unit), title)})
     return charts
 
 
 def _lines(series: Mapping[str, Sequence], unit: str, axes: Axes) -> None:
     for i, (name, points) in enumerate(series.items()):
-        style = "-" if i < len(_COLOURS) else "--"
+        style = "-" if i < len(COLOURS) else "--"
         axes.plot(
             *zip(*points),
             style,
-            label=_in_legend(name),
+            label=in_legend(name),
             marker="o" if len(points) < 8 else None,
             markersize=4,
         )

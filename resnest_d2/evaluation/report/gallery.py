@@ -129,7 +129,12 @@ def picture(pixels: np.ndarray) -> str:
     """Return an image, (H, W, 3) RGB, as the data URL of a JPEG."""
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(file, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return data_url(file.getvalue(), "jpeg")
+
+
+def data_url(image: bytes, kind: str) -> str:
+    """Return an image's file as the data URL of its ``kind``, such as ``png``."""
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
 def fitting(height: int, width: int) -> Tuple[int, int]:
