@@ -140,6 +140,14 @@ _TEST = {
     "IMS_PER_BATCH": 1,
 }
 
+_TRACKER = {
+    # Where a training sends its metrics, beside the files in OUTPUT_DIR: none, wandb or mlflow; the project
+    # there (for MLflow, the experiment), and the name of the run, auto for that of OUTPUT_DIR.
+    "SERVICE": "none",
+    "PROJECT": "resnest_d2",
+    "RUN": "auto",
+}
+
 #: The added keys and their defaults, by section.
 ADDED = {
     "MODEL": _MODEL,
@@ -153,6 +161,7 @@ ADDED = {
     "SOLVER": _SOLVER,
     "TEST": _TEST,
     "TEST.AUG": _AUGMENTED_TEST,
+    "TRACKER": _TRACKER,
 }
 
 

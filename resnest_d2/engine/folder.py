@@ -33,7 +33,7 @@ BESIDE = "evaluation"
 # Files that a run writes and another run must not mistake for its own. log.txt is appended to.
 _OWN = re.compile(
     r"model_.*\.pth|last_checkpoint|metrics\.json|results\.json|events\.out\.tfevents\..*|inference(_TTA)?"
-    r"|not_finite_.*\.pth|backbone\.yaml"
+    r"|not_finite_.*\.pth|backbone\.yaml|tracker\.json"
 )
 # Files needed to resume an earlier run. The new run rewrites them, and config.yaml may be its --config-file.
 _ALSO_NEEDED = ("config.yaml", "seed")

@@ -14,6 +14,7 @@ from ..data.seeding import seed_all
 from ..processes import Interrupted
 from .memory import give_back_free_memory
 from .signals import Signals
+from .trackers import TrackerWriter
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +141,15 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
         trainer.iter = trainer.start_iter - 1  # the iteration of these weights, even if past the last
         self.save("model_final", iteration=trainer.iter)
         trainer.iter = trainer.max_iter
+
+
+class PeriodicWriter(hooks.PeriodicWriter):
+    """detectron2's PeriodicWriter, which also starts the writer to a tracker before the first iteration."""
+
+    def before_train(self) -> None:
+        for writer in self._writers:
+            if isinstance(writer, TrackerWriter):
+                writer.start()
 
 
 class InterruptibleEval(hooks.EvalHook):

@@ -24,6 +24,7 @@ from .config import read_config
 from .expected_results import keep_comparable
 from .fit import check_processes, count_processes, fit_testing, fit_to_machine, fit_workers, processes_here
 from .folder import follow_weights, restarted
+from .trackers import check_tracker
 from .values import check_proposals, check_sigmas
 
 
@@ -139,6 +140,7 @@ def _check_no_query(key: str, path: str) -> None:
 
 
 def _check_training(cfg: CfgNode) -> None:
+    check_tracker(cfg)
     if cfg.SOLVER.MAX_ITER in cfg.SOLVER.STEPS:  # detectron2 drops later steps, but fails at this one
         raise UserError(
             f"SOLVER.STEPS {cfg.SOLVER.STEPS} must not hold SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}"

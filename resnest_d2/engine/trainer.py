@@ -40,6 +40,7 @@ from .hooks import (
     GiveBackMemory,
     InterruptibleEval,
     PeriodicCheckpointer,
+    PeriodicWriter,
     PreciseBN,
     StopOnSignal,
     Throughput,
@@ -48,6 +49,7 @@ from .results import RecordRun, write_results
 from .resuming import check_classes_of_weights, check_same, class_names, trained_classes
 from .signals import Signals
 from .step import TrainStep
+from .trackers import NONE, TrackerWriter
 from .trial import try_evaluation
 from .writers import build_writers
 
@@ -125,11 +127,13 @@ class Trainer(DefaultTrainer):
             InterruptibleEval(0, self._evaluate_augmented, self._signals) if cfg.TEST.AUG.ENABLED else None,
             GiveBackMemory() if cfg.MODEL.DEVICE == "cpu" else None,
             RecordRun(lambda: self._last_eval_results, self.model),
-            hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
+            PeriodicWriter(self.build_writers(), period=20) if main else None,
         ]
 
     def build_writers(self) -> List[EventWriter]:
-        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        tracker = self.cfg.TRACKER.SERVICE
+        sent = [] if tracker == NONE else [TrackerWriter(self.cfg, self.max_iter)]
+        return [*build_writers(self.cfg.OUTPUT_DIR, self.max_iter), *sent]
 
     def _evaluate(self) -> OrderedDict:
         self._last_eval_results = OrderedDict()  # if it fails, no earlier results may remain

@@ -23,6 +23,7 @@ from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
 from ..config import CLASSIFIER, SEGMENTOR, default_config, flatten
 from ..errors import OptionError, UserError, check_number, nearest
 from ..modeling.norms import NORMS
+from .trackers import NONE, SERVICES
 
 #: Keys that name a part of the model, and the registry of each.
 COMPONENTS = {
@@ -64,6 +65,7 @@ _CHOICES = {
     ),
     "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),
     "MODEL.MEMORY_FORMAT": ("auto", "contiguous", "channels_last"),
+    "TRACKER.SERVICE": (NONE, *SERVICES),
     "MODEL.SEM_SEG_HEAD.LOSS_TYPE": ("cross_entropy", "hard_pixel_mining"),
     "MODEL.SEM_SEG_HEAD.PROJECT_SIZE": (1, 3),
     "INPUT.CLASSIFICATION.TRAIN_INTERPOLATION": ("bilinear", "bicubic"),
