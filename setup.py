@@ -22,7 +22,10 @@ setup(
     # The recipes stay at the top of the repository, where detectron2's users look for them, and become
     # package data without a copy in the tree.
     package_dir={"resnest_d2.configs": "configs"},
-    package_data={"resnest_d2.configs": ["**/*.yaml", "lazy/*.py"], "resnest_d2": ["evaluation/report/*.j2"]},
+    package_data={
+        "resnest_d2.configs": ["**/*.yaml", "lazy/*.py"],
+        "resnest_d2": ["evaluation/report/*.j2", "explain/*.j2"],
+    },
     # detectron2 is missing on purpose: it is not on the package index under its own name, and users who
     # built it from source keep theirs. resnest_d2 says how to get it when it is not there.
     install_requires=[

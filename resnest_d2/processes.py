@@ -36,6 +36,16 @@ class Interrupted(BaseException):
         return 128 + self.signal
 
 
+def check_alone(what: str) -> None:
+    """Raise UserError if this process is not the only one of its run, as each would do the same.
+
+    Args:
+        what: what is done, such as ``pictures are drawn``.
+    """
+    if comm.get_world_size() > 1:
+        raise UserError(f"--num-gpus: {what} in 1 process, got {comm.get_world_size()}; leave it out")
+
+
 def found_by_main(find: Callable[[], T]) -> T:
     """Call ``find`` in the main process and return its result in all processes.
 

@@ -6,19 +6,15 @@
 
 from pathlib import Path
 
-from detectron2.utils import comm
-
-from resnest_d2 import UserError, engine
+from resnest_d2 import engine
 from resnest_d2.errors import check_number
 from resnest_d2.evaluation import draw_predictions
 from resnest_d2.files import check_writable, user_path
+from resnest_d2.processes import check_alone
 
 
 def main(cfg, args):
-    if comm.get_world_size() > 1:  # each process would draw all pictures
-        raise UserError(
-            f"--num-gpus: pictures are drawn in 1 process, got {comm.get_world_size()}; leave it out"
-        )
+    check_alone("pictures are drawn")
     check_number("--num-images", args.num_images, at_least=1)
     check_number("--score-threshold", args.score_threshold, at_least=0, at_most=1)
     root = args.output or Path(cfg.OUTPUT_DIR) / "pictures"
