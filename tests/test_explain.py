@@ -1,5 +1,6 @@
 """What networks look at: recorded attention and what is computed from it, class activation maps, their pages."""
 
+import copy
 import functools
 import re
 
@@ -324,10 +325,14 @@ def test_other_detectors_are_explained(name, few_shapes):
         assert re.fullmatch("p[2-7]", explanation.layer) and explanation.heat.max() > 0, explanation.problem
 
 
-def test_a_layer_inside_of_the_backbone_has_a_map_of_the_whole_image(run_of):
+def test_a_layer_inside_of_the_backbone_has_a_map_of_the_whole_image_also_in_a_fused_model(run_of):
     _, _, cfg, model = run_of("detector")
     (explained,) = explain_images(cfg, model, "shapes_val", 1, layer="res4")
     assert explained.layer == "res4" and explained.heat.shape == explained.pixels.shape[:2]
+    fused = optimize_for_inference(copy.deepcopy(model))
+    (again,) = explain_images(cfg, fused, "shapes_val", 1, layer="res4")
+    np.testing.assert_allclose(again.heat, explained.heat, atol=1e-3)
+    assert again.heat.any()
 
 
 @pytest.mark.parametrize(
