@@ -75,7 +75,7 @@ def test_weights_and_biases_gets_metrics_configuration_and_results_and_a_resumed
     assert calls(file, "init")[0]["id"] is None  # another training in the folder
 
 
-def test_mlflow_gets_metrics_configuration_and_results_and_a_resumed_run_goes_on(train, tmp_path):
+def test_mlflow_gets_metrics_configuration_and_results(train, tmp_path):
     result, file = train("mlflow", 21)
     assert result.returncode == 0, result.stderr[-3000:]
     assert calls(file, "create_experiment")[0]["name"] == "resnest_d2"
@@ -91,12 +91,6 @@ def test_mlflow_gets_metrics_configuration_and_results_and_a_resumed_run_goes_on
     assert calls(file)[-1] == {
         "service": "mlflow", "what": "set_terminated", "run_id": "run1", "status": "FINISHED",
     }  # fmt: skip
-
-    result, file = train("mlflow", 23, "--resume")
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert calls(file, "get_run") and not calls(file, "create_run")
-    assert calls(file, "update_run")[0]["status"] == "RUNNING"
-    assert not any(call["params"] for call in calls(file, "log"))  # which cannot change
 
 
 def test_a_service_that_fails_in_the_middle_stops_nothing_and_is_named_once(train, tmp_path):
@@ -136,15 +130,15 @@ def test_wrong_values_are_named(key, value, message, train, data, run_python, tm
     assert_one_line_error(run_python(*words), message)
 
 
-@pytest.fixture
-def writer(tmp_path, monkeypatch):
-    """A writer to the stand-in of Weights & Biases, and the file of its calls."""
+@pytest.fixture(params=["wandb"])
+def writer(request, tmp_path, monkeypatch):
+    """A writer to the stand-in of Weights & Biases or another one, and the file of its calls."""
     monkeypatch.syspath_prepend(str(STAND_INS))
     monkeypatch.setenv("TRACKER_CALLS", str(tmp_path / "calls"))
     cfg = default_config()
-    cfg.OUTPUT_DIR, cfg.TRACKER.SERVICE = str(tmp_path), "wandb"
+    cfg.OUTPUT_DIR, cfg.TRACKER.SERVICE = str(tmp_path), request.param
     yield trackers.TrackerWriter(cfg, 5), tmp_path / "calls"
-    for name in ("wandb", "calls"):
+    for name in ("wandb", "mlflow", "mlflow.entities", "calls"):
         sys.modules.pop(name, None)
 
 
@@ -189,6 +183,26 @@ def test_a_resumed_run_that_cannot_start_is_sent_later(writer, monkeypatch, capl
         writer.close()  # and ending it stops nothing, either
     assert calls(file, "init")[0]["id"] == "earlier" and calls(file, "log")[0]["values"]["loss"] == 1
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("writer", ["mlflow"], indirect=True)
+def test_mlflow_goes_on_with_the_run_of_a_resumed_training(writer):
+    writer, file = writer
+    place = {"service": "mlflow", "project": "resnest_d2", "run": "earlier"}
+    Path(writer._cfg.OUTPUT_DIR, trackers.FILE).write_text(json.dumps(place))
+    writer.start()
+    assert calls(file, "get_run") and not calls(file, "create_run")
+    assert calls(file, "update_run")[0]["status"] == "RUNNING"
+    assert not calls(file, "log")  # parameters cannot change
+    with EventStorage() as storage:
+        storage.iter = 7
+        storage.put_scalar("loss", 1.0)
+        writer.write()
+        writer.close()
+    assert (
+        calls(file, "log")[0]["metrics"] == [["loss", 1.0, 7]]
+        and calls(file, "log")[0]["run_id"] == "earlier"
+    )
 
 
 def test_another_project_is_another_run(writer):

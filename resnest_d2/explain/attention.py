@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..errors import UserError
 from ..modeling import SplitAttentionConv2d
@@ -157,7 +156,7 @@ def measure_attention(
     model.eval()
     used: List[Sample] = []
     with recorded_attention(model) as recorded, torch.no_grad():
-        for sample in tqdm(samples(cfg, dataset, num_images), desc="attention", total=num_images):
+        for sample in samples(cfg, dataset, num_images, "attention"):
             model([sample.inputs])
             used.append(sample.without_inputs())
     classes = np.array([-1 if sample.label is None else sample.label for sample in used])

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..config import CLASSIFIER, SEGMENTOR
 from ..errors import UserError, nearest
@@ -110,7 +109,7 @@ def explain_images(
     model.eval()
     explainer = _Explainer(cfg, model, names, layer, detection - 1, only)
     explained, most = [], 0
-    for sample in tqdm(samples(cfg, dataset, num_images), desc="class activation maps", total=num_images):
+    for sample in samples(cfg, dataset, num_images, "class activation maps"):
         explanation, found = explainer.explain(sample)
         explained.append(explanation)
         most = max(most, found)

@@ -11,6 +11,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from tqdm import tqdm
 
 from ..config import CLASSIFIER, SEGMENTOR
 from ..data.annotations import spread
@@ -41,8 +42,11 @@ class Sample:
         return replace(self, inputs={})
 
 
-def samples(cfg: CfgNode, dataset: str, num_images: int) -> Iterator[Sample]:
+def samples(cfg: CfgNode, dataset: str, num_images: int, purpose: str) -> Iterator[Sample]:
     """Yield images of a registered dataset, evenly spaced in it, as they are tested.
+
+    Args:
+        purpose: what they are for, beside the progress.
 
     Raises:
         UserError: there are no images, or one cannot be used.
@@ -52,7 +56,7 @@ def samples(cfg: CfgNode, dataset: str, num_images: int) -> Iterator[Sample]:
     if not records:
         raise UserError(f"DATASETS.TEST {dataset} has no images; name another dataset")
     mapper = CheckedMapper(build_mapper(cfg, train=False))
-    for index in spread(len(records), num_images):
+    for index in tqdm(spread(len(records), num_images), desc=purpose):
         record = records[index]
         inputs = {k: v for k, v in mapper(record).items() if k not in ("height", "width")}
         yield Sample(Path(record["file_name"]), inputs, _label(cfg, record))
