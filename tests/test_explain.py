@@ -335,9 +335,8 @@ def test_a_layer_inside_of_the_backbone_has_a_map_of_the_whole_image_also_in_a_f
     assert again.heat.any()
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind != "detector" else ()) for kind in KINDS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_tool_writes_pictures_and_a_page_that_needs_nothing_else(kind, run_of, run_python, tmp_path):
     flags, rest, *_ = run_of(kind)
     for what, count in (("attention", 4), ("cam", 3)):

@@ -205,6 +205,7 @@ def test_results_are_bit_for_bit_those_of_the_yaml_model(shallow):
         assert torch.equal(a, b), key
 
 
+@pytest.mark.slow
 def test_it_trains_and_evaluates_as_detectron2_trains_lazy_configurations(tmp_path, monkeypatch):
     """As in lazyconfig_train_net.py: everything is instantiated from the configuration, nothing else is set."""
     torch.manual_seed(0)

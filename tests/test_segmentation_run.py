@@ -261,15 +261,11 @@ AUGMENTED = (
     *("TEST.AUG.ENABLED", True, "TEST.AUG.SCALES", (1.0,), "TEST.AUG.LONG_SIZE", 96, "TEST.AUG.WINDOW", 64),
 )
 SMOKED = [name.removeprefix("segmentation/") for name in SEGMENTORS]
-FAST = {"deeplabv3_resnest50_cityscapes"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow])
-        for name in [*SMOKED, *(f"deeplabv3plus_resnest50_{data}" for data in ("ade20k", "cityscapes"))]
-    ],
+    "name", [*SMOKED, *(f"deeplabv3plus_resnest50_{data}" for data in ("ade20k", "cityscapes"))]
 )
 def test_rows_train_and_are_tested(name, ade20k, cityscapes, tmp_path):
     datasets = ade20k if name.endswith("ade20k") else cityscapes

@@ -118,6 +118,7 @@ def test_killed_runs_end_with_the_weights_of_one_that_was_not(tmp_path):
     assert outcome.kills == 2 and outcome.equal == outcome.runs
 
 
+@pytest.mark.slow
 def test_a_signal_writes_a_checkpoint_from_which_training_goes_on_and_has_a_status_of_its_own(tmp_path):
     """Ctrl-C; test_signals.py has the status of each, and test_processes.py a SIGTERM."""
     (stop,) = kills.stop_and_go_on(tmp_path, [signal.SIGINT], seed=1)

@@ -139,6 +139,7 @@ def test_pictures_are_drawn_beside_ground_truth(trained, run_python, tmp_path):
     assert all(Image.open(p).width == 2 * 640 for p in pictures)
 
 
+@pytest.mark.slow
 def test_test_time_augmentation_runs_when_enabled(trained, run_python, tmp_path):
     folder, env, _ = trained
     result = run_python(
