@@ -41,7 +41,7 @@ PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 test: env ## run the tests not marked slow
 	$(PYTEST) -m "not slow"
 
-test-slow: env ## run the tests marked slow: training to an AP, the deepest networks
+test-slow: env ## run the tests marked slow: trainings, docs commands, the wheel, the deepest networks
 	$(PYTEST) -m slow
 
 robust: env ## kill, interrupt and starve training, feed it bad input, and print the results (11 minutes, 2 cores)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
@@ -18,6 +19,7 @@ from .checkpoint.read import WeightsError, read_checkpoint
 from .config import default_config
 from .engine.config import read_config
 from .engine.results import FILE as RESULTS
+from .engine.resuming import trained_classes
 from .errors import UserError, needs, one_line
 from .evaluation.labels import label
 from .evaluation.results import is_number, read_results
@@ -75,17 +77,16 @@ def read_run(folder: Path) -> Run:
         reason = "records a failure" if "error" in results else "has no figures"
         raise UserError(f"{folder / RESULTS} {reason}; evaluate with --resume first")
     content = read_checkpoint(folder / _CHECKPOINT)
-    weights, state = content.get("model"), content.get("trainer")
+    weights = content.get("model")
     if not isinstance(weights, dict) or not all(isinstance(v, torch.Tensor) for v in weights.values()):
         raise WeightsError(folder / _CHECKPOINT, "holds no model", "name the OUTPUT_DIR of a training")
     iteration, iterations = content.get("iteration"), results.get("iterations")
     if isinstance(iteration, int) and isinstance(iterations, int) and iteration + 1 != iterations:
         raise UserError(
-            f"{folder / RESULTS} is of {iterations} iterations, and {_CHECKPOINT} of {iteration + 1}; "
-            "evaluate the final model with --resume first"
+            f"{folder / RESULTS} was written after {iterations} iterations, {_CHECKPOINT} after "
+            f"{iteration + 1}; evaluate the final model with --resume first"
         )
-    classes = state.get("classes") if isinstance(state, dict) else None
-    return Run(cfg, results, weights, [str(name) for name in classes or []])
+    return Run(cfg, results, weights, trained_classes(content))
 
 
 def share(
@@ -119,6 +120,7 @@ def share(
     cfg, defaults = run.cfg.clone(), default_config()
     cfg.MODEL.WEIGHTS = f"hf://{name}" if name else WEIGHTS
     cfg.OUTPUT_DIR, cfg.MODEL.DEVICE = defaults.OUTPUT_DIR, defaults.MODEL.DEVICE
+    cfg.TRACKER = defaults.TRACKER
     with atomic_writer(output / WEIGHTS) as file:
         file.write(as_safetensors(run.weights, {"format": "pt"}))
     for key in ("PROPOSAL_FILES_TRAIN", "PROPOSAL_FILES_TEST"):
@@ -134,7 +136,9 @@ def _check_folder(output: Path, overwrite: bool) -> None:
     there = sorted(os.listdir(output)) if os.path.isdir(output) else []
     foreign = [file for file in there if file not in FILES]
     if foreign:
-        raise UserError(f"--output {output} holds {foreign[0]!r}, which is not of a model; name a new folder")
+        raise UserError(
+            f"--output {output} holds {foreign[0]!r}, which is not part of a shared model; name a new folder"
+        )
     if there and not overwrite:
         raise UserError(
             f"--output {output} holds {there[0]!r}; name a new folder, or replace it with --overwrite"
@@ -168,7 +172,7 @@ def push(output: Path, name: str) -> str:
             allow_patterns=list(FILES),
             commit_message="Model trained with resnest_d2",
         )
-    except (OSError, ValueError, RuntimeError) as e:  # of the network, of the hub, and of the token
+    except Exception as e:  # of the network, of the hub, and of the token: of many packages
         raise UserError(
             f"--push {name}: the hub did not take it ({type(e).__name__}: {one_line(e, 300)}); log in with "
             f"`hf auth login`, or upload {output} yourself"
@@ -197,7 +201,7 @@ def card(run: Run, licence: str, name: Optional[str] = None) -> str:
         "classes": f"{len(run.classes)}, in classes.json" if run.classes else "–",
         "trained on": ", ".join(map(label, cfg.DATASETS.TRAIN)) or "–",
         "evaluated on": ", ".join(sets) or "–",
-        "started from": label(without_folders(model.WEIGHTS or "random weights"), 200),
+        "started from": label(file_name(model.WEIGHTS or "random weights"), 200),
         "iterations": results.get("iterations", "–"),
         "seed": results.get("seed", "–"),
         "date": results["date"] or "–",
@@ -206,7 +210,7 @@ def card(run: Run, licence: str, name: Optional[str] = None) -> str:
         "versions": versions or "–",
         "commit": results["commit"] or "–",
     }
-    command = without_folders(results["command"] or "–")
+    command = without_folders(results["command"]) if results["command"] else "–"
     return "\n".join(
         [
             "---",
@@ -235,7 +239,8 @@ def card(run: Run, licence: str, name: Optional[str] = None) -> str:
             "## Use",
             "",
             "```",
-            f"python tools/train_net.py --config-file config.yaml --eval-only MODEL.WEIGHTS {weights}",
+            "python tools/predict.py IMAGES --output drawn --classes classes.json \\",
+            f"    --config-file config.yaml MODEL.WEIGHTS {weights}",
             "```",
             "",
             f"Licence of the weights: {licence}.",
@@ -244,9 +249,24 @@ def card(run: Run, licence: str, name: Optional[str] = None) -> str:
     )
 
 
-def without_folders(text: str) -> str:
-    """Reduce absolute paths in a text to the names of their files."""
-    return _FOLDERS.sub("", text)
+def without_folders(command: str) -> str:
+    """Reduce the paths in a command line that are absolute or lead up to the names of their files."""
+    return shlex.join(map(file_name, shlex.split(command)))
+
+
+def file_name(word: str) -> str:
+    """Return a word of a command line without the folders of absolute paths, and of those with ``..``."""
+    option, equals, value = word.partition("=")
+    if equals and option.startswith("-"):
+        return f"{option}={file_name(value)}"
+    if re.search(r"['\"]", word):  # a list of names
+        return re.sub(r"(['\"])(.*?)\1", lambda quoted: quoted[1] + file_name(quoted[2]) + quoted[1], word)
+    if "://" in word and not word.startswith("file://"):
+        return word
+    path = word.removeprefix("file://")
+    if path.startswith(("/", "~")) or ".." in path.split("/"):
+        return path.rstrip("/").rpartition("/")[2]
+    return _FOLDERS.sub("", path)
 
 
 def _figures(results: Mapping[str, Any]) -> Iterator[Tuple[str, str, str, str]]:

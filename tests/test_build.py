@@ -67,6 +67,7 @@ def test_add_resnest_config_changes_no_existing_value():
         *(f"MODEL.SEM_SEG_HEAD.{k}" for k in ("AUX_FEATURE", "AUX_LOSS_WEIGHT", "DROPOUT", "PROJECT_SIZE")),
         *("MODEL.SEM_SEG_HEAD.HEAD_CONV", "MODEL.SEM_SEG_HEAD.ALIGN_CORNERS"),
         *(f"MODEL.CLASSIFIER.{k}" for k in ("NUM_CLASSES", "LABEL_SMOOTHING", "MIXUP_ALPHA", "DROPOUT")),
+        *("TRACKER.SERVICE", "TRACKER.PROJECT", "TRACKER.RUN"),
         *("MODEL.CLASSIFIER.ZERO_INIT_LAST_NORM", "DATALOADER.MAX_BAD_FILES", "TEST.IMS_PER_BATCH"),
         *(f"MODEL.CLASSIFIER.DROP_BLOCK.{k}" for k in ("PROB", "SIZE", "STAGES")),
         *(f"INPUT.CLASSIFICATION.TRAIN_{k}" for k in ("CROP", "AREA", "INTERPOLATION")),

@@ -42,11 +42,11 @@ def test_every_kind_of_problem_is_found_with_its_place(folder):
         "class without images": ["c"],
         "image file unreadable": ["a/broken.jpg"],
         "image with more than 8 bits per channel": ["b/deep.png"],
-        "image that is no file": ["b/lost.png"],
-        "image that is there twice": ["a/again.bmp is a/0.bmp"],
+        "image that is not a regular file": ["b/lost.png"],
+        "duplicate image": ["a/again.bmp is a/0.bmp"],
         "image of two classes": ["b/same.bmp is a/0.bmp"],
     }
-    assert set(report.fatal) == {*report.examples} - {"class without images", "image that is there twice"}
+    assert set(report.fatal) == {*report.examples} - {"class without images", "duplicate image"}
     assert set(report.counts.values()) == {1}
 
 
@@ -64,7 +64,8 @@ def test_only_decoding_finds_a_truncated_image(folder):
     [
         (["train", "--classes", "classes.json"], "train: name the folder of its images"),
         (["train", "--fix", "fixed"], "train: name the folder of its images"),
-        (["mine.json"], "mine.json: name the folder of its images"),
+        (["train/a/0.bmp"], "train/a/0.bmp: name the folder of its images"),
+        (["trian"], "cannot read trian (No such file"),
         (["train/a"], "train/a holds no folders"),
     ],
 )

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import threading
 
 import huggingface_hub
@@ -78,8 +79,9 @@ def test_the_card_has_the_figures_of_the_run_and_how_they_came_about(run, shared
 def test_no_folder_of_this_machine_is_shared(run, shared):
     for file in FILES - {"model.safetensors"}:
         assert not re.search(rf"{run.parent.parent}|{ROOT}|/tmp|/home", (shared / file).read_text()), file
-    hidden = hub.without_folders("/a/b.py --x=/c/d.json '/e/f g' (\"/h/i.json\",) ~/j/k o/p resnest://q")
-    assert hidden == "b.py --x=d.json 'f g' (\"i.json\",) k o/p resnest://q"
+    command = "/a/b.py --x=/c/d.json '/e f/g h' \"('/h (2)/i.json',)\" ../j/k file:///l/m.pth o/p resnest://q"
+    words = ["b.py", "--x=d.json", "g h", "('i.json',)", "k", "m.pth", "o/p", "resnest://q"]
+    assert shlex.split(hub.without_folders(command)) == words
 
 
 def share(run_python, folder, *words):
@@ -97,7 +99,7 @@ def test_the_tool_replaces_its_own_files_only_when_asked_and_others_never(run, r
     (tmp_path / "thesis.tex").write_text("mine")
     before = (tmp_path / "README.md").stat().st_mtime_ns
     result = share(run_python, run, "--output", tmp_path, "--overwrite")
-    assert_one_line_error(result, "holds 'thesis.tex', which is not of a model")
+    assert_one_line_error(result, "holds 'thesis.tex', which is not part of a shared model")
     assert (tmp_path / "README.md").stat().st_mtime_ns == before
 
 
@@ -123,7 +125,7 @@ def copied(run, folder, **changes):
         ({"model_final.pth": None}, "has no model_final.pth"),
         ({"results": {"results": {}}}, "results.json has no figures"),
         ({"results": {"error": "ValueError: x"}}, "results.json records a failure"),
-        ({"results": {"iterations": 8}}, "is of 8 iterations, and model_final.pth of 4"),
+        ({"results": {"iterations": 8}}, "was written after 8 iterations, model_final.pth after 4"),
         ({"checkpoint": b""}, "model_final.pth is empty"),
         ({"checkpoint": pickle.dumps(print)}, "would run code"),
     ],

@@ -434,7 +434,7 @@ def test_nothing_that_is_there_is_replaced_unless_asked(predicted, detector):
     folder, _ = predicted
     (folder / "drawn/1.png").write_text("mine")
     result = tool(folder, detector, "photos/1.jpg")
-    assert_one_line_error(result, "drawn/1.png is there; --overwrite replaces it")
+    assert_one_line_error(result, "drawn/1.png already exists; --overwrite replaces it")
     assert (folder / "drawn/1.png").read_text() == "mine"
     result = tool(folder, detector, "photos/1.jpg", "--overwrite", threshold=1)
     assert result.returncode == 0, result.stderr

@@ -218,9 +218,14 @@ def test_another_project_is_another_run(writer):
 )
 def test_metrics_get_names_that_mlflow_takes(name):
     allowed = trackers._allowed(name)
-    assert re.fullmatch(r"[\w\-. :/]{1,250}", allowed, re.ASCII) and not allowed.startswith(("/", "."))
+    assert re.fullmatch(r"[\w\-. /]{1,250}", allowed, re.ASCII) and not allowed.startswith(("/", "."))
     assert "//" not in allowed and ".." not in allowed.split("/")
     assert allowed == name or name != "loss"
+
+
+def test_names_of_metrics_stay_different_in_mlflow():
+    names = ["bbox/AP-\u732b", "bbox/AP-\u72d7", "bbox/AP-_", "a" * 300, "a" * 301, "x:y", "x_y"]
+    assert len({*map(trackers._allowed, names)}) == len(names)
 
 
 def test_a_file_that_is_damaged_is_named(writer):

@@ -25,8 +25,13 @@ def main(args):
     how = {"fix": args.fix, "overwrite": args.overwrite}
     images = "header" if args.quick else "decode"
     if args.images is None:
+        if not args.annotations.exists():
+            raise UserError(f"cannot read {args.annotations} (No such file or directory); correct the name")
         if args.classes or args.fix or not args.annotations.is_dir():
-            raise UserError(f"{args.annotations}: name the folder of its images as the second argument")
+            raise UserError(
+                f"{args.annotations}: name the folder of its images as the second argument; without one, it "
+                "must be a folder of classes, which takes neither --fix nor --classes"
+            )
         report = check_folder(args.annotations, images)
     elif args.classes or args.annotations.is_dir():
         report = check_semantic(args.annotations, args.images, args.classes, images, **how)

@@ -65,9 +65,7 @@ if __name__ == "__main__":
         "--num-images", type=int, help="evenly spaced in the dataset (default: 100; of cam 12)"
     )
     parser.add_argument("--output", type=user_path, help="folder (default: attention/ or cam/ in OUTPUT_DIR)")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="write to a folder with files of others, too"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="even if the folder is not empty")
     parser.add_argument(
         "--layer",
         help="of cam: a feature of the backbone or a module (default: that of the detection, or res5)",

@@ -23,7 +23,7 @@ def main(args):
 if __name__ == "__main__":
     parser = Parser(__doc__)
     parser.add_argument("folder", type=user_path, help="OUTPUT_DIR of a finished training")
-    parser.add_argument("--licence", required=True, help="of the weights, as the hub abbreviates it")
+    parser.add_argument("--licence", "--license", default="", help="of the weights, as the hub has it")
     parser.add_argument("--output", type=user_path, help="folder to write (default: share/ in OUTPUT_DIR)")
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier call")
     parser.add_argument("--push", metavar="USER/NAME", help="upload the folder as this model")

@@ -7,7 +7,7 @@ import re
 import time
 from pathlib import Path
 from typing import Any, List, Optional, Tuple
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from iopath.common.file_io import PathHandler, get_cache_dir
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 #: The file of a model's weights on the hub.
 FILE = "model.safetensors"
-_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _MODEL = re.compile(f"{_NAME}/{_NAME}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,79}")
 
@@ -77,8 +77,9 @@ class HubHandler(PathHandler):
         return open(self._get_local_path(path), mode, buffering)
 
     def _fetched(self, path: str, model: str, revision: str) -> Path:
-        kept = self.cache / model / quote(revision, safe="") / FILE
         link = hub_link(model, revision)
+        host = quote(urlsplit(link).netloc, safe="")
+        kept = self.cache / host / model / quote(revision, safe="") / FILE
         try:
             return download(link, kept, read_weights)
         except TransferError as e:
@@ -97,7 +98,7 @@ def check_model_name(option: str, name: str) -> str:
     Raises:
         UserError: it is none.
     """
-    if not _MODEL.fullmatch(name) or ".." in name or "--" in name:
+    if not _MODEL.fullmatch(name) or ".." in name or "--" in name or name.endswith(".git"):
         raise UserError(f"{option} must name a model on the hub as USER/NAME, got {name!r:.200}")
     return name
 

@@ -232,7 +232,7 @@ def hub_link(model: str, revision: str = "main", url: str = HUB_URL) -> str:
         revision: branch, tag or commit.
         url: the address, with ``{endpoint}``, ``{model}`` and ``{revision}``.
     """
-    endpoint = os.getenv("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    endpoint = (os.getenv("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
     return url.format(endpoint=endpoint, model=model, revision=quote(revision, safe=""))
 
 

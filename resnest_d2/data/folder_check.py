@@ -16,9 +16,9 @@ from .image_files import real_size
 from .image_folder import class_names, load_image_folder
 
 EMPTY = "class without images"
-NOT_A_FILE = "image that is no file"
+NOT_A_FILE = "image that is not a regular file"
 SHARED = "image of two classes"
-TWICE = "image that is there twice"
+TWICE = "duplicate image"
 
 
 class FolderReport(Findings):

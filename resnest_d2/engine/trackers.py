@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import logging
@@ -100,7 +101,7 @@ class _WeightsAndBiases(_Service):
 class _MLflow(_Service):
     remedy = "set MLFLOW_TRACKING_URI to a server or a database"
     # Of a batch, and of a value in characters, in all versions.
-    _MOST_PARAMETERS, _LONGEST = 100, 500
+    _MOST_PARAMETERS, _MOST_METRICS, _LONGEST = 100, 1000, 500
 
     def __init__(self, cfg: CfgNode, name: str, known: Optional[str]) -> None:
         # Its defaults let a training wait many minutes for a server that is down.
@@ -126,10 +127,9 @@ class _MLflow(_Service):
 
     def log(self, iteration: int, scalars: Mapping[str, float]) -> None:
         now = int(1000 * time.time())
-        self._client.log_batch(
-            self.id,
-            metrics=[self._metric(_allowed(name), value, now, iteration) for name, value in scalars.items()],
-        )
+        metrics = [self._metric(_allowed(name), value, now, iteration) for name, value in scalars.items()]
+        for start in range(0, len(metrics), self._MOST_METRICS):
+            self._client.log_batch(self.id, metrics=metrics[start : start + self._MOST_METRICS])
 
     def finish(self, results: Optional[Dict[str, Any]]) -> None:
         if results is not None:
@@ -138,8 +138,9 @@ class _MLflow(_Service):
 
 
 def _allowed(name: str) -> str:
-    """Return a metric's name as MLflow takes it; those of classes may hold anything."""
-    return posixpath.normpath(re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)).strip("./")[:250] or "_"
+    """Return a metric's name as MLflow takes it; those of classes may hold anything. They stay different."""
+    allowed = posixpath.normpath(re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII)).strip("./")[:240] or "_"
+    return allowed if allowed == name else f"{allowed}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 #: Values of TRACKER.SERVICE, which are the names of packages, too.
@@ -177,6 +178,7 @@ class TrackerWriter(EventWriter):
         self._held: List[Tuple[int, Dict[str, float]]] = []
         self._last, self._next_attempt = -1, 0.0
         self._begun = self._warned = False
+        self._started = 0.0
 
     def start(self) -> None:
         """Start the run, or go on with that of the training that is resumed.
@@ -197,7 +199,7 @@ class TrackerWriter(EventWriter):
                     f"leave TRACKER.SERVICE {NONE}"
                 ) from None
             self._fail(e)
-        self._begun = True
+        self._begun, self._started = True, time.time()
 
     def _known(self) -> Optional[str]:
         """The run of the training that is resumed; None for a new one, or if it was tracked elsewhere."""
@@ -232,12 +234,21 @@ class TrackerWriter(EventWriter):
     def close(self) -> None:
         if self._begun and self._send():
             try:
-                complete = get_event_storage().iter >= self._max_iter
-                results = Path(self._cfg.OUTPUT_DIR, RESULTS)
-                self._service.finish(read_json(results) if complete else None)
+                self._service.finish(self._results())
             except Exception as e:
                 self._fail(e)
+        elif self._begun:
+            logger.warning("TRACKER: metrics of %d iterations could not be sent", len(self._held))
         self._begun = False
+
+    def _results(self) -> Optional[Dict[str, Any]]:
+        """The results of this training; None if it has not reached its end, or its evaluation failed."""
+        file = Path(self._cfg.OUTPUT_DIR, RESULTS)
+        if get_event_storage().iter < self._max_iter or not file.exists():
+            return None
+        content = read_json(file)
+        stale = "error" in content or content.get("iterations") != self._max_iter
+        return None if stale or file.stat().st_mtime < self._started else content
 
     def _send(self) -> bool:
         """Send what is held, and return whether it has arrived."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from ..errors import UserError, nearest, needs
+from ..errors import UserError, nearest, needs, one_line
 from ..files import atomic_write_text, check_writable
 from .results import SHOWN, is_number, read_results
 
@@ -44,13 +45,19 @@ def read_groups(
     for name, folders in groups:
         if name in [group.name for group in read]:
             raise UserError(f"--group {name!r} is given twice; name all folders of a group together")
+        if len({*map(os.path.realpath, folders)}) < len(folders):
+            raise UserError(f"--group {name!r} has a folder twice; name each once")
         if not folders:
             raise UserError(f"--group {name!r} has no folders; name the OUTPUT_DIRs of its runs")
         values, seconds = [], []
         for folder in folders:
             content = read_results(folder / "results.json")
-            metric = metric or _main_metric(folder, content["results"])
-            values.append(_value(folder, content["results"], metric))
+            numbers = _numbers(content["results"])
+            metric = metric or _main_metric(folder, numbers)
+            if metric not in numbers or "error" in content:
+                what = f"no {metric!r}; {nearest(metric, numbers)}" if metric not in numbers else "a failure"
+                raise UserError(f"{folder}: results.json has {what}")
+            values.append(numbers[metric])
             seconds += [content["wall_seconds"]] if content["wall_seconds"] is not None else []
         read.append(Group(name, values, seconds))
     if not metric:
@@ -58,27 +65,23 @@ def read_groups(
     return metric, read
 
 
-def _main_metric(folder: Path, results: Dict[str, Any]) -> str:
-    found = [f"{task}/{metrics[0]}" for task, metrics in SHOWN.items() if metrics[0] in results.get(task, {})]
-    if not found:
-        raise UserError(f"{folder}: results.json has no evaluation; finish the run, or name others")
-    return found[0]
+def _numbers(results: Dict[str, Any], prefix: str = "") -> Dict[str, float]:
+    """Return the metrics by task and name, with several datasets by dataset, task and name."""
+    found: Dict[str, float] = {}
+    for name, value in results.items():
+        if isinstance(value, dict):
+            found.update(_numbers(value, f"{prefix}{name}/"))
+        elif is_number(value):
+            found[f"{prefix}{name}"] = value
+    return found
 
 
-def _value(folder: Path, results: Dict[str, Any], metric: str) -> float:
-    task, _, name = metric.partition("/")
-    metrics = results.get(task)
-    value = metrics.get(name) if isinstance(metrics, dict) else None
-    if not is_number(value):
-        there = [
-            f"{task}/{name}"
-            for task, metrics in results.items()
-            if isinstance(metrics, dict)
-            for name, value in metrics.items()
-            if is_number(value)
-        ]
-        raise UserError(f"{folder}: results.json has no {metric!r}; {nearest(metric, there)}")
-    return value
+def _main_metric(folder: Path, numbers: Dict[str, float]) -> str:
+    for task, metrics in SHOWN.items():
+        for key in numbers:
+            if f"/{key}".endswith(f"/{task}/{metrics[0]}"):
+                return key
+    raise UserError(f"{folder}: results.json has no evaluation; finish the run, or name others")
 
 
 def table(metric: str, groups: Sequence[Group]) -> str:
@@ -87,7 +90,7 @@ def table(metric: str, groups: Sequence[Group]) -> str:
     for name, values, seconds in groups:
         minutes = f"{statistics.mean(seconds) / 60:.1f}" if seconds else "–"
         figures = " | ".join(f"{value:.2f}" for value in (statistics.mean(values), min(values), max(values)))
-        lines.append(f"| {name} | {len(values)} | {figures} | {minutes} |")
+        lines.append(f"| {one_line(name)} | {len(values)} | {figures} | {minutes} |")
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..config import CLASSIFIER, SEGMENTOR
 from ..data.annotations import spread
-from ..data.check import loading
+from ..data.check import count_classes, loading
 from ..data.image_folder import image_classes
 from ..data.loader import CheckedMapper
 from ..data.mappers import build_mapper
@@ -64,12 +64,11 @@ def samples(cfg: CfgNode, dataset: str, num_images: int, purpose: str) -> Iterat
 
 def class_names(cfg: CfgNode, dataset: str) -> List[str]:
     """Return the names of a model's classes; their numbers if the dataset does not name them."""
-    architecture, model = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL
+    architecture = cfg.MODEL.META_ARCHITECTURE
     if architecture == CLASSIFIER:
         return image_classes(dataset)
     key = "stuff_classes" if architecture == SEGMENTOR else "thing_classes"
-    count = {SEGMENTOR: model.SEM_SEG_HEAD, "RetinaNet": model.RETINANET}.get(architecture, model.ROI_HEADS)
-    return list(MetadataCatalog.get(dataset).get(key) or map(str, range(count.NUM_CLASSES)))
+    return list(MetadataCatalog.get(dataset).get(key) or map(str, range(count_classes(cfg))))
 
 
 def _label(cfg: CfgNode, record: Dict[str, Any]) -> Optional[int]:

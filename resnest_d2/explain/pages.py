@@ -15,16 +15,12 @@ from ..errors import UserError
 from ..evaluation.labels import label
 from ..evaluation.report import charts, gallery
 from ..evaluation.report.page import write_page
-from ..files import atomic_writer, check_writable, read_text, unused_name, writing
+from ..files import atomic_writer, check_writable, unused_name, writing
 from .attention import EVEN, SATURATED, Block, dead_channels
 from .cam import Explanation
 from .images import Sample
 
-#: Largest number of images on a page of maps: of about 50 MB.
-MOST_PICTURES = 200
 PAGE = "index.html"
-#: What a page of this module holds, which others hardly do.
-_MARK = '<meta name="generator" content="resnest_d2.explain">'
 _MOST_CLASSES = 20  # in a picture of a block
 _MOST_SPLITS = 6  # with a line each
 _TEMPLATES = Path(__file__).parent
@@ -36,15 +32,14 @@ def prepare_folder(folder: Path, overwrite: bool) -> None:
     """Check that pictures and a page can be written to a folder.
 
     Args:
-        overwrite: also to a folder with files of others, of which some may be replaced.
+        overwrite: also to one that is not empty, whose files of the same names are then replaced.
 
     Raises:
-        UserError: the folder is not writable, or holds other files than those of an earlier call.
+        UserError: the folder is not writable, or holds files.
     """
-    page = check_writable(folder / PAGE, "name a folder in --output")
-    ours = page.is_file() and _MARK in read_text(page)
-    if not overwrite and not ours and folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds files that are not of this tool; name a new folder, or --overwrite")
+    check_writable(folder / PAGE, "name a folder in --output")
+    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; name a new folder, or replace files with --overwrite")
 
 
 def write_attention(
@@ -71,7 +66,6 @@ def write_attention(
     write_page(
         folder / PAGE,
         _TEMPLATES / "attention.html.j2",
-        mark=_MARK,
         title=title,
         images=len(used),
         labelled=sum(sample.label is not None for sample in used),
@@ -214,7 +208,7 @@ def write_maps(explained: Sequence[Explanation], title: str, folder: Path) -> Li
                 map=gallery.picture(np.asarray(picture)),
             )
         entries.append(entry)
-    write_page(folder / PAGE, _TEMPLATES / "cam.html.j2", mark=_MARK, title=title, entries=entries)
+    write_page(folder / PAGE, _TEMPLATES / "cam.html.j2", title=title, entries=entries)
     return paths
 
 

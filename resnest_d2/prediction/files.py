@@ -76,7 +76,7 @@ class Outputs(NamedTuple):
         for target in targets:
             check_writable(target, "name another place")
             if os.path.lexists(target) and not self.overwrite:
-                raise UserError(f"{target} is there; --overwrite replaces it, or name another place")
+                raise UserError(f"{target} already exists; --overwrite replaces it, or name another place")
         inputs = {os.path.realpath(source.place) for source in sources if not source.is_camera}
         same = next((target for target in targets if os.path.realpath(target) in inputs), None)
         if same:
@@ -131,13 +131,15 @@ def predict_files(
         total = None if quiet else count_images(sources)
         progress = stack.enter_context(tqdm(total=total, desc="predicting", unit="image", disable=quiet))
         try:
+            current: Optional[Source] = None
             for prediction in _predictions(predictor, sources, failed):
+                current = prediction.image.source
                 for add in sinks:
                     add(prediction)
                 counts["images" if prediction.image.frame is None else "frames"] += 1
                 progress.update()
         except Interrupted as e:  # the end of a camera's stream, and of what is written of it
-            if e.signal != signal.SIGINT or not any(source.is_camera for source in sources):
+            if e.signal != signal.SIGINT or not (current and current.is_camera and current == sources[-1]):
                 raise
     return Summary(**counts)
 

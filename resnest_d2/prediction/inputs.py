@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
@@ -84,8 +85,8 @@ def find_inputs(words: Sequence[str], without: Sequence[Path] = ()) -> List[Sour
     """List the files and cameras that words name; nothing is read yet.
 
     A word is a file, a folder, of which images and videos are taken at any depth, a pattern with ``*``, ``?``
-    or ``[``, where ``**`` stands for folders of any depth, or the index of a camera. A file that is named
-    twice is taken once.
+    or ``[``, where ``**`` stands for folders of any depth, or the index of a camera, which comes last. What
+    is named twice is taken once.
 
     Args:
         without: folders that are written to. What is in them is taken from no other folder and no pattern.
@@ -95,8 +96,8 @@ def find_inputs(words: Sequence[str], without: Sequence[Path] = ()) -> List[Sour
     """
     found: Dict[str, Union[str, int]] = {}
     for word in words:
-        if word.isdecimal() and word.isascii() and not os.path.lexists(word):
-            found[word] = int(word)
+        if re.fullmatch(r"\d{1,3}", word, re.ASCII) and not os.path.lexists(word):
+            found[f"camera {int(word)}"] = int(word)
             continue
         for path in _files(word, without):
             found.setdefault(os.path.abspath(path), path)
@@ -104,7 +105,7 @@ def find_inputs(words: Sequence[str], without: Sequence[Path] = ()) -> List[Sour
         raise UserError("nothing to predict on is named; give images, folders, patterns, videos or a camera")
     used: Set[str] = set()
     sources = []
-    for place in found.values():
+    for place in sorted(found.values(), key=lambda place: isinstance(place, int)):  # cameras end by Ctrl-C
         if isinstance(place, int):
             name, stem, moves = f"camera {place}", f"camera-{place}", True
         else:
@@ -132,7 +133,9 @@ def _files(word: str, without: Sequence[Path]) -> List[str]:
     matches = [p for p in sorted(glob.glob(word, recursive=True)) if not any(lies_in(p, f) for f in without)]
     paths = [path for path in matches if not os.path.isdir(path)]
     if "**" not in word:  # which matches also what is in the folders
-        paths += [path for folder in matches if os.path.isdir(folder) for path in _files(folder, without)]
+        for folder in filter(os.path.isdir, matches):
+            with suppress(UserError):  # it holds none
+                paths += _files(folder, without)
     if not paths:
         raise UserError(f"no file matches {word!r}; correct the pattern, or name a folder")
     return paths

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from functools import partial
@@ -47,7 +48,7 @@ def chart(draw: Callable[[Axes], Any], title: str, size: Tuple[float, float] = (
     svg = file.getvalue().decode()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
 
 
 def raster(draw: Callable[[Figure], Any], size: Tuple[float, float]) -> bytes:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from calls import called
 
-_NAME = re.compile(r"[\w\-. :/]{1,250}", re.ASCII)
+_NAME = re.compile(r"[\w\-. /]{1,250}", re.ASCII)
 
 
 class MlflowClient:
@@ -28,7 +28,9 @@ class MlflowClient:
         called("mlflow", "update_run", run_id=run_id, status=status)
 
     def log_batch(self, run_id, metrics=(), params=()):
-        assert len(params) <= 100 and all(len(param.value) <= 500 for param in params)
+        assert (
+            len(params) <= 100 and len(metrics) <= 1000 and all(len(param.value) <= 500 for param in params)
+        )
         assert all(_NAME.fullmatch(metric.key) and isinstance(metric.step, int) for metric in metrics)
         called(
             "mlflow",
