@@ -1,6 +1,6 @@
 """Read weights safely, convert between their formats, and find them by name."""
 
-from .backbone_file import check_backbone, write_backbone
+from .backbone_file import fetch_weights, write_backbone
 from .checkpointer import Checkpointer
 from .convert import Conversion, as_safetensors, averaged, check_target, convert, write_weights
 from .coverage import Coverage
@@ -20,10 +20,10 @@ __all__ = [
     "ResNeStHandler",
     "as_safetensors",
     "averaged",
-    "check_backbone",
     "check_model_name",
     "check_target",
     "convert",
+    "fetch_weights",
     "local_weights",
     "read_weights",
     "write_backbone",

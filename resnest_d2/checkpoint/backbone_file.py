@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from ..errors import UserError
 from ..files import atomic_write_text, read_text
 from ..modeling.resnest import STEM_WIDTH
+from .links import local_weights
 
 #: Its name, in OUTPUT_DIR.
 FILE = "backbone.yaml"
@@ -43,7 +44,7 @@ def _section(cfg: CfgNode) -> Dict[str, Any]:
     return {"MODEL": model, "INPUT": {"FORMAT": cfg.INPUT.FORMAT}, "VERSION": 2}
 
 
-def check_backbone(cfg: CfgNode) -> None:
+def _check_backbone(cfg: CfgNode) -> None:
     """Raise UserError if the file beside MODEL.WEIGHTS has another backbone's keys than the configuration.
 
     Pools have no weights, so a file of weights does not show where a network downsamples, nor which images
@@ -72,6 +73,24 @@ def check_backbone(cfg: CfgNode) -> None:
             f"MODEL.WEIGHTS {weights} is of another backbone or other images ({shown}); set these as in its "
             f"run, for example by _BASE_: [..., {file}], or give --allow-random-weights"
         )
+
+
+def fetch_weights(cfg: CfgNode, allow_random: bool = False, needed: str = "") -> None:
+    """Fetch and cache MODEL.WEIGHTS, and check the file of a backbone beside it.
+
+    Args:
+        allow_random: the weights may be of another backbone.
+        needed: why there must be weights; empty if there need not be any.
+
+    Raises:
+        UserError: the weights are missing, cannot be fetched, or are of another backbone.
+    """
+    if cfg.MODEL.WEIGHTS:
+        local_weights(cfg.MODEL.WEIGHTS)
+    elif needed:
+        raise UserError(f'MODEL.WEIGHTS is "", {needed}; name a file')
+    if not allow_random:
+        _check_backbone(cfg)
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, List, Optional, Tuple
 from urllib.parse import quote, urlsplit
 
-from iopath.common.file_io import PathHandler, get_cache_dir
+from iopath.common.file_io import get_cache_dir
 
 from ..errors import UserError
 from ..files import check_readable
 from .convert import as_checkpoint
 from .read import read_weights
-from .resolve import TransferError, download, hub_link, stock_copy
+from .resolve import TransferError, WeightsHandler, download, hub_link, stock_copy
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _MODEL = re.compile(f"{_NAME}/{_NAME}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,79}")
 
 
-class HubHandler(PathHandler):
+class HubHandler(WeightsHandler):
     """Path handler for ``hf://USER/NAME[@REVISION]`` in detectron2's PathManager.
 
     A revision is a branch, a tag or a commit; ``main`` by default. A file in huggingface_hub's own cache
@@ -70,11 +70,6 @@ class HubHandler(PathHandler):
             return Path(self._get_local_path(path)).is_file()
         except UserError:
             return False
-
-    _exists = _isfile
-
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
-        return open(self._get_local_path(path), mode, buffering)
 
     def _fetched(self, path: str, model: str, revision: str) -> Path:
         link = hub_link(model, revision)

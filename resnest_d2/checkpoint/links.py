@@ -11,20 +11,20 @@ from urllib.parse import urlsplit
 
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
-from iopath.common.file_io import PathHandler, get_cache_dir
+from iopath.common.file_io import get_cache_dir
 
 from ..errors import UserError, one_line
 from ..files import check_link, check_readable
 from .hub import HubHandler
 from .read import read_weights
-from .resolve import TIMEOUT, ResNeStHandler, TransferError, download
+from .resolve import TIMEOUT, ResNeStHandler, TransferError, WeightsHandler, download
 
 _SCRATCH = 'MODEL.WEIGHTS "" trains from scratch'
 _ELSEWHERE = "fetch it elsewhere and name the local file"
 _LONGEST_NAME = 200  # of a file, whose name gets a suffix while it is fetched
 
 
-class LinkHandler(PathHandler):
+class LinkHandler(WeightsHandler):
     """Path handler for links to the host that served the authors' weights until 2021.
 
     A link stands for the ``resnest://`` weights whose records contain its file name. A file of exactly that
@@ -73,11 +73,6 @@ class LinkHandler(PathHandler):
 
     def _isfile(self, path: str, **kwargs: Any) -> bool:
         return self.weights.name_of(_kept(path).name) is not None
-
-    _exists = _isfile
-
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
-        return open(self._get_local_path(path), mode, buffering)
 
 
 def is_link(weights: str) -> bool:

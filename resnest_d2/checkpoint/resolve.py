@@ -43,7 +43,17 @@ _PATIENCE = 10
 _MOST_BYTES = 1 << 34
 
 
-class ResNeStHandler(PathHandler):
+class WeightsHandler(PathHandler):
+    """Path handler for files of weights: subclasses say where one is, and whether there is one."""
+
+    def _exists(self, path: str, **kwargs: Any) -> bool:
+        return self._isfile(path)
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
+        return open(self._get_local_path(path), mode, buffering)
+
+
+class ResNeStHandler(WeightsHandler):
     """Path handler for ``resnest://NAME`` in detectron2's PathManager.
 
     NAME is one of :data:`BACKBONES`, or a configuration of :data:`TRAINED`, meaning its trained model.
@@ -86,11 +96,6 @@ class ResNeStHandler(PathHandler):
 
     def _isfile(self, path: str, **kwargs: Any) -> bool:
         return path[len(self.PREFIX) :] in self.names()
-
-    _exists = _isfile
-
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
-        return open(self._get_local_path(path), mode, buffering)
 
     def names(self) -> List[str]:
         """List the names that may follow the prefix."""

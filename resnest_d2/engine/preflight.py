@@ -12,7 +12,7 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 from detectron2.config import CfgNode
 from torch import nn
 
-from ..checkpoint import Checkpointer, check_backbone, local_weights
+from ..checkpoint import Checkpointer, fetch_weights
 from ..data import (
     check_classes,
     check_datasets,
@@ -170,9 +170,4 @@ def _fetch_weights(cfg: CfgNode, train: bool, resume: bool, allow_random: bool) 
     """Fetch and cache MODEL.WEIGHTS once here, not in every process, and check their backbone.yaml."""
     if resume and Checkpointer(nn.Identity(), cfg.OUTPUT_DIR).has_checkpoint():
         return
-    if cfg.MODEL.WEIGHTS:
-        local_weights(cfg.MODEL.WEIGHTS)
-    elif not train:
-        raise UserError('MODEL.WEIGHTS is "", and --eval-only would evaluate random weights; name a file')
-    if not allow_random:
-        check_backbone(cfg)
+    fetch_weights(cfg, allow_random, "" if train else "and --eval-only would evaluate random weights")

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .. import model_zoo
-from ..checkpoint import check_backbone, local_weights
+from ..checkpoint import fetch_weights
 from ..config import CLASSIFIER
 from ..data.loader import CheckedMapper
 from ..data.mappers import build_test_transform
@@ -103,12 +103,7 @@ class Predictor:
             check_number("batch_size", batch_size, at_least=1)
         check_number("threshold", threshold, at_least=0, at_most=1)
         self.cfg = cfg = _configuration(config, weights, device)
-        if cfg.MODEL.WEIGHTS:
-            local_weights(cfg.MODEL.WEIGHTS)
-        elif not allow_random:
-            raise UserError('MODEL.WEIGHTS is "", with which predictions would be random; name a file')
-        if not allow_random:
-            check_backbone(cfg)
+        fetch_weights(cfg, allow_random, "" if allow_random else "with which predictions would be random")
         options = {"allow_random": allow_random, "optimize": optimize, "half": half}
         self.model, trained = load_with_classes(cfg, **options)
         self.model.eval()
