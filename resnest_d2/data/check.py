@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import contextmanager
-from typing import Dict, Iterable, Iterator, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -86,6 +86,14 @@ def count_classes(cfg: CfgNode) -> int:
     if model in (SEGMENTOR, CLASSIFIER):
         return (cfg.MODEL.SEM_SEG_HEAD if model == SEGMENTOR else cfg.MODEL.CLASSIFIER).NUM_CLASSES
     return cfg.MODEL[_CLASSES[model][1]].NUM_CLASSES if model in _CLASSES else 0
+
+
+def known_classes(cfg: CfgNode, dataset: str) -> List[str]:
+    """Return the names of the classes of a dataset for such a model; empty if it does not name them."""
+    if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER:
+        return image_classes(dataset)
+    key = "stuff_classes" if cfg.MODEL.META_ARCHITECTURE == SEGMENTOR else "thing_classes"
+    return list(MetadataCatalog.get(dataset).get(key) or [])
 
 
 def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:

@@ -7,10 +7,10 @@ from typing import Any, Dict, List, Mapping, Sequence
 import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 
 from ..checkpoint import Checkpointer
-from ..config import CLASSIFIER, SEGMENTOR, flatten
+from ..config import flatten
+from ..data.check import known_classes
 from ..data.image_folder import image_classes
 from ..errors import UserError, first_difference
 
@@ -83,10 +83,7 @@ def check_classes_of_weights(cfg: CfgNode, trained: Sequence[str]) -> None:
 
 def class_names(cfg: CfgNode) -> List[str]:
     """Return the names of the classes of the first training set; empty if its metadata has none."""
-    if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER:
-        return image_classes(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else []
-    key = "stuff_classes" if cfg.MODEL.META_ARCHITECTURE == SEGMENTOR else "thing_classes"
-    return list(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get(key) or []) if cfg.DATASETS.TRAIN else []
+    return known_classes(cfg, cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else []
 
 
 def _different_keys(text: str, cfg: CfgNode) -> Dict[str, tuple]:

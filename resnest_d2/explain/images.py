@@ -9,14 +9,13 @@ from typing import Any, Dict, Iterator, List, Optional
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
 from ..config import CLASSIFIER, SEGMENTOR
 from ..data.annotations import spread
-from ..data.check import count_classes, loading
-from ..data.image_folder import image_classes
+from ..data.check import count_classes, known_classes, loading
 from ..data.loader import CheckedMapper
 from ..data.mappers import build_mapper
 from ..data.semantic_masks import read_labels
@@ -64,11 +63,7 @@ def samples(cfg: CfgNode, dataset: str, num_images: int, purpose: str) -> Iterat
 
 def class_names(cfg: CfgNode, dataset: str) -> List[str]:
     """Return the names of a model's classes; their numbers if the dataset does not name them."""
-    architecture = cfg.MODEL.META_ARCHITECTURE
-    if architecture == CLASSIFIER:
-        return image_classes(dataset)
-    key = "stuff_classes" if architecture == SEGMENTOR else "thing_classes"
-    return list(MetadataCatalog.get(dataset).get(key) or map(str, range(count_classes(cfg))))
+    return known_classes(cfg, dataset) or [*map(str, range(count_classes(cfg)))]
 
 
 def _label(cfg: CfgNode, record: Dict[str, Any]) -> Optional[int]:
