@@ -299,9 +299,8 @@ def atomic_writer(
     with writing(target, remedy):
         target = check_writable(target, remedy)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(
-            f".{target.name[:50]}-{secrets.token_hex(4)}{ending}"
-        )  # fits in 255 bytes
+        # So much of the name fits in 255 bytes.
+        temporary = target.with_name(f".{target.name[:50]}-{secrets.token_hex(4)}{ending}")
         file = open(temporary, "xb")
         try:
             with file:

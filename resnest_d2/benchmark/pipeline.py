@@ -58,8 +58,8 @@ def measure_pipeline(name: str, folder: Path, device: str, seconds: float = 10) 
     cfg = model_zoo.get_config(name)
     cfg.DATASETS.TRAIN = _register(cfg, folder)
     cfg.SEED, cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = 0, "", device
-    batch = (128 if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER else 16) if device == "cuda" else 2
-    cfg.SOLVER.IMS_PER_BATCH = batch = min(cfg.SOLVER.IMS_PER_BATCH, batch)
+    most = 2 if device != "cuda" else 128 if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER else 16
+    cfg.SOLVER.IMS_PER_BATCH = batch = min(cfg.SOLVER.IMS_PER_BATCH, most)
     cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
     fit_to_machine(cfg, processes=1)
     loaded = {}

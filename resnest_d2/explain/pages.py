@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..evaluation.labels import label
 from ..evaluation.report import charts, gallery
 from ..evaluation.report.page import write_page
-from ..files import atomic_writer, check_writable, unused_name, writing
+from ..files import atomic_writer, check_writable, unused_name
 from .attention import EVEN, SATURATED, Block, dead_channels
 from .cam import Explanation
 from .images import Sample
@@ -55,8 +55,6 @@ def write_attention(
     Raises:
         UserError: a file cannot be written.
     """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for block in blocks:
         picture = charts.raster(lambda figure, block=block: _draw_block(figure, block, names), (10, 3.3))
@@ -186,8 +184,6 @@ def write_maps(explained: Sequence[Explanation], title: str, folder: Path) -> Li
     Raises:
         UserError: a file cannot be written.
     """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     if any(explanation.file.resolve().parent == folder.resolve() for explanation in explained):
         raise UserError(f"{folder} is the folder of the images, which pictures would replace; name another")
     used: Set[str] = set()
