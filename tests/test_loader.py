@@ -160,10 +160,22 @@ def test_a_worker_that_dies_ends_the_run_in_one_line(number, cfg):
             next(batches)
 
 
-@pytest.mark.parametrize("kind", [ConnectionResetError, ConnectionRefusedError, FileNotFoundError])
-def test_a_worker_that_dies_while_it_hands_an_image_over_is_no_failure_to_write(kind, cfg):
+RESET = (errno.ECONNRESET, "Connection reset by peer")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionResetError(*RESET), ConnectionRefusedError(*RESET), FileNotFoundError(*RESET), EOFError()],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_worker_that_dies_while_it_hands_an_image_over_is_no_failure_to_write(error, cfg):
     with pytest.raises(UserError, match=r"^DataLoader worker .*DATALOADER.NUM_WORKERS"), named_failures(cfg):
-        raise kind(errno.ECONNRESET, "Connection reset by peer")
+        raise error
+
+
+def test_the_end_of_a_file_is_not_blamed_on_a_worker(cfg):
+    with pytest.raises(EOFError, match="Ran out of input"), named_failures(cfg):
+        raise EOFError("Ran out of input")
 
 
 def test_shared_memory_that_is_full_is_said_by_the_worker_and_nobody_waits(cfg, tmp_path):

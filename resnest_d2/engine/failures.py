@@ -36,6 +36,11 @@ def named_failures(cfg: CfgNode) -> Iterator[None]:
             f"cannot read or write {e.filename or cfg.OUTPUT_DIR} ({e.strerror}); make room, or choose "
             "another OUTPUT_DIR"
         ) from None
+    except EOFError as e:
+        if e.args:  # of a file
+            raise
+        # A loader worker that ends between two messages of a hand-over.
+        raise UserError(_worker_ended(cfg, "DataLoader worker has ended.")) from None
     except RuntimeError as e:
         reason = str(e).split("\n")[0][:200]
         if "DefaultCPUAllocator" in str(e):
