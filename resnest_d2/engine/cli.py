@@ -7,11 +7,11 @@ import os
 import re
 import secrets
 import sys
-from argparse import Action, ArgumentParser, Namespace
+from argparse import Action, ArgumentParser, Namespace, _ArgumentGroup
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, Iterable
+from typing import Callable, Dict, Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -70,18 +70,24 @@ def argument_parser(description: str) -> ArgumentParser:
     parser.add_argument(
         "--half", action="store_true", help="--optimize, with the backbone in float16 (bfloat16 on a CPU)"
     )
+    own = add_own_data(parser)
+    own.add_argument("--epochs", type=float, help="fit the schedule to this many epochs of the training data")
+    return parser
+
+
+def add_own_data(parser: ArgumentParser, splits: Sequence[str] = ("train", "val")) -> _ArgumentGroup:
+    """Add the options that name a user's own data, those of :func:`resnest_d2.data.own_data`."""
     own = parser.add_argument_group(
-        "your own data: files in COCO format, or masks (train and val may be given several times)"
+        f"your own data: files in COCO format, or masks ({' and '.join(splits)} may be given several times)"
     )
-    for split in ("train", "val"):
+    for split in splits:
         path = {"action": "append", "type": expanded}
         own.add_argument(f"--{split}-json", **path, metavar="FILE", help="annotation file")
         own.add_argument(f"--{split}-masks", **path, metavar="DIR", help="folder of PNGs of labels")
         own.add_argument(f"--{split}-images", **path, metavar="DIR", help="the folder of images of either")
     classes = {"action": _Once, "const": "all masks have the same", "type": expanded, "metavar": "FILE"}
     own.add_argument("--classes", **classes, help="classes of the masks, as docs/own-data.md describes")
-    own.add_argument("--epochs", type=float, help="fit the schedule to this many epochs of the training data")
-    return parser
+    return own
 
 
 class _Once(Action):

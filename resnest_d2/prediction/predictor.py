@@ -140,7 +140,7 @@ class Predictor:
         batch: List[Tuple[AnyImage, Dict[str, Any]]] = []
         for image in images:
             try:
-                record = self._read(image)
+                record = self.read(image)
             except UserError as e:
                 if failed is None:
                     yield from self._predict(batch)
@@ -156,8 +156,12 @@ class Predictor:
                 batch = []
         yield from self._predict(batch)
 
-    def _read(self, image: AnyImage) -> Dict[str, Any]:
-        """Return the model's input for an image, with its ``pixels``."""
+    def read(self, image: AnyImage) -> Dict[str, Any]:
+        """Return the model's input for an image, with its ``pixels``.
+
+        Raises:
+            UserError: it cannot be used.
+        """
         if isinstance(image, Input):
             image = image.image
         if isinstance(image, (str, os.PathLike)):

@@ -1,0 +1,90 @@
+#!/usr/bin/env python
+"""Export a trained model as ONNX, pt2 or TorchScript, and verify that the file computes the same.
+
+ONNX            %(prog)s --config-file output/mine/config.yaml MODEL.WEIGHTS output/mine/model_final.pth
+8-bit integers  %(prog)s --int8 --calibrate photos/ --config-file C.yaml MODEL.WEIGHTS W.pth
+the backbone    %(prog)s --part backbone --format pt2 --config-file C.yaml MODEL.WEIGHTS W.pth
+with its AP     %(prog)s --evaluate --config-file C.yaml MODEL.WEIGHTS W.pth
+
+The file is kept only if its outputs equal the model's, on images of the test set or on those of --verify.
+"""
+
+import copy
+from pathlib import Path
+
+from detectron2.utils.logger import setup_logger
+
+from resnest_d2 import UserError, export, optimize_for_inference
+from resnest_d2.command_line import Parser, one_line_errors
+from resnest_d2.data.check import check_datasets
+from resnest_d2.engine.cli import add_own_data
+from resnest_d2.engine.preflight import fit_to_own_data
+from resnest_d2.files import check_writable, user_path
+from resnest_d2.prediction import Predictor, load_named
+
+
+def main(args):
+    if not args.config_file:
+        raise UserError("--config-file is missing; name a file, such as a run's config.yaml, or a recipe")
+    cfg = load_named(args.config_file, args.opts).clone()
+    cfg.defrost()
+    fit_to_own_data(cfg, args)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    backbone = args.part == "backbone"
+    export.check_exportable(cfg, backbone)
+    extension = export.EXTENSIONS[args.format]
+    target = args.output or Path(cfg.OUTPUT_DIR) / "export" / f"{args.part}{extension}"
+    int8 = target.with_name(f"{target.stem}_int8.onnx") if args.int8 else None
+    if target.suffix != extension:
+        raise UserError(f"--output {target} must end in {extension} for --format {args.format}")
+    if int8 and args.format != "onnx":
+        raise UserError(f"--int8 needs --format onnx, got {args.format}")
+    if backbone and args.evaluate:
+        raise UserError("--evaluate is for whole models; leave out --part backbone")
+    for file in filter(None, (target, int8)):
+        if check_writable(file).exists() and not args.overwrite:
+            raise UserError(f"{file} already exists; --overwrite replaces it, or name another in --output")
+    images = export.find_images(args.verify, cfg.DATASETS.TEST, "DATASETS.TEST", 8, "--verify")
+    calibration = (
+        export.find_images(args.calibrate, cfg.DATASETS.TRAIN, "DATASETS.TRAIN", 32, "--calibrate")
+        if int8
+        else ()
+    )
+    if args.evaluate:
+        check_datasets(cfg.DATASETS.TEST, "DATASETS.TEST")
+    predictor = Predictor(cfg, allow_random=args.allow_random_weights)
+    models = {"eager": predictor.model}
+    for file, rows in export.export_verified(predictor, target, images, backbone, int8, calibration):
+        print(f"{export.table(rows)}\nwrote {file}, {file.stat().st_size / 1e6:.1f} MB")
+        models[file.name] = export.ExportedModel(file)
+    if args.evaluate:
+        setup_logger()
+        print(export.measure_accuracy(cfg, models))
+    if args.time:
+        folded = optimize_for_inference(copy.deepcopy(predictor.model))
+        models = {"eager": models.pop("eager"), "eager, --optimize": folded, **models}
+        print(export.measure_speed(models, [image for _, image in export.read_images(predictor, images)]))
+
+
+if __name__ == "__main__":
+    parser = Parser(__doc__)
+    parser.add_argument("--config-file", default="", metavar="FILE", help="path, or name in the model zoo")
+    parser.add_argument("--format", choices=export.EXTENSIONS, default="onnx", help="(default: %(default)s)")
+    parser.add_argument("--part", choices=export.PARTS, default="detector", help="(default: the whole model)")
+    parser.add_argument(
+        "--output", type=user_path, metavar="FILE", help="(default: export/PART in OUTPUT_DIR)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    places = {"action": "append", "default": [], "metavar": "IMAGES"}
+    parser.add_argument("--verify", **places, help="file, folder or pattern of images to compare on")
+    parser.add_argument("--int8", action="store_true", help="also with convolutions in 8-bit integers")
+    parser.add_argument("--calibrate", **places, help="images for that (default: of DATASETS.TRAIN)")
+    parser.add_argument("--evaluate", action="store_true", help="evaluate model and files on DATASETS.TEST")
+    parser.add_argument("--time", action="store_true", help="time model and files on the compared images")
+    parser.add_argument("--allow-random-weights", action="store_true", help="even if parts are missing")
+    add_own_data(parser, ["val"])
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the configuration")
+    parser.set_defaults(eval_only=True, epochs=None)
+    with one_line_errors():
+        main(parser.parse_intermixed_args())
