@@ -1,0 +1,71 @@
+"""Files in examples/: each runs as its user would run it, and does what it says."""
+
+import json
+import os
+
+import forks
+import pytest
+import torch
+from robust.tiny import SETTINGS
+from support import ROOT
+
+from resnest_d2 import ResNeSt
+
+EXAMPLES = ROOT / "examples"
+
+
+def run(name, folder, *overrides):
+    """The output of an example, in a folder of its own, with a narrow network for 40 iterations."""
+    words = [EXAMPLES / f"{name}.py", *SETTINGS, "SOLVER.MAX_ITER", 40, "SOLVER.CHECKPOINT_PERIOD", 40]
+    result = forks.run([*words, *overrides], cwd=folder, environment=os.environ, timeout=300)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    return result.stdout
+
+
+def losses(folder):
+    """The total loss of iterations 20 and 40, each the median of 20."""
+    rows = map(json.loads, (folder / "metrics.json").read_text().splitlines())
+    return [row["total_loss"] for row in rows if "total_loss" in row]
+
+
+def weights(folder):
+    return torch.load(folder / "model_final.pth", weights_only=False)["model"]
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_examples_are_short_and_begin_with_their_command(path):
+    lines = path.read_text().splitlines()
+    assert 15 <= len(lines) <= 60
+    docstring = path.read_text().split('"""')[1]
+    assert f"python examples/{path.name}" in docstring
+
+
+def test_own_project_trains_and_evaluates_with_detectron2s_trainer(tmp_path):
+    output = run("own_project", tmp_path)
+    folder = tmp_path / "output/own_project"
+    first, last = losses(folder)
+    assert last < first
+    assert any(".bottom_up.res2.0.conv2.fc1." in key for key in weights(folder))  # Split-Attention
+    assert "Evaluation results for bbox" in output
+
+
+def test_own_head_learns(tmp_path):
+    run("own_head", tmp_path, "MODEL.MASK_ON", True)
+    folder = tmp_path / "output/own_head"
+    first, last = losses(folder)
+    assert last < first
+    assert weights(folder)["sem_seg_head.layers.1.weight"].shape[0] == 2
+
+
+def test_input_channels_start_from_rgb_weights(tmp_path):
+    net = ResNeSt(14, res2_out_channels=32, bottleneck_width=8)
+    torch.save(net.state_dict(), tmp_path / "rgb.pth")
+    run("input_channels", tmp_path, "MODEL.WEIGHTS", tmp_path / "rgb.pth")
+    start = torch.load(tmp_path / "output/input_channels/four_channels.pth")["model"]["stem.conv1_1.weight"]
+    rgb = net.stem.conv1_1.weight.detach()
+    assert torch.equal(start[:, :3], rgb) and torch.equal(start[:, 3], rgb.mean(1))
+    first, last = losses(tmp_path / "output/input_channels")
+    assert last < first
+    end = weights(tmp_path / "output/input_channels")["backbone.bottom_up.stem.conv1_1.weight"]
+    assert torch.cosine_similarity(start.flatten(), end.flatten(), dim=0) > 0.9  # it started there
+    assert (end - start).abs().amax((0, 2, 3)).min() > 0  # and all channels learn
