@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 
 import forks
+import nbformat
 import pytest
 import torch
+from nbclient import NotebookClient
 from robust.tiny import SETTINGS
 from support import ROOT
 
@@ -69,3 +72,51 @@ def test_input_channels_start_from_rgb_weights(tmp_path):
     end = weights(tmp_path / "output/input_channels")["backbone.bottom_up.stem.conv1_1.weight"]
     assert torch.cosine_similarity(start.flatten(), end.flatten(), dim=0) > 0.9  # it started there
     assert (end - start).abs().amax((0, 2, 3)).min() > 0  # and all channels learn
+
+
+@pytest.fixture
+def notebook():
+    return nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)
+
+
+def tagged(notebook, tag):
+    return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", ())]
+
+
+def test_notebook_is_valid_and_stores_no_outputs(notebook):
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code and not any(cell.outputs or cell.execution_count for cell in code)
+
+
+def test_notebook_installs_the_pinned_detectron2(notebook):
+    """By the options of the Makefile, from the file with its hash."""
+    pinned = (ROOT / "requirements/detectron2.txt").read_text().splitlines()
+    requirement, wheel_hash = next(line for line in pinned if not line.startswith("#")).split()
+    assert re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", wheel_hash)
+    installs = "\n".join(cell.source for cell in tagged(notebook, "install"))
+    assert requirement in installs and installs.count("==") == 1
+    words = installs.split()
+    recipe = (ROOT / "Makefile").read_text().split("detectron2:\n")[1].split("&& \\\n\trm")[0]
+    options = {word for word in recipe.split() if word.startswith("--")}
+    assert len(options) == 6 and options <= {*words}
+    assert words[words.index("--requirement") + 1] == "requirements/detectron2.txt"
+
+
+@pytest.mark.slow
+def test_notebook_trains_evaluates_and_shows_pictures(notebook, tmp_path):
+    """Its cells but for the installation, with a narrow network for few iterations."""
+    (parameters,) = tagged(notebook, "parameters")
+    small = [*map(str, SETTINGS), "MODEL.MASK_ON", "True", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
+    parameters.source = f"iterations, overrides, output = 4, {small!r}, {str(tmp_path / 'run')!r}"
+    notebook.cells = [cell for cell in notebook.cells if cell not in tagged(notebook, "install")]
+    NotebookClient(
+        notebook, kernel_name="python3", timeout=300, resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    outputs = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    pictures = [sum("image/png" in output.get("data", {}) for output in of_cell) for of_cell in outputs]
+    assert pictures == [0, 1, 0, 0, 1]
+    printed = "".join(output.get("text", "") for output in outputs[3])
+    assert re.search(r"^bbox: AP \d+\.\d, AP50 \d+\.\d$", printed, re.M)
+    assert re.search(r"^segm: AP \d+\.\d, AP50 \d+\.\d$", printed, re.M)
+    assert (tmp_path / "run/model_final.pth").is_file()
