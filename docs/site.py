@@ -17,13 +17,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         # On the site all pages lie side by side.
         text = (ROOT / source).read_text().replace("](docs/", "](")
         files.append(File.generated(config, name, content=text.replace("](README.md", "](index.md")))
-    for path in sorted((ROOT / "configs").rglob("*.yaml")):
+    examples = (ROOT / "examples").glob("[!_]*")  # not Python's cache
+    for path in sorted([*(ROOT / "configs").rglob("*.yaml"), *examples]):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    return markdown.replace("](../configs/", "](configs/").replace("](../README.md", "](index.md")
+    markdown = re.sub(r"\]\(\.\./(configs|examples)/", r"](\1/", markdown)
+    return markdown.replace("](../README.md", "](index.md")
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
