@@ -64,6 +64,7 @@ def test_own_head_learns(tmp_path):
 
 
 def test_input_channels_start_from_rgb_weights(tmp_path):
+    torch.manual_seed(0)
     net = ResNeSt(14, res2_out_channels=32, bottleneck_width=8)
     torch.save(net.state_dict(), tmp_path / "rgb.pth")
     run("input_channels", tmp_path, "MODEL.WEIGHTS", tmp_path / "rgb.pth")
