@@ -362,6 +362,8 @@ def test_the_tool_writes_verifies_and_overwrites_only_when_asked(run_python, pho
     ("words", "expected"),
     [
         (("--int8", "--format", "pt2"), ("--int8 needs --format onnx", "pt2")),
+        (("--openvino", "--format", "torchscript"), ("--openvino needs --format onnx", "torchscript")),
+        (("--openvino",), ("--openvino has an effect on --evaluate and --time",)),
         (("--output", "model.onnx", "--format", "pt2"), ("--output model.onnx must end in .pt2",)),
         (("--part", "backbone", "--evaluate"), ("--evaluate is for whole models",)),
         (("--verify", "missing.jpg"), ("missing.jpg",)),

@@ -38,8 +38,11 @@ def main(args):
     int8 = target.with_name(f"{target.stem}_int8.onnx") if args.int8 else None
     if target.suffix != extension:
         raise UserError(f"--output {target} must end in {extension} for --format {args.format}")
-    if int8 and args.format != "onnx":
-        raise UserError(f"--int8 needs --format onnx, got {args.format}")
+    for option in ("int8", "openvino"):
+        if getattr(args, option) and args.format != "onnx":
+            raise UserError(f"--{option} needs --format onnx, got {args.format}")
+    if args.openvino and not (args.evaluate or args.time):
+        raise UserError("--openvino has an effect on --evaluate and --time; add one of them")
     if backbone and args.evaluate:
         raise UserError("--evaluate is for whole models; leave out --part backbone")
     for file in filter(None, (target, int8)):
@@ -58,6 +61,8 @@ def main(args):
     for file, rows in export.export_verified(predictor, target, images, backbone, int8, calibration):
         print(f"{export.table(rows)}\nwrote {file}, {file.stat().st_size / 1e6:.1f} MB")
         models[file.name] = export.ExportedModel(file)
+        if args.openvino:
+            models[f"{file.name}, OpenVINO"] = export.ExportedModel(file, openvino=True)
     if args.evaluate:
         setup_logger()
         print(export.measure_accuracy(cfg, models))
@@ -82,6 +87,7 @@ if __name__ == "__main__":
     parser.add_argument("--calibrate", **places, help="images for that (default: of DATASETS.TRAIN)")
     parser.add_argument("--evaluate", action="store_true", help="evaluate model and files on DATASETS.TEST")
     parser.add_argument("--time", action="store_true", help="time model and files on the compared images")
+    parser.add_argument("--openvino", action="store_true", help="for --evaluate and --time, also in OpenVINO")
     parser.add_argument("--allow-random-weights", action="store_true", help="even if parts are missing")
     add_own_data(parser, ["val"])
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the configuration")

@@ -22,10 +22,11 @@ Run = Callable[[Tensor], Sequence[Tensor]]
 class ExportedModel(nn.Module):
     """An exported file as a model of detectron2, on the CPU.
 
-    It predicts images of a batch one by one. ONNX files run in onnxruntime with as many threads as torch has.
+    It predicts images of a batch one by one, with as many threads as torch has.
 
     Args:
         file: .onnx, .pt2 or .ts, written by :func:`resnest_d2.export.export`.
+        openvino: run an ONNX file in OpenVINO, not in onnxruntime.
 
     Attributes:
         description: of the file; see :func:`resnest_d2.export.describe`.
@@ -34,13 +35,13 @@ class ExportedModel(nn.Module):
         UserError: the file cannot be read, is none of export's, or its runtime is missing.
     """
 
-    def __init__(self, file: Union[str, Path]) -> None:
+    def __init__(self, file: Union[str, Path], openvino: bool = False) -> None:
         super().__init__()
         file = check_readable(file)
         if file.suffix not in FORMATS:
             raise UserError(f"{file} is no exported model; its name must end in {', '.join(FORMATS)}")
         try:
-            self._run, text = _OPEN[file.suffix](file)
+            self._run, text = (_open_openvino if openvino else _OPEN[file.suffix])(file)
         except UserError:
             raise
         except Exception as e:  # runtimes raise anything
@@ -107,6 +108,20 @@ def _open_onnx(file: Path) -> Tuple[Run, str]:
         return [torch.from_numpy(value) for value in session.run(None, {INPUT: image.numpy()})]
 
     return run, session.get_modelmeta().custom_metadata_map.get(KEY, "")
+
+
+def _open_openvino(file: Path) -> Tuple[Run, str]:
+    with needs("openvino", "running ONNX in OpenVINO"):
+        import openvino
+    _, description = _open_onnx(file)
+    # Its default on some processors is bfloat16.
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    model = openvino.Core().compile_model(str(file), "CPU", options)
+
+    def run(image: Tensor) -> List[Tensor]:
+        return [torch.from_numpy(value.copy()) for value in model({INPUT: image.numpy()}).to_tuple()]
+
+    return run, description
 
 
 def _text(content: Union[str, bytes]) -> str:
