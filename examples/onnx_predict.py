@@ -17,18 +17,28 @@ def load(file):
     return session, json.loads(session.get_modelmeta().custom_metadata_map["resnest_d2"])
 
 
+def resized(width, height, min_size, max_size):
+    """Width and height for testing, as detectron2 computes them."""
+    if not min_size:
+        return width, height
+    scale = min_size / min(width, height)
+    if max(width, height) * scale > max_size:
+        scale *= max_size / (max(width, height) * scale)
+    return tuple(max(1, int(side * scale + 0.5)) for side in (width, height))
+
+
 def detect(session, about, image):
     """Boxes (n, 4) in pixels of the upright image, x0, y0, x1, y1; scores, descending; names of classes."""
+    if about["task"] != "detection" or image.mode.startswith(("I", "F")):  # more than 8 bits
+        sys.exit(f"a detector and an image of 8 bits are needed, not {about['task']} and {image.mode}")
     image = ImageOps.exif_transpose(image).convert("RGB")
-    original = np.array(image.size)
-    scale = min(about["min_size"] / original.min(), about["max_size"] / original.max())
-    size = (original * scale + 0.5).astype(int) if about["min_size"] else original
-    pixels = np.asarray(image.resize(tuple(size), Image.Resampling.BILINEAR))
+    size = resized(*image.size, about["min_size"], about["max_size"])
+    pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
     if about["channels"] == "BGR":
         pixels = pixels[:, :, ::-1]
     inputs = {"image": pixels.transpose(2, 0, 1)[None].astype(np.float32)}
     found = dict(zip(about["outputs"], session.run(None, inputs)))
-    boxes = found["boxes"] * np.tile(original / size, 2).astype(np.float32)
+    boxes = found["boxes"] * np.tile(np.divide(image.size, size), 2).astype(np.float32)
     return boxes, found["scores"], [about["classes"][i] for i in found["classes"]]
 
 
@@ -38,4 +48,4 @@ if __name__ == "__main__":
         boxes, scores, names = detect(session, about, image)
     for box, score, name in zip(boxes, scores, names):
         if score >= 0.5:
-            print(f"{name} {score:.2f} at {box.round(1).tolist()}")
+            print(f"{name} {score:.2f} at", *(f"{side:.1f}" for side in box))

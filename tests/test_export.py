@@ -20,7 +20,7 @@ from resnest_d2.engine import load_config
 from resnest_d2.export.boxes import suppress, top, with_dummies
 from resnest_d2.export.formats import KEY
 from resnest_d2.export.graphs import RCNNGraph
-from resnest_d2.export.verify import CERTAIN, compare_objects
+from resnest_d2.export.verify import CERTAIN, Comparison, compare_objects
 from resnest_d2.prediction import Predictor
 
 WIDE = ("MODEL.RPN.POST_NMS_TOPK_TEST", 100, "TEST.DETECTIONS_PER_IMAGE", 50)
@@ -77,9 +77,8 @@ def decide(model):
 def images(count=3):
     """Images of different sizes, as a model sees them."""
     rng = np.random.default_rng(0)
-    for i in range(count):
-        pixels = rng.integers(0, 256, (3, *SIZES[i % len(SIZES)]), dtype=np.uint8)
-        yield f"{i}.png", torch.from_numpy(pixels)
+    pixels = [rng.integers(0, 256, (3, *SIZES[i % len(SIZES)]), dtype=np.uint8) for i in range(count)]
+    return [(f"{i}.png", torch.from_numpy(image)) for i, image in enumerate(pixels)]
 
 
 @pytest.fixture
@@ -94,15 +93,11 @@ def differences(predictor, file):
     """All comparisons; those of a detector have objects, and some are certain."""
     exported = export.ExportedModel(file)
     rows = [*export.compare(predictor.model, exported, images())]
-    assert [row.size for row in rows] == [
-        (64, 96),
-        (77, 52),
-        (79, 46),
-        (131, 77),
-    ]  # 1, 0.8, 0.6, and the empty
+    # Scaled by 1, 0.8, 0.6, and the ramp of greys.
+    assert [row.size for row in rows] == [(64, 96), (77, 52), (79, 46), (64, 96)]
     if exported.description["task"] == "detection" and exported.description["part"] == "detector":
         assert min(row.objects for row in rows) > 0
-        (found,) = predictor.model([{"image": next(images())[1]}])
+        (found,) = predictor.model([{"image": images()[0][1]}])
         assert (found["instances"].scores >= CERTAIN).any()
     return rows
 
@@ -124,6 +119,13 @@ def classifier():
     return make_predictor("classifier")
 
 
+@pytest.fixture(scope="module")
+def onnx_classifier(classifier, tmp_path_factory):
+    file = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    export.export(classifier, file)
+    return file
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_torchscript_computes_what_the_model_does_at_any_size(family, tmp_path):
     predictor = make_predictor(family)
@@ -137,11 +139,12 @@ def slow_but(fast):
     return pytest.mark.parametrize("family", families)
 
 
-def test_onnx_computes_what_the_model_does_at_any_size(detector, onnx_detector):
-    export.check(differences(detector, onnx_detector), export.EXACT, "model.onnx")
+def test_onnx_computes_what_the_model_does_at_any_size(classifier, onnx_classifier):
+    export.check(differences(classifier, onnx_classifier), export.EXACT, "model.onnx")
 
 
-@slow_but("classifier")
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
 def test_onnx_of_each_family_computes_what_the_model_does(family, tmp_path):
     predictor = make_predictor(family)
     export.export(predictor, tmp_path / "model.onnx")
@@ -155,14 +158,16 @@ def test_pt2_computes_what_the_model_does_at_any_size(family, tmp_path):
     export.check(differences(predictor, tmp_path / "model.pt2"), export.EXACT, "model.pt2")
 
 
-@pytest.mark.parametrize("extension", [".ts", ".onnx", ".pt2"])
+@pytest.mark.parametrize(
+    "extension", [".ts", *(pytest.param(name, marks=pytest.mark.slow) for name in (".onnx", ".pt2"))]
+)
 def test_a_backbone_alone_has_the_models_features(extension, detector, tmp_path):
     export.export(detector, tmp_path / f"backbone{extension}", backbone=True)
     exported = export.ExportedModel(tmp_path / f"backbone{extension}")
     assert exported.description["outputs"] == ["p2", "p3", "p4", "p5", "p6"]
     rows = [*export.compare(detector.model, exported, images())]
     assert all(row.errors["feature"] < export.EXACT["feature"] for row in rows)
-    sizes = {name: value.shape[2:] for name, value in exported.run(next(images())[1]).items()}
+    sizes = {name: value.shape[2:] for name, value in exported.run(images()[0][1]).items()}
     assert sizes["p2"] == (16, 24) and sizes["p6"] == (1, 2)
 
 
@@ -181,7 +186,7 @@ def test_an_image_without_objects_has_none_in_the_file(family, extension, tmp_pa
 
 
 def test_folding_and_recording_leave_the_model_alone(detector, tmp_path):
-    record = [{"image": next(images())[1]}]
+    record = [{"image": images()[0][1]}]
     before = detector.model(record)[0]["instances"].scores
     export.export(detector, tmp_path / "model.ts")
     assert torch.equal(before, detector.model(record)[0]["instances"].scores)
@@ -221,6 +226,49 @@ def test_objects_are_compared_whatever_their_order():
     assert errors["missing"] == 0 and errors["box"] == 1 and errors["score"] == pytest.approx(0.01)
 
 
+def test_what_is_not_a_number_is_no_agreement():
+    row = Comparison("a.png", (8, 8), None, {"score": float("nan")})
+    with pytest.raises(UserError, match=r"model\.ts differs from the model: score nan in a\.png"):
+        export.check([Comparison("b.png", (8, 8), None, {"score": 0.0}), row], export.EXACT, "model.ts")
+
+
+def test_objects_that_nothing_matches_are_missing_however_uncertain():
+    one = objects([[0, 0, 10, 10]], [0.1], [0])
+    assert compare_objects(one, one[:0])["missing"] == compare_objects(one[:0], one)["missing"] == 1
+    assert compare_objects(one[:0], one[:0])["missing"] == 0
+
+
+@pytest.mark.parametrize("family", ["mask", "retinanet"])
+def test_any_number_of_objects_may_be_found(family, tmp_path):
+    predictor = make_predictor(family, "TEST.DETECTIONS_PER_IMAGE", -1)
+    export.export(predictor, tmp_path / "model.ts")
+    rows = differences(predictor, tmp_path / "model.ts")
+    export.check(rows, export.EXACT, "model.ts")
+    assert max(row.objects for row in rows) > 50
+
+
+def test_boxes_lie_in_the_image(tmp_path):
+    predictor = make_predictor("retinanet")
+    export.export(predictor, tmp_path / "model.ts")
+    boxes = export.ExportedModel(tmp_path / "model.ts").run(images()[0][1])["boxes"]
+    assert len(boxes) and boxes.min() >= 0 and (boxes <= torch.tensor([96, 64, 96, 64])).all()
+
+
+def test_a_link_is_kept_and_its_target_replaced(run_python, photos, tmp_path):
+    (tmp_path / "real.ts").write_text("an earlier one")
+    (tmp_path / "link.ts").symlink_to(tmp_path / "real.ts")
+    words = ("--allow-random-weights", "--format", "torchscript", "--verify", photos, "--overwrite")
+    done = tool(run_python, tmp_path, *words, "--output", tmp_path / "link.ts")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "link.ts").is_symlink() and (tmp_path / "real.ts").read_bytes()[:2] == b"PK"
+
+
+def test_an_image_that_a_file_does_not_take_is_one_line(onnx_classifier):
+    exported = export.ExportedModel(onnx_classifier)
+    with pytest.raises(UserError, match=r"model\.onnx fails on an image of 1 x 32 x 32"):
+        exported.run(torch.zeros(1, 32, 32))
+
+
 @pytest.mark.parametrize(
     ("other", "missing"),
     [
@@ -245,35 +293,36 @@ def test_a_file_that_differs_is_refused(tmp_path):
         export.check(rows, export.EXACT, "model.ts")
 
 
-def test_only_files_that_compute_what_the_model_does_are_kept(classifier, photos, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_only_files_that_compute_what_the_model_does_are_kept(classifier, tmp_path, monkeypatch):
     monkeypatch.setitem(export.INT8, "score", 1e-6)  # which 8 bits cannot reach
-    files, small = [str(path) for path in photos.iterdir()], tmp_path / "out/int8.onnx"
-    kept = export.export_verified(classifier, tmp_path / "out/model.onnx", files, False, small, files)
-    file, _ = next(kept)
+    file, small = tmp_path / "out/model.onnx", tmp_path / "out/int8.onnx"
+    file.parent.mkdir()
+    file.write_text("an earlier one")
     with pytest.raises(UserError, match=r"int8\.onnx differs from the model: score"):
-        next(kept)
-    assert [*file.parent.iterdir()] == [file]
+        export.export_verified(classifier, file, images(), False, small, images())
+    assert [*file.parent.iterdir()] == [file] and file.read_text() == "an earlier one"
 
 
-def test_the_file_says_what_it_is(detector, classifier, tmp_path):
+def test_the_file_says_what_it_is(detector, onnx_classifier, tmp_path):
     export.export(detector, tmp_path / "model.ts")
     about = export.ExportedModel(tmp_path / "model.ts").description
     assert about["task"] == "detection" and about["outputs"] == ["boxes", "scores", "classes", "masks"]
     assert about["channels"] == detector.cfg.INPUT.FORMAT and about["min_size"] == 64
     assert len(about["classes"]) == len(about["class_ids"]) == 5
     assert about["pixel_mean"] == pytest.approx(detector.cfg.MODEL.PIXEL_MEAN, rel=1e-6)
-    export.export(classifier, tmp_path / "model.onnx")
-    model = onnx.load(tmp_path / "model.onnx")
+    model = onnx.load(onnx_classifier)
     about = json.loads({entry.key: entry.value for entry in model.metadata_props}[KEY])
-    assert about["task"] == "classification" and about["crop"] == 32
+    assert about["task"] == "classification" and about["crop"] == 32 and about["crop_fraction"] == 0.5
     (image,) = model.graph.input
     assert [d.dim_value or d.dim_param for d in image.type.tensor_type.shape.dim][:2] == [1, 3]
     assert all(d.dim_param for d in image.type.tensor_type.shape.dim[2:])
 
 
-def test_int8_has_quantised_convolutions_and_nearly_the_same_probabilities(classifier, tmp_path):
-    export.export(classifier, tmp_path / "model.onnx")
-    export.quantize(tmp_path / "model.onnx", tmp_path / "int8.onnx", (image for _, image in images(8)))
+def test_int8_has_quantised_convolutions_and_nearly_the_same_probabilities(
+    classifier, onnx_classifier, tmp_path
+):
+    export.quantize(onnx_classifier, tmp_path / "int8.onnx", (image for _, image in images(8)))
     nodes = onnx.load(tmp_path / "int8.onnx").graph.node
     made_by = {output: node for node in nodes for output in node.output}
     convolutions = [node for node in nodes if node.op_type == "Conv"]
@@ -288,10 +337,9 @@ def test_int8_has_quantised_convolutions_and_nearly_the_same_probabilities(class
     assert 0 < max(row.errors["score"] for row in rows) < export.INT8["score"]
 
 
-def test_int8_without_images_is_one_line(classifier, tmp_path):
-    export.export(classifier, tmp_path / "model.onnx")
+def test_int8_without_images_is_one_line(onnx_classifier, tmp_path):
     with pytest.raises(UserError, match="there are no images to calibrate with"):
-        export.quantize(tmp_path / "model.onnx", tmp_path / "int8.onnx", [])
+        export.quantize(onnx_classifier, tmp_path / "int8.onnx", [])
     assert not (tmp_path / "int8.onnx").exists()
 
 
@@ -348,10 +396,10 @@ def test_the_tool_writes_verifies_and_overwrites_only_when_asked(run_python, pho
     words = ("--allow-random-weights", "--format", "torchscript", "--verify", photos)
     first = tool(run_python, tmp_path, *words, "--time")
     assert first.returncode == 0, first.stderr
-    written = tmp_path / "export/detector.ts"
-    assert f"wrote {written}" in first.stdout and "(an empty image)" in first.stdout
+    written = tmp_path / "export/model.ts"
+    assert f"wrote {written}" in first.stdout and "(a ramp of greys)" in first.stdout
     assert "eager, --optimize" in first.stdout and "times as fast" in first.stdout
-    assert [path.name for path in written.parent.iterdir()] == ["detector.ts"]  # nothing else is left there
+    assert [path.name for path in written.parent.iterdir()] == ["model.ts"]  # nothing else is left there
     before = written.read_bytes()
     assert_one_line_error(tool(run_python, tmp_path, *words), "already exists", "--overwrite")
     assert written.read_bytes() == before
@@ -365,7 +413,9 @@ def test_the_tool_writes_verifies_and_overwrites_only_when_asked(run_python, pho
         (("--openvino", "--format", "torchscript"), ("--openvino needs --format onnx", "torchscript")),
         (("--openvino",), ("--openvino has an effect on --evaluate and --time",)),
         (("--output", "model.onnx", "--format", "pt2"), ("--output model.onnx must end in .pt2",)),
-        (("--part", "backbone", "--evaluate"), ("--evaluate is for whole models",)),
+        (("--part", "backbone", "--evaluate"), ("--evaluate and --time are for whole models",)),
+        (("--calibrate", "photos"), ("--calibrate is for --int8",)),
+        (("--evaluate",), ("DATASETS.TEST is empty",)),
         (("--verify", "missing.jpg"), ("missing.jpg",)),
         ((), ("DATASETS.TEST is empty; name images in --verify",)),
         (("--format", "tflite"), ("invalid choice: 'tflite'",)),
@@ -380,9 +430,10 @@ def test_weights_that_lack_parts_are_refused(run_python, photos, tmp_path):
     assert_one_line_error(tool(run_python, tmp_path, "--verify", photos), "MODEL.WEIGHTS")
 
 
+@pytest.mark.slow
 def test_the_example_without_torch_finds_the_same_boxes(detector, onnx_detector, tmp_path):
     """From a file on disk, through resizing and scaling back."""
-    _, image = next(images())
+    _, image = images()[0]
     Image.fromarray(image.permute(1, 2, 0).numpy()).resize((150, 101)).save(tmp_path / "a.png")
     code = (
         "import sys; sys.path.insert(0, 'examples'); import json, onnx_predict; from PIL import Image\n"
@@ -410,8 +461,8 @@ def test_a_whole_resnest50_mask_rcnn_as_onnx(coco_root, tmp_path):
     predictor = Predictor(cfg, allow_random=True)
     decide(predictor.model)
     photos = sorted(Path(coco_root, "coco/val2017").glob("*.jpg"))[:3]
-    written = [*export.export_verified(predictor, tmp_path / "model.onnx", [*map(str, photos)])]
-    ((file, rows),) = written
+    inputs = export.read_images(predictor, [*map(str, photos)])
+    ((file, rows),) = export.export_verified(predictor, tmp_path / "model.onnx", inputs).items()
     assert file.stat().st_size > 150e6 and len(rows) == 4 and min(row.objects for row in rows) > 0
 
 

@@ -10,16 +10,16 @@ The file is kept only if its outputs equal the model's, on images of the test se
 """
 
 import copy
-from pathlib import Path
+import sys
 
 from detectron2.utils.logger import setup_logger
 
 from resnest_d2 import UserError, export, optimize_for_inference
 from resnest_d2.command_line import Parser, one_line_errors
-from resnest_d2.data.check import check_datasets
 from resnest_d2.engine.cli import add_own_data
-from resnest_d2.engine.preflight import fit_to_own_data
-from resnest_d2.files import check_writable, user_path
+from resnest_d2.engine.preflight import check_data, fit_to_own_data
+from resnest_d2.engine.signals import ended_at_once
+from resnest_d2.files import user_path
 from resnest_d2.prediction import Predictor, load_named
 
 
@@ -28,37 +28,25 @@ def main(args):
         raise UserError("--config-file is missing; name a file, such as a run's config.yaml, or a recipe")
     cfg = load_named(args.config_file, args.opts).clone()
     cfg.defrost()
-    fit_to_own_data(cfg, args)
+    metadata, notes = fit_to_own_data(cfg, args)
+    print(*notes, sep="\n", end="\n" * bool(notes), file=sys.stderr)
     cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     backbone = args.part == "backbone"
     export.check_exportable(cfg, backbone)
-    extension = export.EXTENSIONS[args.format]
-    target = args.output or Path(cfg.OUTPUT_DIR) / "export" / f"{args.part}{extension}"
-    int8 = target.with_name(f"{target.stem}_int8.onnx") if args.int8 else None
-    if target.suffix != extension:
-        raise UserError(f"--output {target} must end in {extension} for --format {args.format}")
-    for option in ("int8", "openvino"):
-        if getattr(args, option) and args.format != "onnx":
-            raise UserError(f"--{option} needs --format onnx, got {args.format}")
-    if args.openvino and not (args.evaluate or args.time):
-        raise UserError("--openvino has an effect on --evaluate and --time; add one of them")
-    if backbone and args.evaluate:
-        raise UserError("--evaluate is for whole models; leave out --part backbone")
-    for file in filter(None, (target, int8)):
-        if check_writable(file).exists() and not args.overwrite:
-            raise UserError(f"{file} already exists; --overwrite replaces it, or name another in --output")
-    images = export.find_images(args.verify, cfg.DATASETS.TEST, "DATASETS.TEST", 8, "--verify")
-    calibration = (
-        export.find_images(args.calibrate, cfg.DATASETS.TRAIN, "DATASETS.TRAIN", 32, "--calibrate")
-        if int8
-        else ()
-    )
+    target, int8 = export.find_targets(args, cfg)
     if args.evaluate:
-        check_datasets(cfg.DATASETS.TEST, "DATASETS.TEST")
+        check_data(cfg, train=False, own=bool(metadata))
+        if not cfg.DATASETS.TEST:
+            raise UserError("DATASETS.TEST is empty, so --evaluate has nothing to evaluate on")
+    names = export.find_images(args.verify, cfg.DATASETS.TEST, "DATASETS.TEST", 8, "--verify")
+    usual = int8 and export.find_images(
+        args.calibrate, cfg.DATASETS.TRAIN, "DATASETS.TRAIN", 32, "--calibrate"
+    )
     predictor = Predictor(cfg, allow_random=args.allow_random_weights)
+    images, calibration = (export.read_images(predictor, paths or []) for paths in (names, usual))
     models = {"eager": predictor.model}
-    for file, rows in export.export_verified(predictor, target, images, backbone, int8, calibration):
+    for file, rows in export.export_verified(predictor, target, images, backbone, int8, calibration).items():
         print(f"{export.table(rows)}\nwrote {file}, {file.stat().st_size / 1e6:.1f} MB")
         models[file.name] = export.ExportedModel(file)
         if args.openvino:
@@ -69,7 +57,7 @@ def main(args):
     if args.time:
         folded = optimize_for_inference(copy.deepcopy(predictor.model))
         models = {"eager": models.pop("eager"), "eager, --optimize": folded, **models}
-        print(export.measure_speed(models, [image for _, image in export.read_images(predictor, images)]))
+        print(export.measure_speed(models, [image for _, image in images]))
 
 
 if __name__ == "__main__":
@@ -78,7 +66,7 @@ if __name__ == "__main__":
     parser.add_argument("--format", choices=export.EXTENSIONS, default="onnx", help="(default: %(default)s)")
     parser.add_argument("--part", choices=export.PARTS, default="detector", help="(default: the whole model)")
     parser.add_argument(
-        "--output", type=user_path, metavar="FILE", help="(default: export/PART in OUTPUT_DIR)"
+        "--output", type=user_path, metavar="FILE", help="(default: export/model in OUTPUT_DIR)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     places = {"action": "append", "default": [], "metavar": "IMAGES"}
@@ -92,5 +80,5 @@ if __name__ == "__main__":
     add_own_data(parser, ["val"])
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the configuration")
     parser.set_defaults(eval_only=True, epochs=None)
-    with one_line_errors():
+    with one_line_errors(), ended_at_once():
         main(parser.parse_intermixed_args())

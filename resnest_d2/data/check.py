@@ -39,6 +39,10 @@ def check_datasets(names: Iterable[str], key: str) -> None:
     for name in names:
         if name not in DatasetCatalog.list():
             hint = nearest(name, DatasetCatalog.list())
+            if name.startswith("user_"):  # as own data are called
+                hint = (
+                    "these are own data of another command, so name them again, --val-json and --val-images"
+                )
             raise UserError(f"{key}: no dataset is registered as {name!r}; {hint}")
         if name.startswith("shapes_"):  # written on first use
             continue

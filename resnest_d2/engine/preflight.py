@@ -64,7 +64,7 @@ def preflight(args: Namespace) -> Preflight:
     split = "TRAIN" if train else "TEST"
     if not cfg.DATASETS[split]:
         raise UserError(f"DATASETS.{split} is empty; name a dataset")
-    _check_output(cfg)
+    check_output(cfg)
     resume = args.resume or (train and restarted(cfg.OUTPUT_DIR))
     if train:
         cfg.MODEL.WEIGHTS, moved = follow_weights(cfg)
@@ -80,7 +80,7 @@ def preflight(args: Namespace) -> Preflight:
     if train:
         notes += fit_to_machine(cfg, processes)
     notes += fit_workers(cfg, processes, processes_here(args), train)
-    notes += _check_data(cfg, train, own=bool(metadata))
+    notes += check_data(cfg, train, own=bool(metadata))
     _fetch_weights(cfg, train, resume, args.allow_random_weights)
     reasons = keep_comparable(cfg, recipe, args)
     notes += [f"Not compared with the published figures: {reason}" for reason in reasons]
@@ -115,7 +115,7 @@ def fit_to_own_data(cfg: CfgNode, args: Namespace) -> Tuple[Dict[str, Any], List
     return metadata, warnings + notes
 
 
-def _check_output(cfg: CfgNode) -> None:
+def check_output(cfg: CfgNode) -> None:
     if not cfg.OUTPUT_DIR or "://" in cfg.OUTPUT_DIR:
         raise OptionError("OUTPUT_DIR", cfg.OUTPUT_DIR, "must be a folder on this machine")
     _check_no_query("OUTPUT_DIR", cfg.OUTPUT_DIR)
@@ -157,7 +157,7 @@ def _check_training(cfg: CfgNode) -> None:
         )
 
 
-def _check_data(cfg: CfgNode, train: bool, own: bool) -> List[str]:
+def check_data(cfg: CfgNode, train: bool, own: bool) -> List[str]:
     """Check the datasets of a run. The user's ``own`` have been checked for the most part."""
     names = cfg.DATASETS.TRAIN if train else ()
     check_datasets(names, "DATASETS.TRAIN")

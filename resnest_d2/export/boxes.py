@@ -37,6 +37,11 @@ def clip(boxes: Tensor, size: Sequence[int]) -> Tensor:
     return torch.stack([x0.clamp(0, width), y0.clamp(0, height), x1.clamp(0, width), y1.clamp(0, height)], -1)
 
 
+def nonempty(boxes: Tensor, more_than: float = 0.0) -> Tensor:
+    """Whether each of (n, 4) boxes has sides of more than some pixels."""
+    return (boxes[:, 2:] - boxes[:, :2] > more_than).all(1)
+
+
 def finite(values: Tensor) -> Tensor:
     """Whether each value is finite; ``isfinite`` itself is not in all formats."""
     return values.abs() < math.inf
@@ -47,14 +52,14 @@ def suppress(
 ) -> Tensor:
     """Non-maximum suppression within each group.
 
-    Each group is moved to a place of its own. They are arranged in a square, so that coordinates stay small
-    and float32 keeps their overlaps exact to 1e-5 for 80 classes of boxes of an image of 1333 pixels.
+    Each group is moved to a place of its own. The places form a square, since float32 has the fewer digits
+    left for overlaps the larger coordinates are.
 
     Args:
         boxes: (n, 4), the dummies first.
         scores: (n,), above 0.
         groups: (n,), from 0 to ``num_groups`` - 1.
-        limit: most boxes that are kept beside the dummies.
+        limit: most boxes that are kept beside the dummies; below 0 for all.
 
     Returns:
         (m,) indices of those kept, the dummies first, then by descending score.
@@ -65,7 +70,8 @@ def suppress(
     place = torch.stack([groups % columns, groups // columns], 1).to(boxes.dtype)
     moved = boxes + place.repeat(1, 2) * (boxes.max() - boxes.min() + 1)
     first = torch.stack([scores.max() + 2, scores.max() + 1])
-    return nms(moved, torch.cat([first, scores[DUMMIES:]]), threshold)[: limit + DUMMIES]
+    kept = nms(moved, torch.cat([first, scores[DUMMIES:]]), threshold)
+    return kept if limit < 0 else kept[: limit + DUMMIES]
 
 
 def with_dummies(boxes: Tensor) -> Tensor:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from torch import Tensor
 from tqdm import tqdm
 
 from ..config import CLASSIFIER, SEGMENTOR
 from ..files import writing
 from ..prediction import Predictor
 from ..version import __version__
-from .formats import write_graph
+from .formats import quiet, write_graph
 from .graphs import Graph, build_graph
-from .images import read_images
 from .quantize import quantize
 from .runtime import ExportedModel
-from .verify import EXACT, INT8, Comparison, check, compare
+from .verify import EXACT, INT8, Comparison, check, compare, count
 
 #: Parts of a model.
 PARTS = ("detector", "backbone")
@@ -42,8 +42,9 @@ def describe(predictor: Predictor, graph: Graph, backbone: bool = False) -> Dict
     """What a user of the file has to know, as JSON has it.
 
     ``task`` is detection, segmentation or classification; ``channels`` the order of the image's; images are
-    resized by ``min_size`` and ``max_size`` like detectron2's ResizeShortestEdge, for classification to
-    ``crop``. ``pixel_mean`` and ``pixel_std`` are applied by the graph itself.
+    resized by ``min_size`` and ``max_size`` as detectron2's ResizeShortestEdge does, bilinearly.
+    For classification, the central square of ``crop_fraction`` of the shorter side is resized to ``crop``
+    pixels, bicubically. ``pixel_mean`` and ``pixel_std`` are applied by the graph itself.
     """
     cfg = predictor.cfg
     sizes: Dict[str, Any] = {
@@ -51,7 +52,8 @@ def describe(predictor: Predictor, graph: Graph, backbone: bool = False) -> Dict
         "max_size": cfg.INPUT.MAX_SIZE_TEST,
     }
     if cfg.MODEL.META_ARCHITECTURE == CLASSIFIER:
-        sizes = {"crop": cfg.INPUT.CLASSIFICATION.TEST_CROP}
+        crop = cfg.INPUT.CLASSIFICATION.TEST_CROP
+        sizes = {"crop": crop, "crop_fraction": crop / (crop + 32)}
     tasks = {SEGMENTOR: "segmentation", CLASSIFIER: "classification"}
     return {
         "resnest_d2": __version__,
@@ -71,41 +73,47 @@ def describe(predictor: Predictor, graph: Graph, backbone: bool = False) -> Dict
 def export_verified(
     predictor: Predictor,
     target: Path,
-    images: Sequence[str],
+    images: Sequence[Tuple[str, Tensor]],
     backbone: bool = False,
     int8: Optional[Path] = None,
-    calibration: Sequence[str] = (),
-) -> Iterator[Tuple[Path, List[Comparison]]]:
-    """Write a model, and with ``int8`` a quantised one, each only if it computes what the model does.
+    calibration: Sequence[Tuple[str, Tensor]] = (),
+) -> Dict[Path, List[Comparison]]:
+    """Write a model, and with ``int8`` a quantised one, if they compute what the model does.
 
     Args:
-        target, int8: files, which are replaced.
-        images: files to compare the model's outputs on.
-        calibration: files that show the quantisation usual values.
+        target, int8: files, which are replaced; both or none.
+        images: names, and images as the model sees them, to compare outputs on.
+        calibration: the same, to show the quantisation usual values.
 
-    Yields:
-        Each file that is written, with the differences from the model.
+    Returns:
+        For each file, the differences from the model.
 
     Raises:
         UserError: see :func:`export`; or a file differs from the model.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with writing(target), TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
-        exact = Path(folder) / f"model{target.suffix}"
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = TemporaryDirectory(dir=target.parent, prefix=".export-")
+    with folder, quiet():
+        exact, small = Path(folder.name) / target.name, Path(folder.name) / "int8.onnx"
         export(predictor, exact, backbone)
-        yield _verify(predictor, exact, target, images, EXACT)
+        found = {target: _verify(predictor, exact, target, images, EXACT)}
         if int8:
-            small = Path(folder) / "int8.onnx"
-            quantize(target, small, (image for _, image in read_images(predictor, calibration)))
-            yield _verify(predictor, small, int8, images, INT8)
+            quantize(exact, small, (image for _, image in calibration))
+            found[int8] = _verify(predictor, small, int8, images, INT8)
+        for file, name in zip((exact, small), found):
+            os.replace(file, name)
+    return found
 
 
 def _verify(
-    predictor: Predictor, file: Path, target: Path, images: Sequence[str], tolerance: Dict[str, float]
-) -> Tuple[Path, List[Comparison]]:
-    """Give a file its name if it computes what the model does."""
-    compared = compare(predictor.model, ExportedModel(file), read_images(predictor, images))
-    rows = [*tqdm(compared, desc=f"verifying {target.name}", total=len(images) + 1)]
+    predictor: Predictor,
+    file: Path,
+    target: Path,
+    images: Sequence[Tuple[str, Tensor]],
+    tolerance: Dict[str, float],
+) -> List[Comparison]:
+    compared = compare(predictor.model, ExportedModel(file), images)
+    rows = [*tqdm(compared, desc=f"verifying {target.name}", total=count(images))]
     check(rows, tolerance, target)
-    os.replace(file, target)
-    return target, rows
+    return rows

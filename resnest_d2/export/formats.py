@@ -6,6 +6,7 @@ import json
 import logging
 import warnings
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator
 
@@ -37,7 +38,7 @@ def write_graph(graph: Graph, description: Dict[str, Any], target: Path, channel
     """
     write = FORMATS[target.suffix]
     example = torch.rand(1, channels, *_EXAMPLE) * 255
-    with atomic_writer(target, ending=target.suffix) as file, torch.no_grad(), _quiet():
+    with atomic_writer(target, ending=target.suffix) as file, torch.no_grad(), quiet():
         try:
             write(graph, example, json.dumps(description), Path(file.name))
         except (UserError, OSError):
@@ -50,7 +51,7 @@ def write_graph(graph: Graph, description: Dict[str, Any], target: Path, channel
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide what exporters say about models of detectron2 and about themselves."""
     names = (
         "torch.onnx",
@@ -88,9 +89,9 @@ def _write_torchscript(graph: Graph, example: Tensor, description: str, path: Pa
 
 
 def _write_onnx(graph: Graph, example: Tensor, description: str, path: Path) -> None:
-    with needs("onnx and onnxscript", "ONNX", "pip install resnest_d2[export]"):
-        import onnx
-        import onnxscript  # noqa: F401
+    check_packages("onnx")
+    import onnx
+
     program = torch.onnx.export(
         _export(graph, example),
         (example,),
@@ -104,6 +105,17 @@ def _write_onnx(graph: Graph, example: Tensor, description: str, path: Path) -> 
     model.metadata_props.add(key=KEY, value=description)
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
+
+
+def check_packages(name: str, openvino: bool = False) -> None:
+    """Raise UserError if a package is missing that a format or OpenVINO needs."""
+    if name == "onnx":
+        with needs("onnx, onnxscript and onnxruntime", "ONNX", "pip install onnx onnxscript onnxruntime"):
+            for package in ("onnx", "onnxscript", "onnxruntime"):
+                import_module(package)
+    if openvino:
+        with needs("openvino", "--openvino"):
+            import_module("openvino")
 
 
 #: Extensions of files by the names of formats.

@@ -20,7 +20,7 @@ from ..config import CLASSIFIER, SEGMENTOR
 from ..errors import OptionError
 from ..modeling.classification import SCORES
 from ..modeling.inference import optimize_for_inference
-from .boxes import DUMMIES, clip, finite, pool, suppress, top, with_dummies
+from .boxes import DUMMIES, clip, finite, nonempty, pool, suppress, top, with_dummies
 
 #: Name of a graph's input, (1, C, H, W) float32 from 0 to 255, channels in the order of INPUT.FORMAT.
 INPUT = "image"
@@ -115,7 +115,9 @@ class RetinaNetGraph(Graph):
         boxes = with_dummies(boxes[keep])
         scores, classes = (F.pad(values[keep], (DUMMIES, 0)) for values in (scores, classes))
         keep = suppress(boxes, scores, classes, self.num_classes, self.nms, self.limit)[DUMMIES:]
-        return boxes[keep], scores[keep], classes[keep]
+        boxes = clip(boxes[keep], image.shape[-2:])  # after suppression, as in detectron2
+        seen = nonempty(boxes).nonzero()[:, 0]
+        return boxes[seen], scores[keep][seen], classes[keep][seen]
 
 
 class RCNNGraph(Graph):
@@ -146,6 +148,7 @@ class RCNNGraph(Graph):
         boxes = boxes[row, label if boxes.shape[1] > 1 else label * 0]
         boxes, scores = with_dummies(clip(boxes, size)[DUMMIES:]), scores[row, label]
         keep = suppress(boxes, scores, label, num_classes, last.test_nms_thresh, last.test_topk_per_image)
+        keep = keep[nonempty(boxes[keep]).nonzero()[:, 0]]
         boxes, scores, label = boxes[keep], scores[keep], label[keep]
         masks = [self._masks(features, boxes, label)] if self.heads.mask_on else []
         return tuple(values[DUMMIES:] for values in (boxes, scores, label, *masks))
@@ -168,8 +171,7 @@ class RCNNGraph(Graph):
         rank = torch.arange(scores.shape[0], 0, -1, dtype=boxes.dtype, device=boxes.device)
         good = finite(scores) & finite(boxes).all(1)
         boxes = clip(boxes, size)
-        sides = boxes[:, 2:] - boxes[:, :2]
-        keep = (good & (sides > rpn.min_box_size).all(1)).nonzero()[:, 0]
+        keep = (good & nonempty(boxes, rpn.min_box_size)).nonzero()[:, 0]
         boxes = with_dummies(boxes[keep])
         rank, level = (F.pad(values[keep], (DUMMIES, 0)) for values in (rank, level))
         limit = rpn.post_nms_topk[False]

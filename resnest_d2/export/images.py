@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterator, List, Sequence, Tuple
+from typing import List, Sequence, Tuple
 
 from detectron2.data import DatasetCatalog
 from torch import Tensor
@@ -43,7 +43,10 @@ def find_images(
     return [paths[i] for i in spread(len(paths), count)]
 
 
-def read_images(predictor: Predictor, paths: Sequence[str]) -> Iterator[Tuple[str, Tensor]]:
-    """Yield names of images, and the images as the model sees them, (C, H, W)."""
-    for path in paths:
-        yield path, predictor.read(path)["image"]
+def read_images(predictor: Predictor, paths: Sequence[str]) -> List[Tuple[str, Tensor]]:
+    """Return names of images, and the images as the model sees them, (C, H, W).
+
+    Raises:
+        UserError: one cannot be used.
+    """
+    return [(path, predictor.read(path)["image"]) for path in paths]

@@ -28,7 +28,7 @@ def quantize(source: Path, target: Path, images: Iterable[Tensor]) -> None:
     Raises:
         UserError: there are no images, a package is missing, or the file cannot be written.
     """
-    with needs("onnxruntime", "quantising", "pip install resnest_d2[export]"):
+    with needs("onnxruntime", "quantising"):
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     waiting = iter(images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence, Tuple, Union
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, needs, one_line
 from ..files import check_readable
+from ..processes import Interrupted
 from .formats import FORMATS, KEY
 from .graphs import INPUT
 
@@ -48,7 +50,7 @@ class ExportedModel(nn.Module):
             raise UserError(f"{file} cannot be opened ({one_line(e, 200)}); export the model again") from None
         if not text:
             raise UserError(f"{file} was not written by tools/export.py, as it lacks a description")
-        self.description: Dict[str, Any] = json.loads(text)
+        self.file, self.description = file, json.loads(text)
 
     def run(self, image: Tensor) -> Dict[str, Tensor]:
         """Call the graph.
@@ -58,9 +60,21 @@ class ExportedModel(nn.Module):
 
         Returns:
             The outputs by name, as :mod:`resnest_d2.export.graphs` describes them.
+
+        Raises:
+            UserError: the runtime fails.
         """
-        with torch.no_grad():
-            return dict(zip(self.description["outputs"], self._run(image[None].float())))
+        try:
+            with torch.no_grad():
+                return dict(zip(self.description["outputs"], self._run(image[None].float())))
+        except Exception as e:  # runtimes raise anything
+            if "Interrupt" in str(e):  # a Ctrl-C, of which TorchScript makes a RuntimeError
+                raise Interrupted(signal.SIGINT, "") from None
+            shape = " x ".join(map(str, image.shape))
+            raise UserError(
+                f"{self.file} fails on an image of {shape} ({one_line(e, 300)}); it takes "
+                f"{self.description['channels']} images"
+            ) from None
 
     def forward(self, batched_inputs: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
         """Predict like the model that was exported.
@@ -97,7 +111,7 @@ def _open_torchscript(file: Path) -> Tuple[Run, str]:
 
 
 def _open_onnx(file: Path) -> Tuple[Run, str]:
-    with needs("onnxruntime", "running ONNX", "pip install resnest_d2[export]"):
+    with needs("onnxruntime", "running ONNX", "pip install onnxruntime"):
         import onnxruntime
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
