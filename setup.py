@@ -48,7 +48,7 @@ setup(
     extras_require={
         # COCO evaluation with equal results in a fraction of the time.
         "fast": ["faster-coco-eval>=1.6"],
-        # tools/export.py with ONNX, and running its files.
+        # tools/export.py with ONNX.
         "export": ["onnx", "onnxruntime", "onnxscript"],
         # What detectron2 itself needs at run time, for those who install its wheel with --no-deps.
         "detectron2": [

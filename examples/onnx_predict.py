@@ -1,6 +1,6 @@
 """Detect objects with a file of tools/export.py, with numpy, Pillow and onnxruntime alone.
 
-python examples/onnx_predict.py detector.onnx photo.jpg
+python examples/onnx_predict.py model.onnx photo.jpg
 """
 
 import json

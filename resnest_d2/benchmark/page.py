@@ -22,7 +22,7 @@ from .pipeline import WORKERS, Pipeline
 _HEAD = """# Benchmarks
 
 Each part was written by `python tools/benchmark.py --page docs/BENCHMARKS.md` on that kind of machine;
-`make gpu` also writes the GPU part.
+`make gpu` also writes the GPU part. Times of exported files are on [their own page](deploy.md#speed).
 
 "ours" is this package, "released" the plugin in `resnest`, "timm" its `features_only` network, and "resnet"
 detectron2's ResNet-50. Each side has its own process; they run in turn on the same random images, ours and
