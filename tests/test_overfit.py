@@ -37,9 +37,9 @@ def test_small_detector_fits_a_handful_of_real_coco_images(handful, tmp_path):
         model_zoo.get_config_file("quickstart"),
         [
             *("DATASETS.TRAIN", f"('{handful}',)", "DATASETS.TEST", f"('{handful}',)"),
-            *("MODEL.ROI_HEADS.NUM_CLASSES", "80", "INPUT.MIN_SIZE_TRAIN", "(192,)"),
-            *("INPUT.MIN_SIZE_TEST", "192", "INPUT.RANDOM_FLIP", "none", "MODEL.MASK_ON", "False"),
-            *("SOLVER.IMS_PER_BATCH", "3", "SOLVER.MAX_ITER", "400", "OUTPUT_DIR", str(tmp_path)),
+            *("MODEL.ROI_HEADS.NUM_CLASSES", "80", "INPUT.MIN_SIZE_TRAIN", "(144,)"),
+            *("INPUT.MIN_SIZE_TEST", "144", "INPUT.RANDOM_FLIP", "none", "MODEL.MASK_ON", "False"),
+            *("SOLVER.IMS_PER_BATCH", "3", "SOLVER.MAX_ITER", "300", "OUTPUT_DIR", str(tmp_path)),
         ],
     )
     engine.train(cfg)
