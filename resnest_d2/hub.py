@@ -21,7 +21,7 @@ from .engine.config import read_config
 from .engine.results import FILE as RESULTS
 from .engine.resuming import trained_classes
 from .errors import UserError, needs, one_line
-from .evaluation.labels import label
+from .evaluation.labels import cell, label
 from .evaluation.results import is_number, read_results
 from .files import atomic_write_text, atomic_writer, check_writable
 
@@ -222,13 +222,13 @@ def card(run: Run, licence: str, name: Optional[str] = None) -> str:
             "",
             "| | |",
             "|---|---|",
-            *(f"| {key} | {_cell(value)} |" for key, value in facts.items()),
+            *(f"| {key} | {cell(value)} |" for key, value in facts.items()),
             "",
             "## Figures",
             "",
             "| data | task | metric | value |",
             "|---|---|---|---|",
-            *(f"| {_cell(d)} | {t} | {m} | {_cell(v)} |" for d, t, m, v in figures),
+            *(f"| {cell(d)} | {t} | {m} | {cell(v)} |" for d, t, m, v in figures),
             "",
             "They come from the run's own evaluation:",
             "",
@@ -284,7 +284,3 @@ def _figures(results: Mapping[str, Any]) -> Iterator[Tuple[str, str, str, str]]:
 
 def _file_of(dataset: Mapping[str, Any]) -> str:
     return f" ({label(Path(dataset['json_file']).name)})" if dataset["json_file"] else ""
-
-
-def _cell(text: object) -> str:
-    return one_line(text).replace("|", "\\|").replace("<", "&lt;")

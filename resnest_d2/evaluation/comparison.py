@@ -7,8 +7,9 @@ import statistics
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from ..errors import UserError, nearest, needs, one_line
+from ..errors import UserError, nearest, needs
 from ..files import atomic_write_text, check_writable
+from .labels import cell
 from .results import SHOWN, is_number, read_results
 
 
@@ -90,7 +91,7 @@ def table(metric: str, groups: Sequence[Group]) -> str:
     for name, values, seconds in groups:
         minutes = f"{statistics.mean(seconds) / 60:.1f}" if seconds else "–"
         figures = " | ".join(f"{value:.2f}" for value in (statistics.mean(values), min(values), max(values)))
-        lines.append(f"| {one_line(name)} | {len(values)} | {figures} | {minutes} |")
+        lines.append(f"| {cell(name)} | {len(values)} | {figures} | {minutes} |")
     return "\n".join(lines)
 
 

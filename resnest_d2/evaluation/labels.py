@@ -1,4 +1,4 @@
-"""User-given names of classes and files as text in pictures."""
+"""User-given names of classes and files as text in pictures and tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import warnings
 from contextlib import contextmanager
 from typing import Iterator
 
-from ..errors import needs
+from ..errors import needs, one_line
 
 
 def label(name: object, limit: int = 60) -> str:
@@ -18,6 +18,11 @@ def label(name: object, limit: int = 60) -> str:
     text = str(name)[: 4 * limit].encode("utf-8", "replace").decode()
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return (text if len(text) <= limit else text[: limit - 1] + "…") or "(no name)"
+
+
+def cell(text: object) -> str:
+    """Return text as a cell of a Markdown table."""
+    return one_line(text).replace("|", "\\|").replace("<", "&lt;")
 
 
 @contextmanager

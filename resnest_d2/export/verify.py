@@ -71,7 +71,7 @@ def check(comparisons: Sequence[Comparison], tolerance: Dict[str, float], file: 
             if not row.errors.get(kind, 0) <= most:  # also if it is NaN
                 raise UserError(
                     f"{file} differs from the model: {kind} {row.errors[kind]:.2g} in {row.image}, at most "
-                    f"{most:g} is expected; it is not kept, try another --format"
+                    f"{most:g} is expected; it is not kept; try another --format, or for 8 bits other images"
                 )
 
 
