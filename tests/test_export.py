@@ -26,10 +26,10 @@ from resnest_d2.prediction import Predictor
 WIDE = ("MODEL.RPN.POST_NMS_TOPK_TEST", 100, "TEST.DETECTIONS_PER_IMAGE", 50)
 DETECTOR = (*tiny.SETTINGS, *WIDE, "MODEL.ROI_HEADS.NUM_CLASSES", 5, "MODEL.WEIGHTS", "")
 NORMS = [f"MODEL.{part}.NORM" for part in ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")]
-#: GroupNorm has 32 groups.
+#: GroupNorm has 32 groups, and torch refuses groups of one channel on a map of one pixel.
 WIDER = (
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", 128, "MODEL.RESNETS.BOTTLENECK_WIDTH", 64),
-    *("MODEL.FPN.OUT_CHANNELS", 32, "MODEL.ROI_BOX_HEAD.CONV_DIM", 32),
+    *("MODEL.FPN.OUT_CHANNELS", 64, "MODEL.ROI_BOX_HEAD.CONV_DIM", 64),
 )
 #: Name of a recipe, and settings that make it small, by family of models.
 FAMILIES = {
