@@ -29,8 +29,10 @@ def resized(width, height, min_size, max_size):
 
 def detect(session, about, image):
     """Boxes (n, 4) in pixels of the upright image, x0, y0, x1, y1; scores, descending; names of classes."""
-    if about["task"] != "detection" or image.mode.startswith(("I", "F")):  # more than 8 bits
-        sys.exit(f"a detector and an image of 8 bits are needed, not {about['task']} and {image.mode}")
+    if "boxes" not in about["outputs"]:
+        sys.exit(f"the file must be of a detector; its outputs are {', '.join(about['outputs'])}")
+    if image.mode.startswith(("I", "F")):
+        sys.exit(f"the image must have 8 bits per channel, got mode {image.mode}")
     image = ImageOps.exif_transpose(image).convert("RGB")
     size = resized(*image.size, about["min_size"], about["max_size"])
     pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
@@ -43,9 +45,11 @@ def detect(session, about, image):
 
 
 if __name__ == "__main__":
-    session, about = load(sys.argv[1])
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     with Image.open(sys.argv[2]) as image:
-        boxes, scores, names = detect(session, about, image)
+        boxes, scores, names = detect(*load(sys.argv[1]), image)
+    print(f"{(scores >= 0.5).sum()} objects with a score of at least 0.5")
     for box, score, name in zip(boxes, scores, names):
         if score >= 0.5:
             print(f"{name} {score:.2f} at", *(f"{side:.1f}" for side in box))

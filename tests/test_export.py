@@ -22,6 +22,7 @@ from resnest_d2.export.formats import KEY
 from resnest_d2.export.graphs import RCNNGraph
 from resnest_d2.export.verify import CERTAIN, Comparison, compare_objects
 from resnest_d2.prediction import Predictor
+from resnest_d2.processes import Interrupted
 
 WIDE = ("MODEL.RPN.POST_NMS_TOPK_TEST", 100, "TEST.DETECTIONS_PER_IMAGE", 50)
 DETECTOR = (*tiny.SETTINGS, *WIDE, "MODEL.ROI_HEADS.NUM_CLASSES", 5, "MODEL.WEIGHTS", "")
@@ -233,9 +234,9 @@ def test_what_is_not_a_number_is_no_agreement():
 
 
 def test_objects_that_nothing_matches_are_missing_however_uncertain():
-    one = objects([[0, 0, 10, 10]], [0.1], [0])
-    assert compare_objects(one, one[:0])["missing"] == compare_objects(one[:0], one)["missing"] == 1
-    assert compare_objects(one[:0], one[:0])["missing"] == 0
+    many = objects([[i, 0, i + 1, 10] for i in range(5)], [0.1] * 5, [0] * 5)
+    assert compare_objects(many, many[:0])["missing"] == compare_objects(many[:0], many)["missing"] == 1
+    assert compare_objects(many[:1], many[:0])["missing"] == compare_objects(many, many)["missing"] == 0
 
 
 @pytest.mark.parametrize("family", ["mask", "retinanet"])
@@ -260,6 +261,9 @@ def test_a_link_is_kept_and_its_target_replaced(run_python, photos, tmp_path):
     words = ("--allow-random-weights", "--format", "torchscript", "--verify", photos, "--overwrite")
     done = tool(run_python, tmp_path, *words, "--output", tmp_path / "link.ts")
     assert done.returncode == 0, done.stderr
+    (tmp_path / "other.ts").symlink_to(tmp_path / "real.bin")
+    refused = tool(run_python, tmp_path, *words, "--output", tmp_path / "other.ts")
+    assert_one_line_error(refused, "other.ts must end in .ts")
     assert (tmp_path / "link.ts").is_symlink() and (tmp_path / "real.ts").read_bytes()[:2] == b"PK"
 
 
@@ -424,6 +428,29 @@ def test_the_tool_writes_verifies_and_overwrites_only_when_asked(run_python, pho
 def test_a_wrong_command_is_one_line_and_writes_nothing(words, expected, run_python, tmp_path):
     assert_one_line_error(tool(run_python, tmp_path, *words), *expected)
     assert not (tmp_path / "export").exists()
+
+
+def test_a_stopped_verification_names_its_signal(onnx_classifier):
+    exported = export.ExportedModel(onnx_classifier)
+
+    def stopped(image):  # as TorchScript fails
+        raise RuntimeError("The following operation failed ...\nRuntimeError: Interrupted: SIGTERM\n")
+
+    exported._run = stopped
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        exported.run(images()[0][1])
+
+
+def test_the_two_files_of_int8_must_differ(run_python, photos, tmp_path):
+    (tmp_path / "a_int8.onnx").symlink_to(tmp_path / "a.onnx")
+    words = ("--allow-random-weights", "--int8", "--calibrate", photos, "--verify", photos)
+    refused = tool(run_python, tmp_path, *words, "--output", tmp_path / "a.onnx")
+    assert_one_line_error(refused, "a.onnx", "are the same file")
+
+
+def test_an_order_of_channels_that_the_network_has_not_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"INPUT\.FORMAT must have as many channels as MODEL\.PIXEL_MEAN"):
+        export.export(make_predictor("classifier", "INPUT.FORMAT", "L"), tmp_path / "model.ts")
 
 
 def test_weights_that_lack_parts_are_refused(run_python, photos, tmp_path):

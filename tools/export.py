@@ -29,16 +29,16 @@ def main(args):
     cfg = load_named(args.config_file, args.opts).clone()
     cfg.defrost()
     metadata, notes = fit_to_own_data(cfg, args)
-    print(*notes, sep="\n", end="\n" * bool(notes), file=sys.stderr)
     cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     backbone = args.part == "backbone"
     export.check_exportable(cfg, backbone)
     target, int8 = export.find_targets(args, cfg)
     if args.evaluate:
-        check_data(cfg, train=False, own=bool(metadata))
+        notes += check_data(cfg, train=False, own=bool(metadata))
         if not cfg.DATASETS.TEST:
             raise UserError("DATASETS.TEST is empty, so --evaluate has nothing to evaluate on")
+    print(*notes, sep="\n", end="\n" * bool(notes), file=sys.stderr)
     names = export.find_images(args.verify, cfg.DATASETS.TEST, "DATASETS.TEST", 8, "--verify")
     usual = int8 and export.find_images(
         args.calibrate, cfg.DATASETS.TRAIN, "DATASETS.TRAIN", 32, "--calibrate"

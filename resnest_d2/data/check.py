@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from contextlib import contextmanager
 from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
 
@@ -39,10 +40,8 @@ def check_datasets(names: Iterable[str], key: str) -> None:
     for name in names:
         if name not in DatasetCatalog.list():
             hint = nearest(name, DatasetCatalog.list())
-            if name.startswith("user_"):  # as own data are called
-                hint = (
-                    "these are own data of another command, so name them again, --val-json and --val-images"
-                )
+            if re.fullmatch(r"user_(train|val)_\d+", name):
+                hint = "these are own data of an earlier command; name them again by its options"
             raise UserError(f"{key}: no dataset is registered as {name!r}; {hint}")
         if name.startswith("shapes_"):  # written on first use
             continue

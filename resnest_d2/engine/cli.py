@@ -180,6 +180,8 @@ def _read_seed(file: Path) -> int:
 def _set_up(cfg: CfgNode, args: Namespace) -> None:
     """Open the logs, note in them what runs here, write ``config.yaml``, and seed.
 
+    An evaluation leaves the ``config.yaml`` of a training as it is.
+
     It does what detectron2's default_setup does, which parses the dumped configuration three times: half of
     the seconds that a small run takes.
 
@@ -206,10 +208,11 @@ def _set_up(cfg: CfgNode, args: Namespace) -> None:
     logger.info("Environment:\n%s", collect_env_info())
     logger.info("%s:\n%s", args.config_file, read_text(expanded(args.config_file)))
     if comm.is_main_process():
-        text = cfg.dump()
-        logger.info("The whole configuration, also in %s:\n%s", folder / "config.yaml", text)
-        with writing(folder / "config.yaml"):
-            (folder / "config.yaml").write_text(text)
+        text, file = cfg.dump(), folder / "config.yaml"
+        logger.info("The whole configuration:\n%s", text)
+        if not (args.eval_only and file.exists()):  # a training's is what its weights are used with
+            with writing(file):
+                file.write_text(text)
     seed_all_rng(cfg.SEED + rank)
     if not args.eval_only:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config import CLASSIFIER, SEGMENTOR
+from ..errors import OptionError
 from ..files import writing
 from ..prediction import Predictor
 from ..version import __version__
@@ -33,8 +34,11 @@ def export(predictor: Predictor, target: Path, backbone: bool = False) -> None:
     Raises:
         UserError: the model cannot be exported, a package is missing, or the file cannot be written.
     """
-    graph = build_graph(predictor.model, predictor.cfg, backbone)
+    graph, order = build_graph(predictor.model, predictor.cfg, backbone), predictor.cfg.INPUT.FORMAT
     channels = graph.pixel_mean.numel()
+    if channels != (1 if order == "L" else 3):
+        rule = f"must have as many channels as MODEL.PIXEL_MEAN has values, {channels}"
+        raise OptionError("INPUT.FORMAT", order, rule)
     write_graph(graph, describe(predictor, graph, backbone), target, channels)
 
 
@@ -81,7 +85,7 @@ def export_verified(
     """Write a model, and with ``int8`` a quantised one, if they compute what the model does.
 
     Args:
-        target, int8: files, which are replaced; both or none.
+        target, int8: files, which are replaced when both are verified.
         images: names, and images as the model sees them, to compare outputs on.
         calibration: the same, to show the quantisation usual values.
 
@@ -91,9 +95,9 @@ def export_verified(
     Raises:
         UserError: see :func:`export`; or a file differs from the model.
     """
+    there = next(parent for parent in target.absolute().parents if parent.exists())
     with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = TemporaryDirectory(dir=target.parent, prefix=".export-")
+        folder = TemporaryDirectory(dir=there, prefix=".export-")
     with folder, quiet():
         exact, small = Path(folder.name) / target.name, Path(folder.name) / "int8.onnx"
         export(predictor, exact, backbone)
@@ -101,8 +105,10 @@ def export_verified(
         if int8:
             quantize(exact, small, (image for _, image in calibration))
             found[int8] = _verify(predictor, small, int8, images, INT8)
-        for file, name in zip((exact, small), found):
-            os.replace(file, name)
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for file, name in zip((exact, small), found):
+                os.replace(file, name)
     return found
 
 

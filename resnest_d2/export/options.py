@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
-from typing import List, Optional
+from typing import Optional, Tuple
 
 from detectron2.config import CfgNode
 
@@ -14,7 +14,7 @@ from ..files import check_writable
 from .formats import EXTENSIONS, check_packages
 
 
-def find_targets(args: Namespace, cfg: CfgNode) -> List[Optional[Path]]:
+def find_targets(args: Namespace, cfg: CfgNode) -> Tuple[Path, Optional[Path]]:
     """Return the file to write, and with ``--int8`` the one beside it, or None.
 
     Raises:
@@ -35,11 +35,16 @@ def find_targets(args: Namespace, cfg: CfgNode) -> List[Optional[Path]]:
         check_output(cfg)
     extension = EXTENSIONS[args.format]
     name = "backbone" if backbone else "model"
-    target = args.output or Path(cfg.OUTPUT_DIR, "export", f"{name}{extension}")
+    named = args.output or Path(cfg.OUTPUT_DIR, "export", f"{name}{extension}")
+    target = check_writable(named)
     if target.suffix != extension:
-        raise UserError(f"--output {target} must end in {extension} for --format {args.format}")
-    files = [target, target.with_name(f"{target.stem}_int8.onnx")] if args.int8 else [target]
-    for file in files:
-        if check_writable(file).exists() and not args.overwrite:
+        raise UserError(f"--output {named} must end in {extension} for --format {args.format}")
+    int8 = check_writable(target.with_name(f"{target.stem}_int8.onnx")) if args.int8 else None
+    if int8 == target:
+        raise UserError(
+            f"--output {named} and the file in 8-bit integers are the same file, {int8}; name another"
+        )
+    for file in filter(None, (target, int8)):
+        if file.exists() and not args.overwrite:
             raise UserError(f"{file} already exists; --overwrite replaces it, or name another in --output")
-    return [*map(check_writable, files), None][:2]
+    return target, int8

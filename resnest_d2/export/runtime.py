@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence, Tuple, Union
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import UserError, needs, one_line
 from ..files import check_readable
 from ..processes import Interrupted
-from .formats import FORMATS, KEY
+from .formats import FORMATS, KEY, quiet
 from .graphs import INPUT
 
 Run = Callable[[Tensor], Sequence[Tensor]]
@@ -43,7 +44,8 @@ class ExportedModel(nn.Module):
         if file.suffix not in FORMATS:
             raise UserError(f"{file} is no exported model; its name must end in {', '.join(FORMATS)}")
         try:
-            self._run, text = (_open_openvino if openvino else _OPEN[file.suffix])(file)
+            with quiet():
+                self._run, text = (_open_openvino if openvino else _OPEN[file.suffix])(file)
         except UserError:
             raise
         except Exception as e:  # runtimes raise anything
@@ -68,13 +70,11 @@ class ExportedModel(nn.Module):
             with torch.no_grad():
                 return dict(zip(self.description["outputs"], self._run(image[None].float())))
         except Exception as e:  # runtimes raise anything
-            if "Interrupt" in str(e):  # a Ctrl-C, of which TorchScript makes a RuntimeError
-                raise Interrupted(signal.SIGINT, "") from None
+            stopped = re.search(r"Interrupted: (SIG\w+)|KeyboardInterrupt", str(e))
+            if stopped:  # TorchScript makes a RuntimeError of it
+                raise Interrupted(signal.Signals[stopped[1] or "SIGINT"], "") from None
             shape = " x ".join(map(str, image.shape))
-            raise UserError(
-                f"{self.file} fails on an image of {shape} ({one_line(e, 300)}); it takes "
-                f"{self.description['channels']} images"
-            ) from None
+            raise UserError(f"{self.file.name} fails on an image of {shape} ({one_line(e, 300)})") from None
 
     def forward(self, batched_inputs: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
         """Predict like the model that was exported.

@@ -18,6 +18,8 @@ from .runtime import ExportedModel
 _SCALES = (1.0, 0.8, 0.6)
 #: Objects with a lower score may be missing: rounding moves some across the score threshold or past NMS.
 CERTAIN = 0.3
+#: So many objects without any counterpart differ by more than rounding, however uncertain they are.
+_MANY = 5
 #: Overlap from which on two objects of a class are taken for the same.
 _SAME = 0.5
 #: Largest differences: of boxes in pixels, of scores and probabilities, of the part of mask pixels or labels
@@ -141,7 +143,7 @@ def compare_objects(one: Instances, other: Instances) -> Dict[str, float]:
     certain = [int((found.scores >= CERTAIN).sum()) for found in (one, other)]
     matched = [sum(float(f.scores[p[i]]) >= CERTAIN for p in pairs) for i, f in enumerate((one, other))]
     missing = (sum(certain) - sum(matched)) / max(1, sum(certain))
-    if not pairs and len(one) + len(other):  # however uncertain they are
+    if not pairs and max(len(one), len(other)) >= _MANY:
         missing = 1.0
     errors = {"missing": missing, "box": 0.0, "score": 0.0}
     if one.has("pred_masks"):
