@@ -99,6 +99,18 @@ def test_eval_only_on_the_checkpoint_reproduces_the_numbers_exactly(trained, run
     predictions = [f / "inference" / "coco_instances_results.json" for f in (folder, folder / "again")]
     assert predictions[0].read_text() == predictions[1].read_text()
     assert len(json.loads(predictions[0].read_text())) == 8 * 20
+    assert (folder / "again/config.yaml").exists()
+
+
+def test_an_evaluation_leaves_the_configuration_of_a_training_alone(trained, run_python, tmp_path):
+    """It is what others use the weights with."""
+    folder, env, _ = trained
+    (tmp_path / "config.yaml").write_text("# the training's\n")
+    args = (*TINY, "MODEL.WEIGHTS", folder / "model_final.pth", "OUTPUT_DIR", tmp_path)
+    words = ("tools/draw_predictions.py", *config("mask_resnest50"), "--num-images", 1, *args)
+    result = run_python(*words, env=env)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "config.yaml").read_text() == "# the training's\n"
 
 
 @pytest.mark.parametrize("flag, tolerance", [("--optimize", 1e-4), ("--half", 0.1)])
