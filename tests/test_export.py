@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 from robust import tiny
@@ -496,3 +497,12 @@ def test_a_whole_resnest50_mask_rcnn_as_onnx(coco_root, tmp_path):
 def test_the_graph_of_two_stages_names_masks_only_if_there_are_some(detector):
     assert RCNNGraph(detector.model).names[-1] == "masks"
     assert RCNNGraph(make_predictor("deformable").model).names[-1] == "classes"
+
+
+def test_a_dataset_without_images_is_one_line():
+    DatasetCatalog.register("export_empty", lambda: [])
+    try:
+        with pytest.raises(UserError, match=r"DATASETS\.TEST export_empty has no images.* in --verify"):
+            export.find_images([], ["export_empty"], "DATASETS.TEST", 8, "--verify")
+    finally:
+        DatasetCatalog.remove("export_empty")

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from contextlib import contextmanager
-from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Sequence, Tuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -15,7 +15,7 @@ from detectron2.utils.file_io import PathManager
 from ..config import CLASSIFIER, SEGMENTOR
 from ..errors import OptionError, UserError, first_difference, nearest, one_line
 from ..files import check_readable
-from .annotations import read_coco
+from .annotations import read_coco, spread
 from .image_folder import KIND, image_classes
 
 logger = logging.getLogger(__name__)
@@ -182,6 +182,23 @@ def note_annotations(names: Iterable[str]) -> None:
     """Remember the state of the datasets' annotation files for :func:`loading`."""
     _noted.clear()
     _noted.update(_states(names))
+
+
+def load_some(dataset: str, key: str, most: int) -> List[Dict[str, Any]]:
+    """Load records of a registered dataset, evenly spaced in it.
+
+    Args:
+        key: configuration key that names the dataset, for the message.
+        most: number of records, if there are so many.
+
+    Raises:
+        UserError: it cannot be loaded, or there are no images.
+    """
+    with loading([dataset]):
+        records = DatasetCatalog.get(dataset)
+    if not records:
+        raise UserError(f"{key} {dataset} has no images; name another dataset")
+    return [records[i] for i in spread(len(records), most)]
 
 
 @contextmanager

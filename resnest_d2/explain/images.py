@@ -9,17 +9,14 @@ from typing import Any, Dict, Iterator, List, Optional
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
 from ..config import CLASSIFIER, SEGMENTOR
-from ..data.annotations import spread
-from ..data.check import count_classes, known_classes, loading
+from ..data.check import count_classes, known_classes, load_some
 from ..data.loader import CheckedMapper
 from ..data.mappers import build_mapper
 from ..data.semantic_masks import read_labels
-from ..errors import UserError
 
 
 @dataclass(frozen=True)
@@ -50,13 +47,9 @@ def samples(cfg: CfgNode, dataset: str, num_images: int, purpose: str) -> Iterat
     Raises:
         UserError: there are no images, or one cannot be used.
     """
-    with loading([dataset]):
-        records = DatasetCatalog.get(dataset)
-    if not records:
-        raise UserError(f"DATASETS.TEST {dataset} has no images; name another dataset")
+    records = load_some(dataset, "DATASETS.TEST", num_images)
     mapper = CheckedMapper(build_mapper(cfg, train=False))
-    for index in tqdm(spread(len(records), num_images), desc=purpose):
-        record = records[index]
+    for record in tqdm(records, desc=purpose):
         inputs = {k: v for k, v in mapper(record).items() if k not in ("height", "width")}
         yield Sample(Path(record["file_name"]), inputs, _label(cfg, record))
 

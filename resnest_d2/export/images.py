@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import List, Sequence, Tuple
 
-from detectron2.data import DatasetCatalog
 from torch import Tensor
 
 from ..data.annotations import spread
-from ..data.check import check_datasets, loading
+from ..data.check import check_datasets, load_some
 from ..errors import UserError
 from ..prediction import Predictor, find_inputs
 
@@ -31,16 +30,14 @@ def find_images(
         paths = [str(source.place) for source in find_inputs(words) if not source.moves]
         if not paths:
             raise UserError(f"{option} {' '.join(words)} names no images")
-    else:
-        if not datasets:
-            raise UserError(f"{key} is empty; name images in {option}")
-        try:
-            check_datasets(datasets[:1], key)
-        except UserError as e:
-            raise UserError(f"{e}; or name images in {option}") from None
-        with loading(datasets[:1]):
-            paths = [record["file_name"] for record in DatasetCatalog.get(datasets[0])]
-    return [paths[i] for i in spread(len(paths), count)]
+        return [paths[i] for i in spread(len(paths), count)]
+    if not datasets:
+        raise UserError(f"{key} is empty; name images in {option}")
+    try:
+        check_datasets(datasets[:1], key)
+        return [record["file_name"] for record in load_some(datasets[0], key, count)]
+    except UserError as e:
+        raise UserError(f"{e}; or name images in {option}") from None
 
 
 def read_images(predictor: Predictor, paths: Sequence[str]) -> List[Tuple[str, Tensor]]:
