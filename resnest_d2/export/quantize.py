@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from itertools import chain
 from pathlib import Path
 from typing import Dict, Iterable, Optional
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ..errors import UserError, needs
 from ..files import atomic_writer
+from .formats import quiet
 from .graphs import INPUT
 
 
@@ -42,19 +42,14 @@ def quantize(source: Path, target: Path, images: Iterable[Tensor]) -> None:
             image = next(waiting, None)
             return None if image is None else {INPUT: image[None].float().numpy()}
 
-    level = logging.getLogger().level
-    logging.getLogger().setLevel(logging.ERROR)  # it advises a preparation that needs fixed sizes
-    try:
-        with atomic_writer(target, ending=".onnx") as file:
-            quantize_static(
-                str(source),
-                file.name,
-                Reader(),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=["Conv"],
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-            )
-    finally:
-        logging.getLogger().setLevel(level)
+    with atomic_writer(target, ending=".onnx") as file, quiet():
+        quantize_static(
+            str(source),
+            file.name,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv"],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
