@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import statistics
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+from detectron2.evaluation.testing import flatten_results_dict
 
 from ..errors import UserError, nearest, needs
 from ..files import atomic_write_text, check_writable
@@ -53,7 +55,8 @@ def read_groups(
         values, seconds = [], []
         for folder in folders:
             content = read_results(folder / "results.json")
-            numbers = _numbers(content["results"])
+            metrics = flatten_results_dict(content["results"])
+            numbers = {name: value for name, value in metrics.items() if is_number(value)}
             metric = metric or _main_metric(folder, numbers)
             if metric not in numbers or "error" in content:
                 what = f"no {metric!r}; {nearest(metric, numbers)}" if metric not in numbers else "a failure"
@@ -64,17 +67,6 @@ def read_groups(
     if not metric:
         raise UserError("there are no groups; name one with --group")
     return metric, read
-
-
-def _numbers(results: Dict[str, Any], prefix: str = "") -> Dict[str, float]:
-    """Return the metrics by task and name, with several datasets by dataset, task and name."""
-    found: Dict[str, float] = {}
-    for name, value in results.items():
-        if isinstance(value, dict):
-            found.update(_numbers(value, f"{prefix}{name}/"))
-        elif is_number(value):
-            found[f"{prefix}{name}"] = value
-    return found
 
 
 def _main_metric(folder: Path, numbers: Dict[str, float]) -> str:
