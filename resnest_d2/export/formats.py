@@ -53,14 +53,8 @@ def write_graph(graph: Graph, description: Dict[str, Any], target: Path, channel
 @contextmanager
 def quiet() -> Iterator[None]:
     """Hide what exporters say about models of detectron2 and about themselves."""
-    names = (
-        "torch.onnx",
-        "torch.export",
-        "torch.fx",
-        "onnxscript",
-        "torch.fx._symbolic_trace",
-        "torch._export",
-    )
+    # The root is where quantisation advises a preparation that needs fixed sizes.
+    names = ("root", "torch.onnx", "torch.export", "torch._export", "torch.fx", "onnxscript")
     levels = {name: logging.getLogger(name).level for name in names}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
