@@ -24,8 +24,6 @@ from resnest_d2.prediction import Predictor, load_named
 
 
 def main(args):
-    if not args.config_file:
-        raise UserError("--config-file is missing; name a file, such as a run's config.yaml, or a recipe")
     cfg = load_named(args.config_file, args.opts).clone()
     cfg.defrost()
     metadata, notes = fit_to_own_data(cfg, args)

@@ -13,7 +13,6 @@ Exit status: 0 if everything was predicted on, 1 if something was left out, 2 if
 
 import sys
 
-from resnest_d2 import UserError
 from resnest_d2.command_line import Parser, one_line_errors
 from resnest_d2.config import SEGMENTOR
 from resnest_d2.engine.signals import ended_at_once
@@ -34,8 +33,6 @@ def main(args):
     check_number("--threshold", args.threshold, at_least=0, at_most=1)
     if args.batch_size is not None:
         check_number("--batch-size", args.batch_size, at_least=1)
-    if not args.config_file:
-        raise UserError("--config-file is missing; name a file, such as a run's config.yaml, or a recipe")
     outputs = Outputs(args.output, args.json, args.overwrite)
     words, overrides = split_overrides(args.words)
     cfg = load_named(args.config_file, overrides)

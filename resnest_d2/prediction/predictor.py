@@ -244,6 +244,8 @@ def load_named(config: Union[str, Path], overrides: Sequence[str] = ()) -> CfgNo
         UserError: see :func:`load_config`; or there is no trained model, and MODEL.WEIGHTS names none.
     """
     name = os.fspath(config)
+    if not name:
+        raise UserError("--config-file is missing; name a file, such as a run's config.yaml, or a recipe")
     if os.path.lexists(name) or name.removesuffix(".yaml") not in model_zoo.available():
         return load_config(name, overrides)
     cfg = load_config(model_zoo.get_config_file(name), overrides)
