@@ -46,7 +46,8 @@ def main(args):
     models = {"eager": predictor.model}
     for file, rows in export.export_verified(predictor, target, images, backbone, int8, calibration).items():
         print(f"{export.table(rows)}\nwrote {file}, {file.stat().st_size / 1e6:.1f} MB")
-        models[file.name] = export.ExportedModel(file)
+        if args.evaluate or args.time:
+            models[file.name] = export.ExportedModel(file)
         if args.openvino:
             models[f"{file.name}, OpenVINO"] = export.ExportedModel(file, openvino=True)
     if args.evaluate:
