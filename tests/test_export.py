@@ -110,22 +110,23 @@ def detector():
 
 
 @pytest.fixture(scope="module")
-def onnx_detector(detector, tmp_path_factory):
-    file = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    export.export(detector, file)
-    return file
-
-
-@pytest.fixture(scope="module")
 def classifier():
     return make_predictor("classifier")
 
 
-@pytest.fixture(scope="module")
-def onnx_classifier(classifier, tmp_path_factory):
-    file = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    export.export(classifier, file)
-    return file
+def as_onnx(name):
+    """A fixture: the file of the model that another fixture makes."""
+
+    @pytest.fixture(scope="module")
+    def written(request, tmp_path_factory):
+        file = tmp_path_factory.mktemp("onnx") / "model.onnx"
+        export.export(request.getfixturevalue(name), file)
+        return file
+
+    return written
+
+
+onnx_detector, onnx_classifier = as_onnx("detector"), as_onnx("classifier")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
